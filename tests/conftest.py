@@ -1,0 +1,38 @@
+"""What every test shares: the repository's root, fixed seeds, skips that say what lifts them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture(autouse=True)
+def _fixed_torch_seed() -> None:
+    """pytest-randomly seeds `random` and numpy; torch is only seeded where a test has loaded it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs more GPUs than there are."""
+    needs = {"gpu": 1, "multi_gpu": 2}
+    wanted = [(i, n) for i in items for mark, n in needs.items() if i.get_closest_marker(mark)]
+    if not wanted:
+        return
+    import torch  # seconds; only where a collected test needs to know
+
+    have = torch.cuda.device_count()
+    for item, count in wanted:
+        if have < count:
+            reason = f"needs {count} CUDA GPU(s) that torch can use, found {have}"
+            item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,0 +1,83 @@
+"""The workbench: an LLM inference engine that can be opened up.
+
+    import workbench as wb
+    wb.LLM("tinypy").generate(["def fib(n):"], wb.SamplingParams(max_tokens=64, temperature=0))
+
+Names are imported on first use, so that `import workbench` is quick and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench import scheduler, trace
+    from workbench.batch import ForwardContext, StepPlan
+    from workbench.build import build
+    from workbench.cache import BlockManager, KVCache
+    from workbench.config import EngineConfig, ModelConfig, SchedulerConfig
+    from workbench.engine import Engine, StepRecord
+    from workbench.events import EventBus
+    from workbench.llm import LLM
+    from workbench.models import DecoderLM, load_model
+    from workbench.ops import get_backend
+    from workbench.request import RequestOutput, SamplingParams
+    from workbench.run import Runner
+    from workbench.sample import Sampler
+    from workbench.scheduler import Scheduler
+    from workbench.trace import Trace
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "workbench.batch": ("ForwardContext", "StepPlan"),
+    "workbench.build": ("build",),
+    "workbench.cache": ("BlockManager", "KVCache"),
+    "workbench.config": ("EngineConfig", "ModelConfig", "SchedulerConfig"),
+    "workbench.engine": ("Engine", "StepRecord"),
+    "workbench.events": ("EventBus",),
+    "workbench.llm": ("LLM",),
+    "workbench.models": ("DecoderLM", "load_model"),
+    "workbench.ops": ("get_backend",),
+    "workbench.request": ("RequestOutput", "SamplingParams"),
+    "workbench.run": ("Runner",),
+    "workbench.sample": ("Sampler",),
+    "workbench.scheduler": ("Scheduler",),
+    "workbench.trace": ("Trace",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "LLM",
+    "BlockManager",
+    "DecoderLM",
+    "Engine",
+    "EngineConfig",
+    "EventBus",
+    "ForwardContext",
+    "KVCache",
+    "ModelConfig",
+    "RequestOutput",
+    "Runner",
+    "Sampler",
+    "SamplingParams",
+    "Scheduler",
+    "SchedulerConfig",
+    "StepPlan",
+    "StepRecord",
+    "Trace",
+    "build",
+    "get_backend",
+    "load_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(_HOME_OF[name]), name)
+    raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

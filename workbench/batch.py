@@ -1,0 +1,151 @@
+"""One step's work: `StepPlan` (what the scheduler decided) and `ForwardContext` (the same as tensors).
+
+A forward pass is a packed list of tokens, never a padded matrix. Rows are sequences; a row adds
+`num_new` tokens at positions `start …`. Rows of a single token come first, so that a backend can treat
+them as one batch of decodes. `Backend` is the contract between layers and `workbench.ops`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from workbench.describe import rows_table
+from workbench.request import Sequence, TokenLogprobs
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one step runs. Written by the scheduler, read by everyone.
+
+    starts[i] and num_new[i]: row i computes tokens starts[i] : starts[i] + num_new[i] of
+    sequences[i]. The first `num_decodes` rows have one new token. `sampled` lists the rows whose last
+    token is computed here, in order: each gets a new token. `copies`: (source, destination) blocks to
+    copy before anything is written. `preempted`: sequences that lost their blocks for this plan.
+    """
+
+    step: int
+    sequences: list[Sequence] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    num_new: list[int] = field(default_factory=list)
+    sampled: list[int] = field(default_factory=list)
+    num_decodes: int = 0
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """New tokens of all rows: the length of the packed batch."""
+        return sum(self.num_new)
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to run."""
+        return bool(self.sequences)
+
+    def _repr_html_(self) -> str:
+        sampled = set(self.sampled)
+        rows = [
+            (i, s.request.request_id, f"{start}:{start + n}", n, "yes" if i in sampled else "")
+            for i, (s, start, n) in enumerate(
+                zip(self.sequences, self.starts, self.num_new, strict=True)
+            )
+        ]
+        title = f"step {self.step}: {self.num_tokens} tokens in {len(rows)} rows"
+        return rows_table(title, ("row", "request", "positions", "new tokens", "samples"), rows)
+
+
+@dataclass(slots=True)
+class SampledTokens:
+    """One new token for each of `StepPlan.sampled`, in order; `logprobs` is None if nobody asked."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None] | None = None
+
+
+class Backend(Protocol):
+    """The operations a layer asks for. Implementations live in `workbench.ops`.
+
+    Shapes: T packed tokens, H query heads, K key/value heads, D head dim.
+    """
+
+    name: str
+
+    def prepare(self, ctx: ForwardContext) -> Any:
+        """Return what attention needs once per step (indices, masks); kept in `ctx.prepared`."""
+
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: int,
+        ctx: ForwardContext,
+        *,
+        scale: float,
+        window: int | None = None,
+    ) -> Tensor:
+        """Write k, v [T, K, D] to the cache, attend from q [T, H, D] causally; return [T, H, D]."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Return x [T, N] over its root mean square, times weight [N]; statistics in float32."""
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return (rms_norm(x + residual), x + residual), both [T, N]."""
+
+    def rope(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotate q [T, H, D] and k [T, K, D] by cos, sin [T, D/2] (halves convention of HF)."""
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """Return silu(gate) * up for gate_up [T, 2N] = [gate | up]."""
+
+
+@dataclass(slots=True)
+class ForwardContext:
+    """The packed batch as tensors, an argument of every layer's forward; built by `run.inputs`.
+
+    T tokens in S rows. positions [T] int64; slot_mapping [T] int64, a token's slot in the KV tensors;
+    block_tables [S, B] int32, padded with 0; query_starts [S + 1] and context_lens [S] int32.
+    `query_lens` and `kv_lens` are the same numbers on the host (kv_lens counts the new tokens too).
+    `kv` holds a tensor per layer, [2 (keys, values), num_blocks, block_size, K, D]. With `kv` None
+    there is no cache and each row attends to its own new tokens (training, a bare model's forward).
+    rope_lens [T]: the sequence length a token's rotation is made for; only for `dynamic` scaling.
+    """
+
+    backend: Backend
+    positions: Tensor
+    query_lens: list[int]
+    kv_lens: list[int]
+    num_decodes: int = 0
+    query_starts: Tensor | None = None
+    context_lens: Tensor | None = None
+    slot_mapping: Tensor | None = None
+    block_tables: Tensor | None = None
+    kv: list[Tensor] | None = None
+    rope_lens: Tensor | None = None
+    prepared: Any = None
+
+    @classmethod
+    def without_cache(
+        cls, query_lens: list[int], backend: Backend, device: torch.device | str = "cpu"
+    ) -> ForwardContext:
+        """Return a context for whole sequences of these lengths, packed, with no KV cache."""
+        import torch
+
+        positions = torch.cat([torch.arange(n) for n in query_lens]).to(device)
+        lens = torch.tensor([0, *query_lens], dtype=torch.int32)
+        ctx = cls(
+            backend=backend,
+            positions=positions,
+            query_lens=query_lens,
+            kv_lens=query_lens,
+            query_starts=lens.cumsum(0, dtype=torch.int32).to(device),
+            context_lens=lens[1:].to(device),
+        )
+        ctx.prepared = backend.prepare(ctx)
+        return ctx

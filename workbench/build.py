@@ -1,0 +1,74 @@
+"""`build(config)`: the one place that knows every part, and puts an engine together from settings.
+
+What it does can be done by hand in five lines (notebook 01); it adds only the choice of `auto` values,
+which `resolve` returns as a new, frozen config.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from workbench.cache import KVCache
+from workbench.cache.kv import size_for_memory
+from workbench.config import EngineConfig, ModelConfig
+from workbench.engine import Engine
+from workbench.models import DecoderLM, load_model
+from workbench.run import Runner
+from workbench.sample import Sampler
+from workbench.scheduler import Scheduler
+
+_CPU_CACHE_BYTES = 512 << 20
+_GPU_MEMORY_SHARE = 0.85
+
+
+def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None) -> Engine:
+    """Return an engine for these settings; `model` spares loading one that is already there.
+
+    Raises `ConfigError` or `CheckpointError`, before the cache is allocated.
+    """
+    config = config or EngineConfig()
+    scheduler_config = config.scheduler()  # checked before anything is loaded
+    if model is None:
+        model = load_model(config.model, device=config.device, dtype=config.dtype)
+    num_blocks = config.num_blocks or default_num_blocks(model, config)
+    cache = KVCache.for_model(model, num_blocks, config.block_size)
+    runner = Runner(model, cache, backend=config.backend)
+    scheduler = Scheduler(cache, scheduler_config)
+    return Engine(model, cache, scheduler, runner, Sampler(), seed=config.seed)
+
+
+def resolve(config: EngineConfig, model: DecoderLM) -> EngineConfig:
+    """Return the config with every `auto` and `None` replaced by what was chosen for this model."""
+    parameter = next(model.parameters())
+    return replace(
+        config,
+        device=str(parameter.device),
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        backend="sdpa" if config.backend == "auto" else config.backend,
+        num_blocks=config.num_blocks or default_num_blocks(model, config),
+    )
+
+
+def default_num_blocks(model: DecoderLM, config: EngineConfig) -> int:
+    """Return how many blocks the cache gets: a share of free GPU memory, or a fixed size on a CPU.
+
+    Never more than all sequences at full context could use.
+    """
+    parameter = next(model.parameters())
+    if parameter.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(parameter.device)
+        budget = int(_GPU_MEMORY_SHARE * (free - activation_bytes(model.config, config)))
+    else:
+        budget = _CPU_CACHE_BYTES
+    fitting = size_for_memory(model.config, budget, config.block_size, parameter.dtype)
+    most = config.max_sequences * -(-model.config.context // config.block_size)
+    return min(fitting, most)
+
+
+def activation_bytes(model: ModelConfig, config: EngineConfig) -> int:
+    """Return a bound on a step's activations: the widest layer's tensors and the logits, in bytes."""
+    per_token = 4 * (3 * model.intermediate_size + 8 * model.hidden_size)
+    logits = 4 * 4 * model.vocab_size * config.max_sequences
+    return per_token * config.max_batch_tokens + logits

@@ -1,0 +1,259 @@
+"""Who owns which block: allocation, reference counts, copy-on-write, prefix reuse, LRU eviction.
+
+A block holds the KV of `block_size` tokens in every layer. Each is exactly one of: *blank* (free, no
+content), *cached* (free, its content can be found again, evicted least recently used first) or *in use*
+(referred to by that many block tables). Driven by the scheduler, the only caller that changes anything;
+it knows nothing of tensors. `check()` proves the structure whole.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass, field
+from typing import Any
+
+from workbench.cache.prefix import PrefixIndex, PrefixLookup, block_hash, root_hash
+from workbench.config import require_positive
+from workbench.describe import Described
+from workbench.errors import WorkbenchError
+from workbench.events import (
+    BlockAllocated,
+    BlockCached,
+    BlockCopied,
+    BlockEvicted,
+    BlockFreed,
+    BlockReleased,
+    BlockShared,
+    EventBus,
+)
+
+
+class OutOfBlocks(WorkbenchError, RuntimeError):
+    """No free block is left; ask `num_missing` and `num_free` first."""
+
+
+@dataclass(slots=True)
+class BlockTable:
+    """A sequence's blocks in order; `hashes` names its first blocks as far as they are published."""
+
+    namespace: str
+    block_ids: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+
+
+class BlockManager(Described):
+    """Allocator of `num_blocks` blocks. `step` is stamped on events by the scheduler."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        """Raise `ConfigError` unless both are whole numbers of at least 1."""
+        require_positive("num_blocks", num_blocks)
+        require_positive("block_size", block_size)
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self.bus = EventBus()
+        self.step = 0
+        self.ref_counts = [0] * num_blocks
+        self.tables: dict[int, BlockTable] = {}
+        self.pending_copies: list[tuple[int, int]] = []
+        self.prefix = PrefixIndex()
+        self._blank = list(range(num_blocks - 1, -1, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._namespaces: set[str] = set()
+
+    # --- reading ------------------------------------------------------------------------------
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that can be allocated now, counting those whose cached content would be evicted."""
+        return len(self._blank) + len(self._cached)
+
+    @property
+    def num_used(self) -> int:
+        """Blocks that some sequence refers to."""
+        return self.num_blocks - self.num_free
+
+    @property
+    def num_cached(self) -> int:
+        """Free blocks whose content can still be found."""
+        return len(self._cached)
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Return how many blocks hold `num_tokens` tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def lookup(self, token_ids: Tokens[int], namespace: str = "") -> PrefixLookup:
+        """Return the cached prefix of a token list, and why it ends where it does; change nothing."""
+        return self.prefix.lookup(token_ids, self.block_size, namespace, self._namespaces)
+
+    def num_missing(self, sequence_id: int, start: int, stop: int) -> int:
+        """Return how many free blocks `grow` to `stop` tokens, writing from `start`, would take."""
+        block_ids = self.tables[sequence_id].block_ids
+        missing = -(-stop // self.block_size) - len(block_ids)
+        first = start // self.block_size
+        shared = first < len(block_ids) and self.ref_counts[block_ids[first]] > 1
+        return (missing if missing > 0 else 0) + shared
+
+    # --- a sequence's life --------------------------------------------------------------------
+
+    def open(self, sequence_id: int, lookup: PrefixLookup | None, namespace: str = "") -> None:
+        """Start a block table, taking a reference on every block that `lookup` found."""
+        table = self.tables[sequence_id] = BlockTable(namespace)
+        self._namespaces.add(namespace)
+        for block_id, content_hash in (
+            zip(lookup.block_ids, lookup.hashes, strict=True) if lookup else ()
+        ):
+            table.block_ids.append(block_id)
+            table.hashes.append(content_hash)
+            self._take(block_id)
+            if self.bus:
+                index = len(table.block_ids) - 1
+                self.bus.emit(BlockShared(self.step, block_id, sequence_id, index))
+
+    def grow(self, sequence_id: int, start: int, stop: int) -> None:
+        """Make the table hold `stop` tokens, with the block written from `start` on its own.
+
+        Doing it twice changes nothing, so a step that was interrupted can be planned again. Raises
+        `OutOfBlocks` before changing anything if `num_missing` exceeds `num_free`.
+        """
+        if self.num_missing(sequence_id, start, stop) > self.num_free:
+            raise OutOfBlocks(
+                f"sequence {sequence_id} needs more blocks than the {self.num_free} free"
+            )
+        table = self.tables[sequence_id]
+        self._own_first(sequence_id, table, start // self.block_size)
+        for index in range(len(table.block_ids), self.blocks_for(stop)):
+            block_id = self._allocate(sequence_id)
+            table.block_ids.append(block_id)
+            if self.bus:
+                self.bus.emit(BlockAllocated(self.step, block_id, sequence_id, index))
+
+    def _own_first(self, sequence_id: int, table: BlockTable, index: int) -> None:
+        """Copy-on-write: replace the block about to be written if others refer to it too."""
+        if index >= len(table.block_ids) or self.ref_counts[table.block_ids[index]] == 1:
+            return
+        source = table.block_ids[index]
+        block_id = self._allocate(sequence_id)
+        table.block_ids[index] = block_id
+        del table.hashes[index:]
+        # The reference on `source` passes to the pending copy: its content must outlive the copying.
+        self.pending_copies.append((source, block_id))
+        if self.bus:
+            self.bus.emit(BlockCopied(self.step, source, block_id, sequence_id, index))
+
+    def publish(self, sequence_id: int, token_ids: Tokens[int], num_computed: int) -> None:
+        """Make every full block of the first `num_computed` tokens findable by its content."""
+        table = self.tables[sequence_id]
+        size = self.block_size
+        for index in range(len(table.hashes), num_computed // size):
+            parent = table.hashes[-1] if table.hashes else root_hash(table.namespace)
+            content_hash = block_hash(parent, token_ids[index * size : (index + 1) * size])
+            table.hashes.append(content_hash)
+            block_id = table.block_ids[index]
+            if self.prefix.add(content_hash, block_id) and self.bus:
+                self.bus.emit(BlockCached(self.step, block_id, content_hash.hex()))
+
+    def fork(self, sequence_id: int, child_id: int) -> None:
+        """Give `child_id` a table of the same blocks; whoever writes to a shared one copies it first."""
+        parent = self.tables[sequence_id]
+        self.tables[child_id] = BlockTable(
+            parent.namespace, list(parent.block_ids), list(parent.hashes)
+        )
+        for index, block_id in enumerate(parent.block_ids):
+            self.ref_counts[block_id] += 1
+            if self.bus:
+                self.bus.emit(BlockShared(self.step, block_id, child_id, index))
+
+    def finish_copies(self) -> None:
+        """Forget the pending copies, which the runner has carried out, and release their sources."""
+        copies, self.pending_copies = self.pending_copies, []
+        for source, _ in copies:
+            self._release(source)
+
+    def free(self, sequence_id: int) -> None:
+        """Drop a table. Blocks that nobody refers to become blank, or stay findable until evicted.
+
+        The tail goes first, so that of a prefix the end is evicted before what it rests on.
+        """
+        table = self.tables.pop(sequence_id)
+        for copy in list(self.pending_copies):
+            if copy[1] in table.block_ids and self.ref_counts[copy[1]] == 1:  # nobody else wants it
+                self.pending_copies.remove(copy)
+                self._release(copy[0])
+        for block_id in reversed(table.block_ids):
+            self._release(block_id, sequence_id)
+
+    def clear_cached(self) -> int:
+        """Forget all cached content that nobody refers to; return how many blocks that made blank."""
+        count = len(self._cached)
+        while self._cached:
+            block_id = self._evict(sequence_id=None)
+            self._blank.append(block_id)
+        return count
+
+    # --- blocks -------------------------------------------------------------------------------
+
+    def _allocate(self, sequence_id: int) -> int:
+        block_id = self._blank.pop() if self._blank else self._evict(sequence_id)
+        self.ref_counts[block_id] = 1
+        return block_id
+
+    def _evict(self, sequence_id: int | None) -> int:
+        block_id, _ = self._cached.popitem(last=False)
+        content_hash = self.prefix.evict(block_id, self.step, sequence_id)
+        if self.bus:
+            self.bus.emit(BlockEvicted(self.step, block_id, content_hash.hex(), sequence_id))
+        return block_id
+
+    def _take(self, block_id: int) -> None:
+        if self.ref_counts[block_id] == 0:
+            del self._cached[block_id]
+        self.ref_counts[block_id] += 1
+
+    def _release(self, block_id: int, sequence_id: int | None = None) -> None:
+        self.ref_counts[block_id] -= 1
+        left = self.ref_counts[block_id]
+        if self.bus and sequence_id is not None:
+            self.bus.emit(BlockReleased(self.step, block_id, sequence_id, left))
+        if left:
+            return
+        cached = self.prefix.content(block_id) is not None
+        if cached:
+            self._cached[block_id] = None
+        else:
+            self._blank.append(block_id)
+        if self.bus:
+            self.bus.emit(BlockFreed(self.step, block_id, cached))
+
+    # --- proof --------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise `AssertionError` unless every block is blank, cached or in use, and counted right."""
+        expected = Counter(b for table in self.tables.values() for b in table.block_ids)
+        expected.update(source for source, _ in self.pending_copies)
+        blank, cached = set(self._blank), set(self._cached)
+        used = {block for block, count in enumerate(self.ref_counts) if count}
+        assert len(blank) == len(self._blank), "a block is blank twice"
+        assert not blank & cached, "a block is blank and cached"
+        assert used == set(range(self.num_blocks)) - blank - cached, (
+            "a block is lost, or free and used"
+        )
+        assert {b: self.ref_counts[b] for b in used} == dict(expected), "a reference count is wrong"
+        for table in self.tables.values():
+            assert len(set(table.block_ids)) == len(table.block_ids), "a table holds a block twice"
+            assert len(table.hashes) <= len(table.block_ids), "more published than allocated"
+        findable = dict(self.prefix.items())
+        assert len(set(findable.values())) == len(findable), "two contents name one block"
+        assert all(self.prefix.content(b) == h for h, b in findable.items()), "index out of step"
+        assert not blank & set(findable.values()), "a blank block can be found"
+        assert cached <= set(findable.values()), "a cached block cannot be found"
+
+    def describe(self) -> dict[str, Any]:
+        """Return how the blocks are used now."""
+        return {
+            "blocks": self.num_blocks,
+            "block_size": self.block_size,
+            "used": self.num_used,
+            "cached": self.num_cached,
+            "blank": len(self._blank),
+            "sequences": len(self.tables),
+        }

@@ -1,0 +1,135 @@
+"""`KVCache`: the KV tensors, and the block manager that says what lies where in them.
+
+Written only by the attention op (through `slot_mapping`) and by `copy_blocks`; sized once. Use
+`KVCache.for_model` for a model's cache.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from workbench.cache.blocks import BlockManager
+from workbench.config import ModelConfig
+from workbench.describe import Described, human_bytes
+from workbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from workbench.models.base import DecoderLM
+
+
+class KVCache(Described):
+    """Paged keys and values of all layers.
+
+    `tensor` is [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim], keys then values;
+    `layers[i]` is its view for layer i; `blocks` is the allocator.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_blocks: int,
+        block_size: int = 16,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Allocate the tensors. `num_layers` may be 0: then there is only the bookkeeping."""
+        self.blocks = BlockManager(num_blocks, block_size)
+        shape = (num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim)
+        self.tensor = torch.zeros(shape, dtype=dtype, device=device)
+        self.layers: list[Tensor] = list(self.tensor.unbind(0))
+
+    @classmethod
+    def for_model(cls, model: DecoderLM, num_blocks: int = 512, block_size: int = 16) -> KVCache:
+        """Return a cache of `num_blocks` blocks for this model, on its device and in its dtype."""
+        parameter = next(model.parameters())
+        return cls.for_config(
+            model.config, num_blocks, block_size, parameter.dtype, parameter.device
+        )
+
+    @classmethod
+    def for_config(
+        cls,
+        config: ModelConfig,
+        num_blocks: int,
+        block_size: int = 16,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> KVCache:
+        """Return a cache for a model of this shape."""
+        return cls(
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            dtype=dtype,
+            device=device,
+        )
+
+    @staticmethod
+    def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+        """Return how many bytes one block takes over all layers."""
+        slot = config.num_kv_heads * config.head_dim * dtype.itemsize
+        return 2 * config.num_layers * block_size * slot
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in all."""
+        return self.blocks.num_blocks
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per block."""
+        return self.blocks.block_size
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensors."""
+        return self.tensor.numel() * self.tensor.element_size()
+
+    def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
+        """Copy the KV of each (source, destination) pair of blocks, in every layer."""
+        if not copies:
+            return
+        sources, destinations = torch.tensor(copies, device=self.tensor.device).unbind(1)
+        self.tensor[:, :, destinations] = self.tensor[:, :, sources]
+
+    def check(self) -> None:
+        """Raise `AssertionError` unless the block structure is whole; see `BlockManager.check`."""
+        self.blocks.check()
+
+    def close(self) -> None:
+        """Give the tensors' memory back; the cache cannot be used afterwards."""
+        self.tensor = self.tensor.new_empty(0)
+        self.layers = []
+
+    def describe(self) -> dict[str, Any]:
+        """Return the size of the cache and how it is used now."""
+        return {
+            **self.blocks.describe(),
+            "tokens": self.num_blocks * self.block_size,
+            "memory": human_bytes(self.num_bytes),
+            "dtype": str(self.tensor.dtype).removeprefix("torch."),
+            "device": str(self.tensor.device),
+        }
+
+
+def size_for_memory(
+    config: ModelConfig, num_bytes: int, block_size: int, dtype: torch.dtype
+) -> int:
+    """Return how many blocks fit into `num_bytes`; raise `ConfigError` if not even one does."""
+    per_block = KVCache.bytes_per_block(config, block_size, dtype)
+    if num_bytes < per_block:
+        raise ConfigError(
+            "num_blocks",
+            human_bytes(num_bytes),
+            f"less memory than one block of {human_bytes(per_block)}",
+            "Free memory, or use a smaller block_size.",
+        )
+    return num_bytes // per_block

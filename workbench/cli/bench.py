@@ -1,0 +1,34 @@
+"""`workbench bench PROGRAM …`: run one of the benchmark programs of `workbench.bench`.
+
+Each program parses its own arguments and prints its own table; this only starts it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workbench.cli.delegate import add_programs
+
+if TYPE_CHECKING:
+    from workbench.cli.delegate import Commands
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the subcommand to the command line."""
+    add_programs(
+        commands, "bench", "measure the engine", {"cpu": run_cpu, "scheduler": run_scheduler}
+    )
+
+
+def run_cpu(arguments: list[str]) -> int:
+    """The engine against Hugging Face `generate`, same weights, same process."""
+    from workbench.bench import cpu
+
+    return cpu.main(arguments)
+
+
+def run_scheduler(arguments: list[str]) -> int:
+    """Scheduler and bookkeeping per step, without a model."""
+    from workbench.bench import scheduler
+
+    return scheduler.main(arguments)

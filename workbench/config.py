@@ -1,0 +1,171 @@
+"""Frozen settings, checked when made and never edited afterwards.
+
+`ModelConfig` is what a checkpoint's `config.json` says, in the engine's words; `SchedulerConfig` and
+`EngineConfig` are what a user chooses. `auto` values are resolved once, by `build`, into a new object.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar
+
+from workbench.errors import ConfigError, InvalidValue
+
+C = TypeVar("C")
+
+
+def known_keywords(error: type[InvalidValue]) -> Callable[[type[C]], type[C]]:
+    """Class decorator for dataclasses: an unknown keyword raises `error` with the nearest name."""
+
+    def decorate(cls: type[C]) -> type[C]:
+        names = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
+        init = cls.__init__
+
+        @functools.wraps(init)
+        def checked(self: C, *args: Any, **kwargs: Any) -> None:
+            for name in kwargs:
+                if name not in names:
+                    raise unknown_keyword(error, f"{cls.__name__}.{name}", kwargs[name], names)
+            init(self, *args, **kwargs)
+
+        cls.__init__ = checked  # type: ignore[assignment]
+        return cls
+
+    return decorate
+
+
+def unknown_keyword(
+    error: type[InvalidValue], field: str, value: Any, known: Sequence[str]
+) -> InvalidValue:
+    """Return an error for a keyword that nothing takes, naming the closest that something does."""
+    near = difflib.get_close_matches(field.rsplit(".", 1)[-1], known, n=1)
+    fix = f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(known)}."
+    return error(field, value, "no such setting", fix)
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the trained context (`rope_scaling` of HF configs).
+
+    kind: `linear` and `dynamic` (NTK) use `factor`; `llama3` also the two frequency factors; `yarn`
+    the betas and, where given, the attention factor. `original_context` is the trained length.
+    """
+
+    kind: Literal["linear", "dynamic", "yarn", "llama3"]
+    factor: float = 1.0
+    original_context: int | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A decoder-only model's shape: what layers, cache and scheduler need to know of it.
+
+    Sizes count elements; `context` is the longest sequence in tokens; `windows[i]` is layer i's sliding
+    window in tokens (None: full attention).
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    context: int
+    norm_eps: float = 1e-6
+    activation: Literal["silu"] = "silu"
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    windows: tuple[int | None, ...] = ()
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    tied_head: bool = False
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    dtype: str = "float32"
+
+    def window(self, layer: int) -> int | None:
+        """Return the sliding window of a layer in tokens, or None where it attends to everything."""
+        return self.windows[layer] if self.windows else None
+
+
+@known_keywords(ConfigError)
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Budgets and order of the scheduler.
+
+    max_batch_tokens: new tokens a step may run. max_sequences: sequences that may run at once.
+    policy: a name in `workbench.scheduler.POLICIES`, or a key function of a sequence (smallest first).
+    chunked_prefill: whether a prompt may be split over steps. prefix_reuse: whether a new sequence
+    looks for its prompt's blocks in the cache.
+    """
+
+    max_batch_tokens: int = 2048
+    max_sequences: int = 256
+    policy: str | Callable[[Any], Any] = "fcfs"
+    chunked_prefill: bool = True
+    prefix_reuse: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse budgets under which no step could run."""
+        for name in ("max_batch_tokens", "max_sequences"):
+            require_positive(f"SchedulerConfig.{name}", getattr(self, name))
+        if self.max_sequences > self.max_batch_tokens:
+            raise ConfigError(
+                "SchedulerConfig.max_sequences",
+                self.max_sequences,
+                f"more than max_batch_tokens={self.max_batch_tokens}, so some could never decode",
+                f"Set max_sequences to {self.max_batch_tokens} or less, or raise max_batch_tokens.",
+            )
+
+
+@known_keywords(ConfigError)
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything `build` needs to make an engine. `None` and `auto` are chosen from the machine.
+
+    num_blocks x block_size is the cache's capacity in tokens. `seed` fixes the draw of every request
+    that names no seed of its own.
+    """
+
+    model: str = "tinypy"
+    device: str = "auto"
+    dtype: str = "auto"
+    backend: str = "auto"
+    block_size: int = 16
+    num_blocks: int | None = None
+    max_batch_tokens: int = 2048
+    max_sequences: int = 256
+    policy: str | Callable[[Any], Any] = "fcfs"
+    chunked_prefill: bool = True
+    prefix_reuse: bool = True
+    seed: int | None = None
+
+    def scheduler(self) -> SchedulerConfig:
+        """Return the part of these settings that the scheduler owns, checked."""
+        return SchedulerConfig(
+            max_batch_tokens=self.max_batch_tokens,
+            max_sequences=self.max_sequences,
+            policy=self.policy,
+            chunked_prefill=self.chunked_prefill,
+            prefix_reuse=self.prefix_reuse,
+        )
+
+
+def require_positive(field: str, value: Any) -> None:
+    """Raise `ConfigError` unless `value` is an int of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(field, value, "must be a whole number of at least 1", "Raise it.")

@@ -1,0 +1,131 @@
+"""From what a user passes to `engine.add` to a `Sequence` that is sure to be able to finish.
+
+Everything that can be wrong with a request is found here, before anything is queued or allocated.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence as Tokens
+from typing import TYPE_CHECKING
+
+from workbench.cache import KVCache
+from workbench.config import ModelConfig, SchedulerConfig
+from workbench.errors import RequestError
+from workbench.request import Request, RequestMetrics, SamplingParams, Sequence
+from workbench.sample import check_params
+
+if TYPE_CHECKING:
+    from workbench.models.tokenizer import Tokenizer
+
+
+def encode_prompt(
+    prompt: str | Tokens[int], tokenizer: Tokenizer | None, vocab_size: int
+) -> tuple[int, ...]:
+    """Return a prompt's token ids; raise `RequestError` if it is empty or outside the vocabulary."""
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise RequestError(
+                "prompt", prompt, "the engine has no tokenizer", "Pass token ids, or a tokenizer."
+            )
+        ids = tuple(tokenizer.encode(prompt)) if prompt else ()
+    else:
+        ids = tuple(prompt)
+    if not ids:
+        raise RequestError("prompt", prompt, "is empty", "Give at least one token.")
+    for position, token_id in enumerate(ids):
+        if not isinstance(token_id, int) or isinstance(token_id, bool):
+            raise RequestError("prompt", token_id, f"token {position} is not an int", "Pass ints.")
+        if not 0 <= token_id < vocab_size:
+            raise RequestError(
+                "prompt",
+                token_id,
+                f"token {position} is outside the vocabulary of {vocab_size}",
+                "Use this model's tokenizer.",
+            )
+    return ids
+
+
+def check_room(num_prompt: int, params: SamplingParams, config: ModelConfig, cache: KVCache) -> int:
+    """Return how many tokens the sequence may reach; raise `RequestError` if it can never fit."""
+    if num_prompt >= config.context:
+        raise RequestError(
+            "prompt",
+            f"{num_prompt} tokens",
+            f"the model's context is {config.context} and one token must be left to generate",
+            "Shorten the prompt.",
+        )
+    limit = min(num_prompt + params.max_tokens, config.context)
+    # The KV of the last token is never needed: it is not fed back.
+    blocks = cache.blocks.blocks_for(limit - 1)
+    if blocks > cache.num_blocks:
+        capacity = cache.num_blocks * cache.block_size
+        raise RequestError(
+            "prompt",
+            f"{num_prompt} tokens + max_tokens={params.max_tokens}",
+            f"needs {blocks} blocks and the whole cache has {cache.num_blocks} ({capacity} tokens)",
+            "Lower max_tokens, shorten the prompt, or build the cache with more blocks.",
+        )
+    return limit
+
+
+def make_sequence(
+    request: Request,
+    sequence_id: int,
+    config: ModelConfig,
+    cache: KVCache,
+    tokenizer: Tokenizer | None,
+    default_seed: int | None = None,
+) -> Sequence:
+    """Return the sequence of a request, or raise `RequestError`; see the functions above.
+
+    A request without a seed gets one: drawn from `default_seed` and its number if that is given, else
+    from the operating system.
+    """
+    params = request.params
+    check_params(params, config.vocab_size)
+    limit = check_room(len(request.prompt_token_ids), params, config, cache)
+    if params.stop and tokenizer is None:
+        raise RequestError(
+            "stop",
+            params.stop,
+            "the engine has no tokenizer to find text with",
+            "Use stop_token_ids.",
+        )
+    stop_ids = frozenset(params.stop_token_ids)
+    if not params.ignore_eos:
+        stop_ids |= frozenset(config.eos_token_ids)
+    stream = None
+    if params.stop and tokenizer is not None:
+        stream = tokenizer.stream(request.prompt_token_ids, params)
+    return Sequence(
+        sequence_id=sequence_id,
+        request=request,
+        token_ids=list(request.prompt_token_ids),
+        num_prompt_tokens=len(request.prompt_token_ids),
+        metrics=RequestMetrics(arrival=time.monotonic()),
+        seed=_seed(params, sequence_id, default_seed),
+        stop_ids=stop_ids,
+        max_num_tokens=limit,
+        stream=stream,
+    )
+
+
+def check_splittable(num_prompt: int, config: SchedulerConfig) -> None:
+    """Raise `RequestError` for a prompt over the step budget where prompts may not be split."""
+    if not config.chunked_prefill and num_prompt > config.max_batch_tokens:
+        raise RequestError(
+            "prompt",
+            f"{num_prompt} tokens",
+            f"more than max_batch_tokens={config.max_batch_tokens} with chunked_prefill off",
+            "Turn chunked_prefill on, or raise max_batch_tokens.",
+        )
+
+
+def _seed(params: SamplingParams, sequence_id: int, default_seed: int | None) -> int:
+    if params.seed is not None:
+        return params.seed
+    if default_seed is not None:
+        return (default_seed << 32) + sequence_id
+    return secrets.randbits(62)

@@ -1,0 +1,59 @@
+"""`StepRecord`: what one step planned, ran and committed, and how long each part took."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from workbench.batch import StepPlan
+from workbench.describe import Described
+from workbench.request import Sequence
+
+
+@dataclass(slots=True)
+class StepRecord(Described):
+    """The account of one `Engine.step()`.
+
+    tokens: (request_id, token_id) of every token made. finished: the sequences that ended. seconds:
+    wall time of `schedule`, `run` (forward), `sample` (on CUDA this one waits for the forward) and
+    `commit`.
+    """
+
+    plan: StepPlan
+    tokens: list[tuple[str, int]] = field(default_factory=list)
+    finished: list[Sequence] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """The number of the step, from 1."""
+        return self.plan.step
+
+    def describe(self) -> dict[str, Any]:
+        """Return the step in numbers."""
+        return {
+            "step": self.step,
+            "rows": len(self.plan.sequences),
+            "tokens in": self.plan.num_tokens,
+            "tokens out": len(self.tokens),
+            "finished": ", ".join(s.request.request_id for s in self.finished) or "-",
+            "preempted": len(self.plan.preempted),
+            **{f"{part} ms": round(1e3 * value, 3) for part, value in self.seconds.items()},
+        }
+
+
+class Laps:
+    """A stopwatch for consecutive parts: `lap(name)` books the time since the last lap."""
+
+    __slots__ = ("_last", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last call under `name`."""
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now

@@ -1,0 +1,98 @@
+"""Typed errors: each says which field is wrong, what its value was, and how to mend it.
+
+Raised by every module for a user's mistake, always before anything is allocated. An `assert` is kept
+for our own bugs. Nothing here is ever raised to steer control flow inside the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+class WorkbenchError(Exception):
+    """The base of every error this package raises on purpose."""
+
+
+class InvalidValue(WorkbenchError, ValueError):
+    """One field holds a value that cannot work.
+
+    Attributes: `field` (dotted name), `value` (as given), `problem` (one clause), `fix` (what to do).
+    """
+
+    def __init__(self, field: str, value: Any, problem: str, fix: str) -> None:
+        self.field, self.value, self.problem, self.fix = field, value, problem, fix
+        super().__init__(f"{field}={_short(value)}: {problem}. {fix}")
+
+
+class ConfigError(InvalidValue):
+    """A setting of a part or of the engine cannot work."""
+
+
+class RequestError(InvalidValue):
+    """A request or its sampling parameters cannot work; nothing was queued."""
+
+
+class UnknownRequest(WorkbenchError, KeyError):
+    """No request of this id is known to the engine (never added, or already forgotten)."""
+
+    def __init__(self, request_id: str, known: Iterable[str]) -> None:
+        self.request_id = request_id
+        known = list(known)
+        shown = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
+        self.message = (
+            f"request_id={request_id!r}: not a request of this engine. Known: {shown or 'none'}"
+        )
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        """`KeyError` would show the message quoted."""
+        return self.message
+
+
+class RequestFinished(WorkbenchError, RuntimeError):
+    """The request has already ended, so it cannot be aborted or changed."""
+
+    def __init__(self, request_id: str, finish_reason: str) -> None:
+        self.request_id, self.finish_reason = request_id, finish_reason
+        super().__init__(
+            f"request_id={request_id!r}: already finished ({finish_reason}). "
+            "Check `engine.output(request_id).finished` first."
+        )
+
+
+class CheckpointError(WorkbenchError):
+    """A checkpoint cannot be loaded; `problems` lists every fault found, not only the first."""
+
+    def __init__(self, path: Any, problems: Iterable[str], fix: str) -> None:
+        self.path, self.problems, self.fix = str(path), list(problems), fix
+        lines = "".join(f"\n  - {problem}" for problem in self.problems)
+        super().__init__(f"checkpoint {self.path}: {len(self.problems)} problem(s){lines}\n{fix}")
+
+
+class NonFiniteLogits(WorkbenchError, ArithmeticError):
+    """The model's logits of these requests hold NaN or +inf, or allow no token at all.
+
+    The others of the batch are well: abort `request_ids` and step again.
+    """
+
+    def __init__(self, request_ids: Iterable[str]) -> None:
+        self.request_ids = list(request_ids)
+        super().__init__(
+            f"logits of request(s) {', '.join(self.request_ids)}: NaN, +inf or nothing above -inf, "
+            "so no token can be drawn. Abort them and step again; if it recurs, look at the weights, "
+            "the dtype (float16 overflows) or the kernel changed last."
+        )
+
+
+class TraceError(WorkbenchError, ValueError):
+    """A trace file is truncated, foreign or of another version."""
+
+
+class EngineClosed(WorkbenchError, RuntimeError):
+    """The engine was closed and its memory given back; build a new one."""
+
+
+def _short(value: Any, limit: int = 120) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,46 @@
+"""Ctrl-C that never lands in the middle of bookkeeping.
+
+The scheduler's two mutations (plan, commit) run inside `shielded()`: an interrupt that arrives there
+is held back and raised when the block ends, so a step is either planned or not, committed or not.
+User code (policies, subscribers) and the forward pass stay interruptible. Only the main thread
+receives signals, so elsewhere this does nothing.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+
+class shielded:  # noqa: N801 - used as a statement, like contextlib's own
+    """Context manager: hold SIGINT back until the block ends. Nests; not reentrant across threads."""
+
+    __slots__ = ("_active", "_arrived", "_previous")
+
+    def __enter__(self) -> shielded:
+        """Take over SIGINT where that is possible (main thread, a Python-level handler)."""
+        self._arrived = False
+        self._active = threading.current_thread() is threading.main_thread()
+        if self._active:
+            self._previous = signal.getsignal(signal.SIGINT)
+            self._active = callable(self._previous)
+        if self._active:
+            signal.signal(signal.SIGINT, self._remember)
+        return self
+
+    def _remember(self, signum: int, frame: FrameType | None) -> None:
+        self._arrived = True
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the handler back, and let it see the interrupt that was held."""
+        if not self._active:
+            return
+        signal.signal(signal.SIGINT, self._previous)
+        if self._arrived and callable(self._previous):
+            self._previous(signal.SIGINT, None)

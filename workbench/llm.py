@@ -1,0 +1,91 @@
+"""`LLM`: the familiar face. Load a model, generate from prompts, read the texts.
+
+A thin layer over `build` and `Engine`, which stay in reach as `llm.engine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Tokens
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from workbench.build import build
+from workbench.config import EngineConfig, unknown_keyword
+from workbench.describe import Described
+from workbench.engine import Engine
+from workbench.errors import ConfigError, RequestError
+from workbench.request import RequestOutput, SamplingParams
+
+if TYPE_CHECKING:
+    from workbench.models.tokenizer import Tokenizer
+
+Prompt = str | Tokens[int]
+
+
+class LLM(Described):
+    """A model with an engine around it.
+
+    model: the name of an embedded model (`tinypy`), a checkpoint folder, or a hub id. Further keywords
+    are the fields of `EngineConfig`. Use it as a context manager, or call `close()`, to free its memory.
+    """
+
+    def __init__(self, model: str | Path = "tinypy", **settings: Any) -> None:
+        """Raise `ConfigError` for an unknown keyword or value, `CheckpointError` for a bad model."""
+        names = [field.name for field in fields(EngineConfig)]
+        for name, value in settings.items():
+            if name not in names:
+                raise unknown_keyword(ConfigError, f"LLM.{name}", value, names)
+        self.config = EngineConfig(model=str(model), **settings)
+        self.engine: Engine = build(self.config)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer."""
+        return self.engine.tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | list[Prompt],
+        params: SamplingParams | list[SamplingParams] | None = None,
+        *,
+        progress: bool = True,
+    ) -> list[RequestOutput]:
+        """Generate for every prompt, all in flight together; return outputs in the prompts' order.
+
+        prompts: a text, a list of texts, or lists of token ids. params: one for all, or one each.
+        An invalid one raises `RequestError` before any runs. An interrupt discards the batch.
+        """
+        many = as_prompts(prompts)
+        with tqdm(total=len(many), disable=not progress, unit="request") as bar:
+            return self.engine.generate(many, params, on_finish=lambda _: bar.update())
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.engine.close()
+
+    def __enter__(self) -> LLM:
+        """Use as a context manager."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close."""
+        self.close()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the engine's facts."""
+        return {"name": self.config.model, **self.engine.describe()}
+
+
+def as_prompts(prompts: Prompt | list[Prompt]) -> list[Prompt]:
+    """Return a list of prompts: a bare text or a bare list of token ids counts as one."""
+    if isinstance(prompts, str):
+        return [prompts]
+    items = list(prompts)
+    if not items:
+        raise RequestError("prompts", prompts, "is empty", "Give at least one prompt.")
+    if all(isinstance(item, int) for item in items):
+        return [items]  # type: ignore[list-item]
+    return items  # type: ignore[return-value]

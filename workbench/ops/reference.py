@@ -1,0 +1,124 @@
+"""The plain torch backend: the oracle that every faster one is checked against.
+
+Each operation is written as its definition, in float32 where the definition sums; attention loops over
+the rows. Slow, short, differentiable without a cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import Tensor
+
+from workbench.batch import ForwardContext
+from workbench.describe import Described
+from workbench.ops.paging import gather, write
+
+
+class ReferenceBackend(Described):
+    """`Backend` in plain torch, on any device and in any float dtype."""
+
+    name = "reference"
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def describe(self) -> dict[str, Any]:
+        """Return which backend this is, and where it runs."""
+        return {"name": self.name, "device": self.device}
+
+    def prepare(self, ctx: ForwardContext) -> Any:
+        """Nothing to prepare: every row is worked out where it is needed."""
+        return None
+
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: int,
+        ctx: ForwardContext,
+        *,
+        scale: float,
+        window: int | None = None,
+    ) -> Tensor:
+        """Write k, v to the cache (if any) and attend row by row; see `Backend.attention`."""
+        outputs = []
+        for row, keys, values, queries in self._rows(q, k, v, layer, ctx):
+            mask = causal_mask(ctx.query_lens[row], ctx.kv_lens[row], window, q.device)
+            outputs.append(attend(queries, keys, values, mask, scale))
+        return torch.cat(outputs) if outputs else torch.empty_like(q)
+
+    def _rows(
+        self, q: Tensor, k: Tensor, v: Tensor, layer: int, ctx: ForwardContext
+    ) -> list[tuple[int, Tensor, Tensor, Tensor]]:
+        """Return (row, keys [L, K, D], values [L, K, D], queries [n, H, D]) of every row."""
+        queries = q.split(ctx.query_lens)
+        if ctx.kv is None:
+            parts = zip(k.split(ctx.query_lens), v.split(ctx.query_lens), queries, strict=True)
+            return [(row, *part) for row, part in enumerate(parts)]
+        assert ctx.slot_mapping is not None, "a context with a cache has slots"
+        assert ctx.block_tables is not None, "a context with a cache has block tables"
+        kv = ctx.kv[layer]
+        write(kv, ctx.slot_mapping, k, v)
+        rows = []
+        for row, length in enumerate(ctx.kv_lens):
+            num_blocks = -(-length // kv.shape[2])
+            keys, values = gather(kv, ctx.block_tables[row : row + 1, :num_blocks])
+            rows.append((row, keys[0, :length], values[0, :length], queries[row]))
+        return rows
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Return x over its root mean square, times weight; see `Backend.rms_norm`."""
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        return weight * normed.to(x.dtype)
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return (rms_norm(x + residual), x + residual)."""
+        total = x + residual
+        return self.rms_norm(total, weight, eps), total
+
+    def rope(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotate each pair (i, i + D/2) of q and k by its angle; see `Backend.rope`."""
+        return rotate(q, cos, sin), rotate(k, cos, sin)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """Return silu(gate) * up of [gate | up]."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return x [T, heads, D] rotated by cos, sin [T, D/2], which are first cast to x's dtype."""
+    cos, sin = cos.to(x.dtype).unsqueeze(1), sin.to(x.dtype).unsqueeze(1)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def causal_mask(
+    num_queries: int, num_keys: int, window: int | None, device: torch.device
+) -> Tensor:
+    """Return [num_queries, num_keys] bool, True where a query may look.
+
+    The queries are the last `num_queries` of the `num_keys` positions. With a window of w, a token sees
+    itself and the w - 1 tokens before it.
+    """
+    ends = torch.arange(num_keys - num_queries, num_keys, device=device).unsqueeze(1)
+    keys = torch.arange(num_keys, device=device).unsqueeze(0)
+    mask = keys <= ends
+    return mask if window is None else mask & (keys > ends - window)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Return softmax(q k^T * scale, masked) v for q [n, H, D], k and v [L, K, D]; softmax in float32."""
+    groups = q.shape[1] // k.shape[1]
+    k = k.to(q.dtype).repeat_interleave(groups, dim=1)
+    v = v.to(q.dtype).repeat_interleave(groups, dim=1)
+    scores = torch.einsum("qhd,khd->hqk", q, k).float() * scale
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1).to(q.dtype)
+    return torch.einsum("hqk,khd->qhd", weights, v)

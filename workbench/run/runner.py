@@ -1,0 +1,71 @@
+"""`Runner`: one forward pass of the model over a plan's packed batch.
+
+Takes a `StepPlan`, returns the logits of the rows that sample. It carries out the plan's block copies
+first, and writes KV only through the attention op; sequences and blocks it just reads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.batch import Backend, StepPlan
+from workbench.cache import KVCache
+from workbench.describe import Described
+from workbench.errors import ConfigError
+from workbench.models import DecoderLM
+from workbench.ops import get_backend
+from workbench.run.inputs import InputBuilder
+
+
+class Runner(Described):
+    """Runs a model eagerly over a cache with one backend; `backend` may be replaced between steps."""
+
+    def __init__(self, model: DecoderLM, cache: KVCache, backend: str | Backend = "auto") -> None:
+        """Raise `ConfigError` if model and cache do not fit together or the backend is unknown."""
+        self.model, self.cache = model, cache
+        self.device = next(model.parameters()).device
+        self._check_fit()
+        self.backend = get_backend(backend, self.device) if isinstance(backend, str) else backend
+        self.inputs = InputBuilder(cache, self.device, rope_lens=model.needs_rope_lens)
+
+    def _check_fit(self) -> None:
+        config, kv = self.model.config, self.cache.tensor
+        wanted = (config.num_layers, config.num_kv_heads, config.head_dim)
+        given = (kv.shape[0], kv.shape[4], kv.shape[5])
+        if wanted != given:
+            raise ConfigError(
+                "cache",
+                f"(layers, kv_heads, head_dim)={given}",
+                f"the model needs {wanted}",
+                "Make it with `KVCache.for_model(model)`.",
+            )
+        if kv.device != self.device:
+            raise ConfigError(
+                "cache", str(kv.device), f"the model is on {self.device}", "Put both on one device."
+            )
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> Tensor:
+        """Return logits [R, vocab] of `plan.sampled`, in the model's dtype, on its device."""
+        self.cache.copy_blocks(plan.copies)
+        inputs = self.inputs.build(plan, self.backend)
+        hidden = self.model(inputs.token_ids, inputs.ctx)
+        if len(plan.sampled) < hidden.shape[0]:
+            hidden = hidden[inputs.logit_rows]
+        return self.model.logits(hidden)
+
+    def close(self) -> None:
+        """Drop the model and the cache."""
+        del self.model, self.cache, self.inputs, self.backend
+
+    def describe(self) -> dict[str, Any]:
+        """Return what runs where."""
+        return {
+            "model": self.model.config.architecture,
+            "backend": self.backend.name,
+            "device": self.device,
+            "mode": "eager",
+        }

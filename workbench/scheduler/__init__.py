@@ -1,0 +1,6 @@
+"""In-flight batching: which sequences run in the next step, and by how many tokens."""
+
+from workbench.scheduler.policy import POLICIES, Policy, fcfs, get_policy, priority, shortest_first
+from workbench.scheduler.scheduler import Scheduler
+
+__all__ = ["POLICIES", "Policy", "Scheduler", "fcfs", "get_policy", "priority", "shortest_first"]
