@@ -64,7 +64,7 @@ test-gpu: $(STAMP) ## the tests that need a CUDA GPU
 
 # Only root on Debian or Ubuntu gets Chromium unasked; elsewhere the browser tests say what they miss.
 browser: $(STAMP)
-	@if $(BIN)/python -P -m workbench.cli.machine.browser >/dev/null; then :; \
+	@if $(BIN)/python -P -m workbench.cli.machine.browser >/dev/null 2>&1; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "installing Chromium for the browser tests"; \
 	  export DEBIAN_FRONTEND=noninteractive; \

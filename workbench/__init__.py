@@ -12,7 +12,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench import scheduler, trace
     from workbench.batch import ForwardContext, StepPlan
     from workbench.build import build
     from workbench.cache import BlockManager, KVCache

@@ -1,8 +1,9 @@
-"""One step's work: `StepPlan` (what the scheduler decided) and `ForwardContext` (the same as tensors).
+"""One step's work: `StepPlan` (what the scheduler decided) and `ForwardContext` (the same as
+tensors).
 
 A forward pass is a packed list of tokens, never a padded matrix. Rows are sequences; a row adds
-`num_new` tokens at positions `start …`. Rows of a single token come first, so that a backend can treat
-them as one batch of decodes. `Backend` is the contract between layers and `workbench.ops`.
+`num_new` tokens at positions `start …`. Rows of a single token come first, so that a backend can
+treat them as one batch of decodes. `Backend` is the contract between layers and `workbench.ops`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from workbench.describe import rows_table
-from workbench.request import Sequence, TokenLogprobs
+from workbench.request import Sequence, Status, TokenLogprobs
 
 if TYPE_CHECKING:
     import torch
@@ -23,9 +24,10 @@ class StepPlan:
     """What one step runs. Written by the scheduler, read by everyone.
 
     starts[i] and num_new[i]: row i computes tokens starts[i] : starts[i] + num_new[i] of
-    sequences[i]. The first `num_decodes` rows have one new token. `sampled` lists the rows whose last
-    token is computed here, in order: each gets a new token. `copies`: (source, destination) blocks to
-    copy before anything is written. `preempted`: sequences that lost their blocks for this plan.
+    sequences[i]. The first `num_decodes` rows have one new token. `sampled` lists the rows whose
+    last token is computed here, in order: each gets a new token. `copies`: (source, destination)
+    blocks to copy before anything is written. `preempted`: sequences that lost their blocks for
+    this plan.
     """
 
     step: int
@@ -46,6 +48,26 @@ class StepPlan:
         """Whether there is anything to run."""
         return bool(self.sequences)
 
+    def append(self, sequence: Sequence, num_new: int) -> None:
+        """Add a row that computes the next `num_new` tokens of a sequence."""
+        if sequence.num_computed + num_new == sequence.num_tokens:
+            self.sampled.append(len(self.sequences))
+        self.sequences.append(sequence)
+        self.starts.append(sequence.num_computed)
+        self.num_new.append(num_new)
+
+    def drop_waiting(self) -> None:
+        """Take out the rows of sequences that were preempted after they were planned."""
+        rows = [i for i, s in enumerate(self.sequences) if s.status is Status.RUNNING]
+        if len(rows) == len(self.sequences):
+            return
+        was_sampled = set(self.sampled)
+        self.sampled = [new for new, old in enumerate(rows) if old in was_sampled]
+        self.num_decodes = sum(1 for row in rows if row < self.num_decodes)
+        self.sequences = [self.sequences[row] for row in rows]
+        self.starts = [self.starts[row] for row in rows]
+        self.num_new = [self.num_new[row] for row in rows]
+
     def _repr_html_(self) -> str:
         sampled = set(self.sampled)
         rows = [
@@ -60,7 +82,7 @@ class StepPlan:
 
 @dataclass(slots=True)
 class SampledTokens:
-    """One new token for each of `StepPlan.sampled`, in order; `logprobs` is None if nobody asked."""
+    """One new token for each of `StepPlan.sampled`, in order; `logprobs` None if nobody asked."""
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None] | None = None
@@ -109,12 +131,13 @@ class Backend(Protocol):
 class ForwardContext:
     """The packed batch as tensors, an argument of every layer's forward; built by `run.inputs`.
 
-    T tokens in S rows. positions [T] int64; slot_mapping [T] int64, a token's slot in the KV tensors;
-    block_tables [S, B] int32, padded with 0; query_starts [S + 1] and context_lens [S] int32.
-    `query_lens` and `kv_lens` are the same numbers on the host (kv_lens counts the new tokens too).
-    `kv` holds a tensor per layer, [2 (keys, values), num_blocks, block_size, K, D]. With `kv` None
-    there is no cache and each row attends to its own new tokens (training, a bare model's forward).
-    rope_lens [T]: the sequence length a token's rotation is made for; only for `dynamic` scaling.
+    T tokens in S rows. positions [T] int64; slot_mapping [T] int64, a token's slot in the KV
+    tensors; block_tables [S, B] int32, padded with 0; query_starts [S + 1] and context_lens [S]
+    int32. `query_lens` and `kv_lens` are the same numbers on the host (kv_lens counts the new
+    tokens too). `kv` holds a tensor per layer, [2 (keys, values), num_blocks, block_size, K, D].
+    With `kv` None there is no cache and each row attends to its own new tokens (training, a bare
+    model's forward). rope_lens [T]: the sequence length a token's rotation is made for; only for
+    `dynamic` scaling.
     """
 
     backend: Backend

@@ -1,7 +1,7 @@
 """`build(config)`: the one place that knows every part, and puts an engine together from settings.
 
-What it does can be done by hand in five lines (notebook 01); it adds only the choice of `auto` values,
-which `resolve` returns as a new, frozen config.
+What it does can be done by hand in five lines (notebook 01); it adds only the choice of `auto`
+values, which `resolve` returns as a new, frozen config.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def default_num_blocks(model: DecoderLM, config: EngineConfig) -> int:
 
 
 def activation_bytes(model: ModelConfig, config: EngineConfig) -> int:
-    """Return a bound on a step's activations: the widest layer's tensors and the logits, in bytes."""
+    """Return a bound on a step's activations in bytes: the widest layer's, and the logits."""
     per_token = 4 * (3 * model.intermediate_size + 8 * model.hidden_size)
     logits = 4 * 4 * model.vocab_size * config.max_sequences
     return per_token * config.max_batch_tokens + logits

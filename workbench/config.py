@@ -1,7 +1,8 @@
 """Frozen settings, checked when made and never edited afterwards.
 
-`ModelConfig` is what a checkpoint's `config.json` says, in the engine's words; `SchedulerConfig` and
-`EngineConfig` are what a user chooses. `auto` values are resolved once, by `build`, into a new object.
+`ModelConfig` is what a checkpoint's `config.json` says, in the engine's words; `SchedulerConfig`
+and `EngineConfig` are what a user chooses. `auto` values are resolved once, by `build`, into a new
+object.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def unknown_keyword(
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """How rotary frequencies are stretched beyond the trained context (`rope_scaling` of HF configs).
+    """How rotary frequencies are stretched beyond the trained context (`rope_scaling` of HF
+    configs).
 
     kind: `linear` and `dynamic` (NTK) use `factor`; `llama3` also the two frequency factors; `yarn`
     the betas and, where given, the attention factor. `original_context` is the trained length.
@@ -71,8 +73,8 @@ class RopeScaling:
 class ModelConfig:
     """A decoder-only model's shape: what layers, cache and scheduler need to know of it.
 
-    Sizes count elements; `context` is the longest sequence in tokens; `windows[i]` is layer i's sliding
-    window in tokens (None: full attention).
+    Sizes count elements; `context` is the longest sequence in tokens; `windows[i]` is layer i's
+    sliding window in tokens (None: full attention).
     """
 
     architecture: str
@@ -98,7 +100,7 @@ class ModelConfig:
     dtype: str = "float32"
 
     def window(self, layer: int) -> int | None:
-        """Return the sliding window of a layer in tokens, or None where it attends to everything."""
+        """Return a layer's sliding window in tokens, or None where it sees everything."""
         return self.windows[layer] if self.windows else None
 
 
@@ -108,9 +110,9 @@ class SchedulerConfig:
     """Budgets and order of the scheduler.
 
     max_batch_tokens: new tokens a step may run. max_sequences: sequences that may run at once.
-    policy: a name in `workbench.scheduler.POLICIES`, or a key function of a sequence (smallest first).
-    chunked_prefill: whether a prompt may be split over steps. prefix_reuse: whether a new sequence
-    looks for its prompt's blocks in the cache.
+    policy: a name in `workbench.scheduler.POLICIES`, or a key function of a sequence (smallest
+    first). chunked_prefill: whether a prompt may be split over steps. prefix_reuse: whether a new
+    sequence looks for its prompt's blocks in the cache.
     """
 
     max_batch_tokens: int = 2048
@@ -137,8 +139,8 @@ class SchedulerConfig:
 class EngineConfig:
     """Everything `build` needs to make an engine. `None` and `auto` are chosen from the machine.
 
-    num_blocks x block_size is the cache's capacity in tokens. `seed` fixes the draw of every request
-    that names no seed of its own.
+    num_blocks x block_size is the cache's capacity in tokens. `seed` fixes the draw of every
+    request that names no seed of its own.
     """
 
     model: str = "tinypy"

@@ -1,7 +1,7 @@
 """How every component shows itself: one line in a terminal, a small table in a notebook.
 
-A class that mixes in `Described` writes one method, `describe()`, and gets `repr` and `_repr_html_`.
-Values are escaped: prompt text is never read as HTML.
+A class that mixes in `Described` writes one method, `describe()`, and gets `repr` and
+`_repr_html_`. Values are escaped: prompt text is never read as HTML.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Typed errors: each says which field is wrong, what its value was, and how to mend it.
 
-Raised by every module for a user's mistake, always before anything is allocated. An `assert` is kept
-for our own bugs. Nothing here is ever raised to steer control flow inside the engine.
+Raised by every module for a user's mistake, always before anything is allocated. An `assert` is
+kept for our own bugs. Nothing here is ever raised to steer control flow inside the engine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ class WorkbenchError(Exception):
 class InvalidValue(WorkbenchError, ValueError):
     """One field holds a value that cannot work.
 
-    Attributes: `field` (dotted name), `value` (as given), `problem` (one clause), `fix` (what to do).
+    Attributes: `field` (dotted name), `value` (as given), `problem` (one clause), `fix` (what to
+    do).
     """
 
     def __init__(self, field: str, value: Any, problem: str, fix: str) -> None:
@@ -79,9 +80,9 @@ class NonFiniteLogits(WorkbenchError, ArithmeticError):
     def __init__(self, request_ids: Iterable[str]) -> None:
         self.request_ids = list(request_ids)
         super().__init__(
-            f"logits of request(s) {', '.join(self.request_ids)}: NaN, +inf or nothing above -inf, "
-            "so no token can be drawn. Abort them and step again; if it recurs, look at the weights, "
-            "the dtype (float16 overflows) or the kernel changed last."
+            f"logits of request(s) {', '.join(self.request_ids)}: NaN, +inf or nothing above "
+            "-inf, so no token can be drawn. Abort them and step again; if it recurs, look at the "
+            "weights, the dtype (float16 overflows) or the kernel changed last."
         )
 
 

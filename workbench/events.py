@@ -1,8 +1,8 @@
 """Facts the engine states about itself, and the bus that carries them.
 
 Parts emit frozen records (`if bus: bus.emit(…)`, so with no subscriber nothing is even built);
-observers subscribe. Enough is said to rebuild the allocator and the scheduler of any step. A subscriber
-that raises is detached with its traceback, and the engine goes on.
+observers subscribe. Enough is said to rebuild the allocator and the scheduler of any step. A
+subscriber that raises is detached with its traceback, and the engine goes on.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class BlockReleased(Event):
 
 @dataclass(frozen=True, slots=True)
 class BlockFreed(Event):
-    """Nobody refers to the block any more; `cached` tells whether its content can still be found."""
+    """Nobody refers to the block any more; `cached`: its content can still be found."""
 
     block_id: int
     cached: bool
@@ -179,7 +179,7 @@ Subscriber = Callable[[Event], Any]
 
 
 class EventBus(Described):
-    """Carries events to subscribers, in order, on the engine's thread. False while nobody listens."""
+    """Carries events to subscribers, in order, at once. False while nobody listens."""
 
     def __init__(self) -> None:
         self._subscribers: list[Subscriber] = []
@@ -198,7 +198,7 @@ class EventBus(Described):
         return bool(self._subscribers)
 
     def emit(self, event: Event) -> None:
-        """Give `event` to every subscriber. One that raises is detached, with a warning, and told of."""
+        """Give `event` to every subscriber; one that raises is detached, with a warning."""
         failed: list[tuple[Subscriber, str]] = []
         for subscriber in self._subscribers:
             try:

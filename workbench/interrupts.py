@@ -1,8 +1,8 @@
 """Ctrl-C that never lands in the middle of bookkeeping.
 
-The scheduler's two mutations (plan, commit) run inside `shielded()`: an interrupt that arrives there
-is held back and raised when the block ends, so a step is either planned or not, committed or not.
-User code (policies, subscribers) and the forward pass stay interruptible. Only the main thread
+The scheduler's two mutations (plan, commit) run inside `shielded()`: an interrupt that arrives
+there is held back and raised when the block ends, so a step is either planned or not, committed or
+not. User code (policies, subscribers) and the forward pass stay interruptible. Only the main thread
 receives signals, so elsewhere this does nothing.
 """
 
@@ -13,8 +13,8 @@ import threading
 from types import FrameType, TracebackType
 
 
-class shielded:  # noqa: N801 - used as a statement, like contextlib's own
-    """Context manager: hold SIGINT back until the block ends. Nests; not reentrant across threads."""
+class shielded:
+    """Context manager: hold SIGINT back until the block ends. It nests."""
 
     __slots__ = ("_active", "_arrived", "_previous")
 

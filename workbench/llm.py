@@ -28,12 +28,13 @@ Prompt = str | Tokens[int]
 class LLM(Described):
     """A model with an engine around it.
 
-    model: the name of an embedded model (`tinypy`), a checkpoint folder, or a hub id. Further keywords
-    are the fields of `EngineConfig`. Use it as a context manager, or call `close()`, to free its memory.
+    model: the name of an embedded model (`tinypy`), a checkpoint folder, or a hub id. Further
+    keywords are the fields of `EngineConfig`. Use it as a context manager, or call `close()`, to
+    free its memory.
     """
 
     def __init__(self, model: str | Path = "tinypy", **settings: Any) -> None:
-        """Raise `ConfigError` for an unknown keyword or value, `CheckpointError` for a bad model."""
+        """Raise `ConfigError` for a bad setting, `CheckpointError` for a bad model."""
         names = [field.name for field in fields(EngineConfig)]
         for name, value in settings.items():
             if name not in names:
@@ -48,7 +49,7 @@ class LLM(Described):
 
     def generate(
         self,
-        prompts: Prompt | list[Prompt],
+        prompts: Prompt | Tokens[Prompt],
         params: SamplingParams | list[SamplingParams] | None = None,
         *,
         progress: bool = True,
@@ -79,7 +80,7 @@ class LLM(Described):
         return {"name": self.config.model, **self.engine.describe()}
 
 
-def as_prompts(prompts: Prompt | list[Prompt]) -> list[Prompt]:
+def as_prompts(prompts: Prompt | Tokens[Prompt]) -> list[Prompt]:
     """Return a list of prompts: a bare text or a bare list of token ids counts as one."""
     if isinstance(prompts, str):
         return [prompts]

@@ -24,11 +24,12 @@ FinishReason = Literal["stop", "length", "abort"]
 class SamplingParams:
     """How the tokens of one request are chosen and when it ends.
 
-    max_tokens: new tokens at most. temperature: 0 is greedy. top_k: keep the k likeliest (None: all).
-    top_p: keep the smallest set holding this probability. min_p: drop tokens less likely than this
-    fraction of the likeliest. seed: fixes the draw whatever the batch. stop: strings that end the text
-    (left out of it unless include_stop_str). stop_token_ids: ids that end it. ignore_eos: go on past
-    the model's end token. logprobs: report this many top log-probabilities beside each chosen token.
+    max_tokens: new tokens at most. temperature: 0 is greedy. top_k: keep the k likeliest (None:
+    all). top_p: keep the smallest set holding this probability. min_p: drop tokens less likely than
+    this fraction of the likeliest. seed: fixes the draw whatever the batch. stop: strings that end
+    the text (left out of it unless include_stop_str). stop_token_ids: ids that end it. ignore_eos:
+    go on past the model's end token. logprobs: report this many top log-probabilities beside each
+    chosen token.
     """
 
     max_tokens: int = 128
@@ -159,7 +160,8 @@ class RequestMetrics:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One validated request. `prompt` is None where token ids were given; `priority`: smaller is sooner.
+    """One validated request. `prompt` is None where token ids were given; `priority`: smaller is
+    sooner.
 
     `namespace` separates prefix reuse: blocks are only shared between requests of equal namespace.
     """
@@ -206,6 +208,11 @@ class Sequence(Described):
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def finished(self) -> bool:
+        """Whether it has ended."""
+        return self.status is Status.FINISHED
+
+    @property
     def output_token_ids(self) -> list[int]:
         """A copy of the tokens generated so far."""
         return self.token_ids[self.num_prompt_tokens :]
@@ -224,7 +231,7 @@ class Sequence(Described):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log-probabilities (natural log, of the model's own distribution) where one token was chosen."""
+    """Natural log-probabilities of the model's own distribution where a token was chosen."""
 
     token_id: int
     logprob: float

@@ -24,7 +24,8 @@ def test_it_prints_what_the_tagged_cells_show(
         tmp_path / "demo.ipynb",
         ("print('not this')", []),
         ("print('a table')\n{'tokens_per_second': 6 * 7}", ["measured"]),
-        ("x = 1", ["measured"]),
+        ("import sys; print('50%|###', file=sys.stderr)", ["measured"]),
+        ("import ipywidgets; ipywidgets.IntSlider()", ["measured"]),
         ("'again'", ["other", "measured"]),
     )
     before = path.read_bytes()

@@ -28,14 +28,14 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, 
 def test_it_serves_the_notebooks_folder_on_loopback_with_a_token(
     tmp_path: Path, started: list[tuple[list[str], dict[str, str]]]
 ) -> None:
-    notebook = tmp_path / "mine.ipynb"
+    notebook = tmp_path / "my own.ipynb"
     notebook.touch()
     with pytest.raises(SystemExit):
         main(["lab", "--no-browser", "--notebook", str(notebook), "--jupyter=--debug"])
     ((command, environment),) = started
-    assert str(notebook) in command
+    assert "--LabApp.default_url=/lab/tree/my%20own.ipynb" in command
     assert {"--ServerApp.ip=127.0.0.1", "--no-browser", "--debug"} <= set(command)
-    assert f"--ServerApp.root_dir={tmp_path}" in command
+    assert f"--ServerApp.root_dir={tmp_path.resolve()}" in command
     assert not [option for option in command if "token" in option.lower()]
     assert environment["JUPYTER_PREFER_ENV_PATH"] == "1"
 

@@ -44,7 +44,7 @@ def tokens_of(length: int) -> Tensor:
 
 
 def run(model: DecoderLM, rows: list[Tensor], backend: str, prompt: int | None = None) -> Tensor:
-    """Return the logits [T, vocab] of whole sequences, packed; `prompt`: its length, if continued."""
+    """Return the logits [T, vocab] of whole sequences; `prompt`: its length, if continued."""
     lengths = [len(row) for row in rows]
     ctx = ForwardContext.without_cache(lengths, get_backend(backend, "cpu"))
     if prompt is not None:
@@ -54,7 +54,7 @@ def run(model: DecoderLM, rows: list[Tensor], backend: str, prompt: int | None =
 
 @torch.inference_mode()
 def greedy_with_cache(hf: Any, prompt: Tensor, steps: int) -> list[int]:
-    """Return the tokens that transformers decodes one by one with its KV cache, as `generate` does."""
+    """Return the tokens that transformers decodes one by one with its KV cache."""
     output = hf(prompt[None], use_cache=True)
     tokens = [int(output.logits[0, -1].argmax())]
     while len(tokens) < steps:
@@ -124,7 +124,7 @@ def test_dynamic_scaling_refuses_to_guess_beside_a_cache(checkpoint: Folder) -> 
     assert model.needs_rope_lens
     ctx = ForwardContext.without_cache([4], get_backend("reference", "cpu"))
     ctx.kv = []
-    with pytest.raises(ValueError, match="ForwardContext.rope_lens"):
+    with pytest.raises(ValueError, match=r"ForwardContext\.rope_lens"):
         model(torch.arange(4), ctx)
 
 

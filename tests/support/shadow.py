@@ -1,8 +1,8 @@
 """A stand-in for runner and model that knows what every KV slot must hold.
 
-It keeps, for each slot, the token list up to and including the slot's token. Before it "computes" a row
-it proves that the whole context of the row lies where the block table says: a wrong share, a lost copy or
-a block handed out twice shows at once.
+It keeps, for each slot, the token list up to and including the slot's token. Before it "computes" a
+row it proves that the whole context of the row lies where the block table says: a wrong share, a
+lost copy or a block handed out twice shows at once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Timing shared by the benchmarks: interleaved repeats, medians with their spread, foreign load.
 
-A row names everything needed to repeat it (commit, machine, versions, workload, seed); rows are appended
-to a JSON-lines file and never edited.
+A row names everything needed to repeat it (commit, machine, versions, workload, seed); rows are
+appended to a JSON-lines file and never edited.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -88,7 +88,7 @@ def machine() -> dict[str, Any]:
 
 
 def interleave(
-    candidates: dict[str, Callable[[int], Any]], repeats: int
+    candidates: Mapping[str, Callable[[int], Any]], repeats: int
 ) -> tuple[dict[str, Samples], dict[str, Any]]:
     """Run every candidate once per repeat, in turn, after one warm-up each.
 
@@ -96,7 +96,7 @@ def interleave(
     """
     samples = {name: Samples() for name in candidates}
     results: dict[str, Any] = {}
-    for name, candidate in candidates.items():
+    for candidate in candidates.values():
         candidate(-1)
     for repeat in range(repeats):
         for name, candidate in candidates.items():

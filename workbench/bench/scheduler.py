@@ -1,7 +1,8 @@
 """`workbench bench scheduler`: what a step costs beside the model, by number of running sequences.
 
-The real engine, scheduler and block manager run; runner and sampler are stand-ins that cost nothing, so
-the time left is planning, bookkeeping and output. The bound is 50 µs + 4 µs per sequence.
+The real engine, scheduler and block manager run; runner and sampler are stand-ins that cost
+nothing, so the time left is planning, bookkeeping and output. The bound is 50 µs + 4 µs per
+sequence.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class ConstantSampler:
 
 
 def idle_engine(num_sequences: int, num_tokens: int) -> Engine:
-    """Return an engine with room for these sequences of `num_tokens` tokens, whose model is free."""
+    """Return an engine with room for these sequences of `num_tokens`, whose model is free."""
     config = ModelConfig("none", 128, 1, 1, 0, 1, 1, 1, context=num_tokens + 1)
     model = SimpleNamespace(config=config, tokenizer=None, rope_scope=lambda _: None)
     blocks = num_sequences * (num_tokens // 16 + 2)

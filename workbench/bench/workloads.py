@@ -1,8 +1,8 @@
 """The seeded workloads that every CPU figure is measured on.
 
-Lengths depend on the workload's name only; token ids also on `repeat`, so that an engine that caches
-prefixes across calls gains nothing from an earlier repeat. All requests arrive at once and run to a
-fixed length.
+Lengths depend on the workload's name only; token ids also on `repeat`, so that an engine that
+caches prefixes across calls gains nothing from an earlier repeat. All requests arrive at once and
+run to a fixed length.
 """
 
 from __future__ import annotations

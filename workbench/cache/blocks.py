@@ -1,9 +1,9 @@
 """Who owns which block: allocation, reference counts, copy-on-write, prefix reuse, LRU eviction.
 
-A block holds the KV of `block_size` tokens in every layer. Each is exactly one of: *blank* (free, no
-content), *cached* (free, its content can be found again, evicted least recently used first) or *in use*
-(referred to by that many block tables). Driven by the scheduler, the only caller that changes anything;
-it knows nothing of tensors. `check()` proves the structure whole.
+A block holds the KV of `block_size` tokens in every layer. Each is exactly one of: *blank* (free,
+no content), *cached* (free, its content can be found again, evicted least recently used first) or
+*in use* (referred to by that many block tables). Driven by the scheduler, the only caller that
+changes anything; it knows nothing of tensors. `check()` proves the structure whole.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class OutOfBlocks(WorkbenchError, RuntimeError):
 
 @dataclass(slots=True)
 class BlockTable:
-    """A sequence's blocks in order; `hashes` names its first blocks as far as they are published."""
+    """A sequence's blocks in order; `hashes` names its first, published ones."""
 
     namespace: str
     block_ids: list[int] = field(default_factory=list)
@@ -64,7 +64,7 @@ class BlockManager(Described):
 
     @property
     def num_free(self) -> int:
-        """Blocks that can be allocated now, counting those whose cached content would be evicted."""
+        """Blocks that can be allocated now, cached ones (evicted for it) included."""
         return len(self._blank) + len(self._cached)
 
     @property
@@ -82,7 +82,7 @@ class BlockManager(Described):
         return -(-num_tokens // self.block_size)
 
     def lookup(self, token_ids: Tokens[int], namespace: str = "") -> PrefixLookup:
-        """Return the cached prefix of a token list, and why it ends where it does; change nothing."""
+        """Return the cached prefix of a token list, and why it ends there; change nothing."""
         return self.prefix.lookup(token_ids, self.block_size, namespace, self._namespaces)
 
     def num_missing(self, sequence_id: int, start: int, stop: int) -> int:
@@ -135,7 +135,7 @@ class BlockManager(Described):
         block_id = self._allocate(sequence_id)
         table.block_ids[index] = block_id
         del table.hashes[index:]
-        # The reference on `source` passes to the pending copy: its content must outlive the copying.
+        # The reference on `source` passes to the pending copy: its content must outlive that.
         self.pending_copies.append((source, block_id))
         if self.bus:
             self.bus.emit(BlockCopied(self.step, source, block_id, sequence_id, index))
@@ -153,7 +153,7 @@ class BlockManager(Described):
                 self.bus.emit(BlockCached(self.step, block_id, content_hash.hex()))
 
     def fork(self, sequence_id: int, child_id: int) -> None:
-        """Give `child_id` a table of the same blocks; whoever writes to a shared one copies it first."""
+        """Give `child_id` a table of the same blocks; who writes to a shared one copies it."""
         parent = self.tables[sequence_id]
         self.tables[child_id] = BlockTable(
             parent.namespace, list(parent.block_ids), list(parent.hashes)
@@ -164,7 +164,7 @@ class BlockManager(Described):
                 self.bus.emit(BlockShared(self.step, block_id, child_id, index))
 
     def finish_copies(self) -> None:
-        """Forget the pending copies, which the runner has carried out, and release their sources."""
+        """Forget the pending copies, now carried out, and release their sources."""
         copies, self.pending_copies = self.pending_copies, []
         for source, _ in copies:
             self._release(source)
@@ -183,7 +183,7 @@ class BlockManager(Described):
             self._release(block_id, sequence_id)
 
     def clear_cached(self) -> int:
-        """Forget all cached content that nobody refers to; return how many blocks that made blank."""
+        """Forget all cached content of free blocks; return how many that made blank."""
         count = len(self._cached)
         while self._cached:
             block_id = self._evict(sequence_id=None)
@@ -227,7 +227,7 @@ class BlockManager(Described):
     # --- proof --------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise `AssertionError` unless every block is blank, cached or in use, and counted right."""
+        """Raise `AssertionError` unless each block is blank, cached or in use, and counted."""
         expected = Counter(b for table in self.tables.values() for b in table.block_ids)
         expected.update(source for source, _ in self.pending_copies)
         blank, cached = set(self._blank), set(self._cached)

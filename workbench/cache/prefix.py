@@ -1,8 +1,9 @@
 """Finding computed blocks by content: the index behind prefix reuse.
 
-A full block is named by a hash chained over everything before it, so one lookup per block proves a whole
-prefix equal. The namespace (cache salt, adapter) seeds the chain. The index also remembers what was
-evicted, so that a miss can say why. Used by `BlockManager` alone; it never touches reference counts.
+A full block is named by a hash chained over everything before it, so one lookup per block proves a
+whole prefix equal. The namespace (cache salt, adapter) seeds the chain. The index also remembers
+what was evicted, so that a miss can say why. Used by `BlockManager` alone; it never touches
+reference counts.
 """
 
 from __future__ import annotations

@@ -22,13 +22,13 @@ def add_parser(commands: Commands) -> None:
 
 def run_cpu(arguments: list[str]) -> int:
     """The engine against Hugging Face `generate`, same weights, same process."""
-    from workbench.bench import cpu
+    from workbench.bench.cpu import main
 
-    return cpu.main(arguments)
+    return main(arguments)
 
 
 def run_scheduler(arguments: list[str]) -> int:
     """Scheduler and bookkeeping per step, without a model."""
-    from workbench.bench import scheduler
+    from workbench.bench.scheduler import main
 
-    return scheduler.main(arguments)
+    return main(arguments)

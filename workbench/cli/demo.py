@@ -1,7 +1,7 @@
 """`workbench demo`: execute the full-engine notebook without a browser and print what it measured.
 
-Leaves the executed notebook as HTML in `.artifacts/` and prints the text of every output of the
-cells that carry the tag `measured`. The notebook file itself is not changed.
+Leaves the executed notebook as HTML in `.artifacts/` and prints what the cells that carry the tag
+`measured` show, as text. The notebook file itself is not changed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from workbench.cli.delegate import Commands
 
 TAG = "measured"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def add_parser(commands: Commands) -> None:
@@ -78,10 +79,16 @@ def write_html(notebook: Any, page: Path) -> Path:
 
 
 def measured(notebook: Any) -> Iterator[str]:
-    """Yield the text of every output of the cells tagged `measured`, in order."""
+    """Yield the text of every output of the cells tagged `measured`, in order.
+
+    Left out is what says nothing as text: progress bars (standard error) and widgets.
+    """
     for cell in notebook.cells:
         if cell.cell_type == "code" and TAG in cell.metadata.get("tags", []):
             for output in cell.outputs:
-                text = output.get("text") or output.get("data", {}).get("text/plain", "")
+                data = output.get("data", {})
+                if output.get("name") == "stderr" or WIDGET in data:
+                    continue
+                text = output.get("text") or data.get("text/plain", "")
                 if text.strip():
                     yield text.rstrip()

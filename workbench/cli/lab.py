@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from workbench.cli.places import START_NOTEBOOK, repository_root
 from workbench.errors import InvalidValue
@@ -32,13 +33,16 @@ def add_parser(commands: Commands) -> None:
 
 
 def lab_command(notebook: Path, root: Path, *, browser: bool, port: int | None) -> list[str]:
-    """Return the command that serves `root` on loopback and opens `notebook`.
+    """Return the command that serves `root` on loopback and opens `notebook`, which lies in it.
 
     JupyterLab makes a random token by itself; nothing here may turn that off.
     """
     # -P: the folder the command is called from stays off the server's sys.path.
-    command = [sys.executable, "-P", "-m", "jupyterlab", str(notebook)]
+    command = [sys.executable, "-P", "-m", "jupyterlab"]
     command += [f"--ServerApp.root_dir={root}", "--ServerApp.ip=127.0.0.1"]
+    # Not as the file to open: the address printed for --no-browser would not lead to it.
+    opened = quote(notebook.relative_to(root).as_posix())
+    command.append(f"--LabApp.default_url=/lab/tree/{opened}")
     if port is not None:
         command.append(f"--ServerApp.port={port}")
     if not browser:
@@ -51,7 +55,7 @@ def lab_command(notebook: Path, root: Path, *, browser: bool, port: int | None) 
 def run(args: argparse.Namespace) -> int:
     """Become JupyterLab; raises `InvalidValue` where the notebook does not exist."""
     root = repository_root()
-    notebook: Path = args.notebook.absolute() if args.notebook else root / START_NOTEBOOK
+    notebook: Path = args.notebook.resolve() if args.notebook else root / START_NOTEBOOK
     if not notebook.is_file():
         raise InvalidValue("notebook", str(notebook), "no such file", "Name one: --notebook PATH")
     root = root if notebook.is_relative_to(root) else notebook.parent

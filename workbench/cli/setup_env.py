@@ -39,10 +39,10 @@ class Installer:
 
     def install(self, *requirements: str, quiet: bool = False) -> bool:
         """Install pip-style requirements; return whether it worked."""
-        command = [*self.command, *requirements]
-        print("+", shlex.join(command), flush=True)
+        # Not the whole command: an index URL may carry a password.
+        print("+", self.name, "install", shlex.join(requirements), flush=True)
         done = subprocess.run(
-            command,
+            [*self.command, *requirements],
             cwd=ROOT,
             env={**os.environ, **self.env},
             stdin=subprocess.DEVNULL,
@@ -190,10 +190,12 @@ def fill_venv(venv: Path, package: Sequence[str], build: str, installer_name: st
     installer = pick_installer(venv, uv, settings)
     version = pinned_version((ROOT / "constraints.txt").read_text(encoding="utf-8"), "torch")
     has_sources = any(settings.get(k) for k in ("index-url", "extra-index-url", "find-links"))
-    print(f"set-up of {venv}: Python {sys.version.split()[0]}, {installer.name}, torch {build}")
+    print(f"set-up of {venv}: Python {sys.version.split()[0]}, torch for {build}")
+    print("the first time this takes from ten seconds (uv) to some minutes (pip)", flush=True)
     ways = torch_requirements(version, build, sys.platform, has_sources)
     if not any(installer.install(*way, quiet=way is not ways[-1]) for way in ways):
-        raise SetupError(f"torch {version} ({build}) could not be installed")
+        hint = "; TORCH=cuda takes the plain wheel, large, which runs on CPUs too"
+        raise SetupError(f"torch {version} ({build}) could not be installed{hint}")
     if not installer.install(*package):
         hint = "; `make setup INSTALLER=pip` tries without uv" if uv else ""
         raise SetupError(f"the packages could not be installed{hint}")

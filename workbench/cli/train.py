@@ -20,6 +20,6 @@ def add_parser(commands: Commands) -> None:
 
 def run_base(arguments: list[str]) -> int:
     """The embedded base model."""
-    from workbench.train import base
+    from workbench.train.base import main
 
-    return base.main(arguments)
+    return main(arguments)

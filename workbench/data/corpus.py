@@ -1,7 +1,7 @@
 """Build the training corpus out of the Python source on this machine.
 
-Run as `python -m workbench.data.corpus --out FOLDER`. Leaves `train.bin` (token ids), `heldout.jsonl`
-(whole files), `tokenizer/` and `manifest.json` (what went in, with licences and counts) in the folder.
+Run as `python -m workbench.data.corpus --out FOLDER`. Leaves in the folder `train.bin` (token ids),
+`heldout.jsonl` (whole files), `tokenizer/`, and `manifest.json` (what went in, licences, counts).
 It reads source files only; it imports, executes and downloads nothing.
 """
 
@@ -56,7 +56,7 @@ def build(
     executor: Executor,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Clean, split, train the tokenizer, encode; write the files to `out` and return the manifest."""
+    """Clean, split, train the tokenizer, encode, write to `out`; returns the manifest."""
     started = time.perf_counter()
     clean, rejected = clean_files(files, executor)
     _say(f"{len(files)} files read, {len(clean)} clean, {time.perf_counter() - started:.0f} s")
@@ -68,7 +68,7 @@ def build(
     tokens, lengths = encode_documents(
         [document.text for _, document in documents], out / "tokenizer", executor
     )
-    held_out, held_out_lengths = encode_documents(
+    _, held_out_lengths = encode_documents(
         [file.text for file in split.held_out], out / "tokenizer", executor
     )
     tokenizer = load_tokenizer(out / "tokenizer")
@@ -114,7 +114,8 @@ def describe(
     for file in [*split.train, *split.held_out]:
         name = file.origin.name
         row = rows.setdefault(name, defaultdict(int, name=name, licence=file.origin.licence))
-        row["version"] = file.origin.version
+        if file.origin.version not in (versions := row.setdefault("version", "").split(" + ")):
+            row["version"] = " + ".join(sorted(filter(None, [*versions, file.origin.version])))
         part = "held_out" if file.held_out else "train"
         row[f"{part}_files"] += 1
         row[f"{part}_bytes"] += len(file.text.encode("utf-8", "surrogatepass"))

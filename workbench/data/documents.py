@@ -1,7 +1,7 @@
 """Training documents out of one cleaned file: the file, its functions, classes and some methods.
 
-Called by the corpus builder in its worker processes. People prompt a code model with the head of one
-function, so about half of what it learns from has to begin there. Nothing here reads files.
+Called by the corpus builder in its worker processes. People prompt a code model with the head of
+one function, so about half of what it learns from has to begin there. Nothing here reads files.
 """
 
 from __future__ import annotations
@@ -59,26 +59,27 @@ def _chosen(tree: ast.Module, lines: list[str]) -> Iterator[tuple[Kind, _Functio
         if isinstance(node, _Function):
             yield "function", node
         elif isinstance(node, ast.ClassDef):
-            large = sum(map(len, lines[_first(node) : node.end_lineno])) > _LARGEST_DEFINITION
+            large = sum(map(len, lines[first_line(node) : node.end_lineno])) > _LARGEST_DEFINITION
             if not large:
                 yield "class", node
             share = _METHOD_SHARE_OF_LARGE_CLASS if large else _METHOD_SHARE
             for method in node.body:
                 if isinstance(method, _Function) and not method.name.startswith("__"):
-                    body = "\n".join(lines[_first(method) : method.end_lineno])
+                    body = "\n".join(lines[first_line(method) : method.end_lineno])
                     if stable_hash(body) % share == 0:
                         yield "method", method
 
 
-def _first(node: _Function | ast.ClassDef) -> int:
-    """The index of a definition's first line, decorators included."""
-    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 1
+def first_line(node: ast.stmt) -> int:
+    """The index of a statement's first line, decorators included."""
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+    return min([node.lineno, *(decorator.lineno for decorator in decorators)]) - 1
 
 
 def _piece(node: _Function | ast.ClassDef, lines: list[str]) -> str | None:
-    if _is_stub(node):
+    if is_stub(node):
         return None
-    piece = textwrap.dedent("\n".join(lines[_first(node) : node.end_lineno])) + "\n"
+    piece = textwrap.dedent("\n".join(lines[first_line(node) : node.end_lineno])) + "\n"
     if not _SMALLEST_DEFINITION <= len(piece) <= _LARGEST_DEFINITION:
         return None
     if node.col_offset:  # dedenting a string that spans lines can break a method
@@ -89,7 +90,8 @@ def _piece(node: _Function | ast.ClassDef, lines: list[str]) -> str | None:
     return piece
 
 
-def _is_stub(node: _Function | ast.ClassDef) -> bool:
+def is_stub(node: _Function | ast.ClassDef) -> bool:
+    """Whether a definition does nothing: a docstring, `...` or `pass` is all there is."""
     return all(
         isinstance(statement, ast.Pass)
         or (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))

@@ -1,7 +1,7 @@
 """The one rule that says which modules no model of this project is trained on.
 
-Called by the corpus builder and by the prompt suite. The rule reads names alone, so a module is held
-out on every machine and in every Python version alike; it never looks at a file's text.
+Called by the corpus builder and by the prompt suite. The rule reads names alone, so a module is
+held out on every machine and in every Python version alike; it never looks at a file's text.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which installed distributions carry a permissive licence.
 
-Called by `workbench.data.sources`. Reads only a distribution's own metadata, in the order of how much
-each field can be trusted: SPDX expression, classifiers, free-text field, then the licence file itself.
-It never guesses: what it cannot place is not permissive.
+Called by `workbench.data.sources`. Reads only a distribution's own metadata, in the order of how
+far each can be trusted: SPDX expression, classifiers, free-text field, the licence file itself. It
+never guesses: what it cannot place is not permissive.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ _LONGEST_NAME = 80  # a licence field longer than this is the licence's text
 
 
 def permissive_licence(distribution: Distribution) -> str | None:
-    """The permissive licence of `distribution` (SPDX-like name), or `None` if it has none we know."""
+    """The permissive licence of `distribution` (SPDX-like), or `None` if it has none we know."""
     metadata = distribution.metadata
-    expression = metadata.get("License-Expression")
+    expression = field_of(distribution, "License-Expression")
     if expression:
         return expression if permissive_expression(expression) else None
     classifiers = [
@@ -71,10 +71,16 @@ def permissive_licence(distribution: Distribution) -> str | None:
         names = [_CLASSIFIERS.get(name) for name in classifiers]
         found = sorted({name for name in names if name})
         return " AND ".join(found) if all(names) else None
-    field = (metadata.get("License") or "").strip()
+    field = field_of(distribution, "License").strip()
     if field and field.upper() != "UNKNOWN":
         return licence_of_text(field)
     return _licence_file(distribution)
+
+
+def field_of(distribution: Distribution, field: str) -> str:
+    """A metadata field's text; empty where the distribution does not have it."""
+    values = distribution.metadata.get_all(field) or []
+    return str(values[0]) if values else ""
 
 
 def permissive_expression(expression: str) -> bool:

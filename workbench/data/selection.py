@@ -1,7 +1,7 @@
 """Which of the cleaned files are used, and on which side of the split they fall.
 
-Called by the corpus builder. Deterministic: the same files give the same corpus whatever the order in
-which the workers return them. It never changes a text.
+Called by the corpus builder. Deterministic: the same files give the same corpus whatever the order
+in which the workers return them. It never changes a text.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from workbench.data.documents import Document, digest_of
+from workbench.data.documents import Document
 from workbench.data.holdout import STDLIB, is_held_out, stable_hash
 from workbench.data.sources import Origin
 
@@ -136,6 +136,3 @@ def _limit(sizes: dict[str, int], max_share: float) -> int:
         total = sum(size if name == STDLIB else min(size, limit) for name, size in sizes.items())
         limit = min(limit, int(max_share * total) + 1)
     return limit
-
-
-__all__ = ["CleanFile", "Split", "digest_of", "split_files", "training_documents"]

@@ -13,7 +13,7 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 from workbench.data.holdout import STDLIB
-from workbench.data.licences import permissive_licence
+from workbench.data.licences import field_of, permissive_licence
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class LeftOut:
 
 
 def stdlib_files(folder: Path | None = None, version: str | None = None) -> list[SourceFile]:
-    """The standard library's files under `folder` (default: of the running Python), tests included."""
+    """The standard library's files under `folder` (default: the running Python's), tests too."""
     root = folder or Path(sysconfig.get_path("stdlib"))
     origin = Origin(STDLIB, version or platform.python_version(), "PSF-2.0")
     files = []
@@ -90,14 +90,15 @@ def module_name(relative: Path) -> str:
 
 
 def _name(distribution: Distribution) -> str:
-    return distribution.metadata.get("Name") or ""
+    return field_of(distribution, "Name")
 
 
 def _declared(distribution: Distribution) -> str:
-    metadata = distribution.metadata
-    classifiers = [c for c in metadata.get_all("Classifier") or [] if c.startswith("License")]
-    declared = metadata.get("License-Expression") or "; ".join(classifiers)
-    return " ".join((declared or metadata.get("License") or "none stated").split())[:120]
+    classifiers = [
+        c for c in distribution.metadata.get_all("Classifier") or [] if c.startswith("License")
+    ]
+    declared = field_of(distribution, "License-Expression") or "; ".join(classifiers)
+    return " ".join((declared or field_of(distribution, "License") or "none stated").split())[:120]
 
 
 def _files_of(distribution: Distribution, origin: Origin) -> Iterator[SourceFile]:

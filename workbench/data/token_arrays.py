@@ -25,7 +25,7 @@ _CHUNK = 512  # documents handed to a worker at once
 def encode_documents(
     texts: Sequence[str], tokenizer_folder: Path, executor: Executor
 ) -> tuple[TokenArray, list[int]]:
-    """All documents as one array, and each document's number of tokens (`<bos>`, `<eos>` included)."""
+    """All documents as one array, and each one's number of tokens, `<bos>` and `<eos>` included."""
     chunks = [list(texts[start : start + _CHUNK]) for start in range(0, len(texts), _CHUNK)]
     folders = [str(tokenizer_folder)] * len(chunks)
     arrays: list[TokenArray] = []

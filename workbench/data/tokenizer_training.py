@@ -14,8 +14,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 
 VOCAB_SIZE = 4096
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
-SPECIAL_TOKENS = (PAD, BOS, EOS, "<|im_start|>", "<|im_end|>") + tuple(
-    f"<reserved_{number}>" for number in range(5, 16)
+SPECIAL_TOKENS = (
+    *(PAD, BOS, EOS, "<|im_start|>", "<|im_end|>"),
+    *(f"<reserved_{number}>" for number in range(5, 16)),
 )
 """Their places in this tuple are their ids."""
 
@@ -24,7 +25,7 @@ SPECIAL_TOKENS = (PAD, BOS, EOS, "<|im_start|>", "<|im_end|>") + tuple(
 _PIECES = (
     r"\n+ *"
     r"|[^\r\n\p{L}\p{N}]?\p{L}+"
-    r"|\p{N}"
+    r"| ?\p{N}"
     r"| ?[^\s\p{L}\p{N}]+"
     r"|[^\S\n]+(?!\S)"
     r"|[^\S\n]+"

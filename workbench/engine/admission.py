@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def encode_prompt(
     prompt: str | Tokens[int], tokenizer: Tokenizer | None, vocab_size: int
 ) -> tuple[int, ...]:
-    """Return a prompt's token ids; raise `RequestError` if it is empty or outside the vocabulary."""
+    """Return a prompt's token ids; raise `RequestError` for none, or unknown ones."""
     if isinstance(prompt, str):
         if tokenizer is None:
             raise RequestError(
@@ -80,8 +80,8 @@ def make_sequence(
 ) -> Sequence:
     """Return the sequence of a request, or raise `RequestError`; see the functions above.
 
-    A request without a seed gets one: drawn from `default_seed` and its number if that is given, else
-    from the operating system.
+    A request without a seed gets one: drawn from `default_seed` and its number if that is given,
+    else from the operating system.
     """
     params = request.params
     check_params(params, config.vocab_size)

@@ -2,8 +2,8 @@
 
     schedule ─► plan ─► run ─► logits ─► sample ─► tokens ─► commit
 
-Between two steps everything may be looked at, changed or swapped. The engine owns no tensors and makes
-no decisions: it connects a scheduler, a runner and a sampler, and keeps the list of requests.
+Between two steps everything may be looked at, changed or swapped. The engine owns no tensors and
+makes no decisions: it connects a scheduler, a runner and a sampler, and keeps the list of requests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from workbench.errors import RequestFinished as AlreadyFinished
 from workbench.events import EventBus, RequestAdded, StepDone
 from workbench.models import DecoderLM
 from workbench.ops import get_backend
-from workbench.request import Request, RequestOutput, SamplingParams, Sequence, Status
+from workbench.request import Request, RequestOutput, SamplingParams, Sequence
 from workbench.run import Runner
 from workbench.sample import Sampler
 from workbench.scheduler import Policy, Scheduler, get_policy
@@ -32,9 +32,9 @@ from workbench.scheduler import Policy, Scheduler, get_policy
 class Engine(Described):
     """An LLM engine made of parts that were made elsewhere (by hand, or by `workbench.build`).
 
-    The parts are public attributes and share `bus`. `add` queues a request, `step` runs one iteration,
-    `run` steps until nothing is left, `stream` and `generate` are loops over `step`. `seed`: base of
-    the seeds of requests that bring none.
+    The parts are public attributes and share `bus`. `add` queues a request, `step` runs one
+    iteration, `run` steps until nothing is left, `stream` and `generate` are loops over `step`.
+    `seed`: base of the seeds of requests that bring none.
     """
 
     def __init__(
@@ -109,8 +109,8 @@ class Engine(Described):
         """Queue a request and return its id.
 
         prompt: text, or token ids. priority: used by the `priority` policy. namespace: keeps prefix
-        reuse apart from other namespaces. Raises `RequestError` for anything that could not run to its
-        end; nothing is queued then.
+        reuse apart from other namespaces. Raises `RequestError` for anything that could not run to
+        its end; nothing is queued then.
         """
         self._require_open()
         config = self.model.config
@@ -144,7 +144,7 @@ class Engine(Described):
         Raises `UnknownRequest`, or `RequestFinished` if it has already ended.
         """
         sequence = self._sequence(request_id)
-        if sequence.status is Status.FINISHED:
+        if sequence.finished:
             raise AlreadyFinished(request_id, str(sequence.finish_reason))
         self.scheduler.finish(sequence, "abort")
         return self.output(request_id)
@@ -180,9 +180,9 @@ class Engine(Described):
         """Step the engine until this request ends, yielding its output after each of its tokens."""
         sequence = self._sequence(request_id)
         seen = sequence.num_output_tokens
-        while sequence.status is not Status.FINISHED:
+        while not sequence.finished:
             self.step()
-            if sequence.num_output_tokens > seen or sequence.status is Status.FINISHED:
+            if sequence.num_output_tokens > seen or sequence.finished:
                 seen = sequence.num_output_tokens
                 yield self.output(request_id)
 
@@ -235,7 +235,7 @@ class Engine(Described):
         sampler: Sampler | None = None,
         backend: str | None = None,
     ) -> None:
-        """Replace parts between two steps, while requests run. Raises `ConfigError` for unknown names."""
+        """Replace parts between two steps, while requests run; `ConfigError` if unknown."""
         self._require_open()
         policy = None if scheduler_policy is None else get_policy(scheduler_policy)
         new_backend = None if backend is None else get_backend(backend, self.runner.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workbench.request import CompletionOutput, RequestOutput, Sequence, Status
+from workbench.request import CompletionOutput, RequestOutput, Sequence
 
 if TYPE_CHECKING:
     from workbench.models.tokenizer import Tokenizer
@@ -21,7 +21,7 @@ def make_output(sequence: Sequence, tokenizer: Tokenizer | None) -> RequestOutpu
         text = sequence.stream.text
     else:
         text = tokenizer.decode(token_ids) if tokenizer is not None else ""
-        if sequence.status is not Status.FINISHED:
+        if not sequence.finished:
             text = text.rstrip("\ufffd")  # a character whose last bytes are still to come
     completion = CompletionOutput(
         index=0,
@@ -37,6 +37,6 @@ def make_output(sequence: Sequence, tokenizer: Tokenizer | None) -> RequestOutpu
         prompt=request.prompt,
         prompt_token_ids=list(request.prompt_token_ids),
         outputs=[completion],
-        finished=sequence.status is Status.FINISHED,
+        finished=sequence.finished,
         metrics=sequence.metrics,
     )

@@ -152,7 +152,7 @@ def _check(model: DecoderLM, pieces: list[Piece], checkpoint: Checkpoint) -> Non
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:
-    """Return the folder's tokenizer; None for bare weights, with no file of any tokenizer beside."""
+    """Return the folder's tokenizer; None for bare weights, without any tokenizer file."""
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         return None
     from workbench.models.tokenizer import Tokenizer  # imports transformers: seconds

@@ -18,7 +18,8 @@ class IncrementalText(Described):
 
     `text` is all of it; `take` gives it out piece by piece, never a piece that a stop string could
     still take back. After the end of the sequence, `finish` adds what waits for more tokens; then
-    the text equals a decode of all ids, unless a stop string cut it.
+    the text equals a decode of all ids, unless a stop string cut it (or the ids spell bytes that
+    are no text: see `WindowStream`).
     """
 
     def __init__(

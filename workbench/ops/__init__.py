@@ -1,7 +1,8 @@
 """The one door to the operations of a forward pass.
 
-`get_backend(name, device)` returns a `Backend` (the contract is `workbench.batch.Backend`). Which one an
-engine uses is its own explicit choice, carried in the `ForwardContext`: nothing here is global.
+`get_backend(name, device)` returns a `Backend` (the contract is `workbench.batch.Backend`). Which
+one an engine uses is its own explicit choice, carried in the `ForwardContext`: nothing here is
+global.
 """
 
 from __future__ import annotations

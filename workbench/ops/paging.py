@@ -1,8 +1,8 @@
 """Reading and writing the paged KV tensor of one layer.
 
 A layer's tensor is [2, num_blocks, block_size, K, D], keys then values, so that the blocks of a
-sequence gather into [L, K, D] without a further copy. A slot is block * block_size + offset. Called by
-the torch backends only.
+sequence gather into [L, K, D] without a further copy. A slot is block * block_size + offset. Called
+by the torch backends only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The plain torch backend: the oracle that every faster one is checked against.
 
-Each operation is written as its definition, in float32 where the definition sums; attention loops over
-the rows. Slow, short, differentiable without a cache.
+Each operation is written as its definition, in float32 where the definition sums; attention loops
+over the rows. Slow, short, differentiable without a cache.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
+import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.batch import ForwardContext
@@ -55,9 +55,10 @@ class ReferenceBackend(Described):
         self, q: Tensor, k: Tensor, v: Tensor, layer: int, ctx: ForwardContext
     ) -> list[tuple[int, Tensor, Tensor, Tensor]]:
         """Return (row, keys [L, K, D], values [L, K, D], queries [n, H, D]) of every row."""
-        queries = q.split(ctx.query_lens)
+        queries = torch.split(q, ctx.query_lens)
         if ctx.kv is None:
-            parts = zip(k.split(ctx.query_lens), v.split(ctx.query_lens), queries, strict=True)
+            keys, values = torch.split(k, ctx.query_lens), torch.split(v, ctx.query_lens)
+            parts = zip(keys, values, queries, strict=True)
             return [(row, *part) for row, part in enumerate(parts)]
         assert ctx.slot_mapping is not None, "a context with a cache has slots"
         assert ctx.block_tables is not None, "a context with a cache has block tables"
@@ -66,8 +67,8 @@ class ReferenceBackend(Described):
         rows = []
         for row, length in enumerate(ctx.kv_lens):
             num_blocks = -(-length // kv.shape[2])
-            keys, values = gather(kv, ctx.block_tables[row : row + 1, :num_blocks])
-            rows.append((row, keys[0, :length], values[0, :length], queries[row]))
+            k_all, v_all = gather(kv, ctx.block_tables[row : row + 1, :num_blocks])
+            rows.append((row, k_all[0, :length], v_all[0, :length], queries[row]))
         return rows
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -105,8 +106,8 @@ def causal_mask(
 ) -> Tensor:
     """Return [num_queries, num_keys] bool, True where a query may look.
 
-    The queries are the last `num_queries` of the `num_keys` positions. With a window of w, a token sees
-    itself and the w - 1 tokens before it.
+    The queries are the last `num_queries` of the `num_keys` positions. With a window of w, a token
+    sees itself and the w - 1 tokens before it.
     """
     ends = torch.arange(num_keys - num_queries, num_keys, device=device).unsqueeze(1)
     keys = torch.arange(num_keys, device=device).unsqueeze(0)
@@ -115,7 +116,7 @@ def causal_mask(
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Return softmax(q k^T * scale, masked) v for q [n, H, D], k and v [L, K, D]; softmax in float32."""
+    """Return softmax(q k^T * scale) v, masked, for q [n, H, D], k and v [L, K, D]."""
     groups = q.shape[1] // k.shape[1]
     k = k.to(q.dtype).repeat_interleave(groups, dim=1)
     v = v.to(q.dtype).repeat_interleave(groups, dim=1)

@@ -1,8 +1,8 @@
 """The backend over torch's `scaled_dot_product_attention`, for CPU and CUDA.
 
-Decode rows (one new token) run as few batches of similar length, each gathered from the cache into a
-padded tensor; the other rows run one by one. Indices and masks are worked out once a step and shared by
-all layers.
+Decode rows (one new token) run as few batches of similar length, each gathered from the cache into
+a padded tensor; the other rows run one by one. Indices and masks are worked out once a step and
+shared by all layers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
+import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.batch import ForwardContext
@@ -30,6 +30,7 @@ class _DecodeGroup:
     rows: Tensor | None
     block_ids: Tensor  # [S, B]
     length: int  # keys kept of B * block_size
+    padding: Tensor | None  # gathered slots (row * B * block_size + key) beyond a row's context
     mask: dict[int | None, Tensor | None]  # window -> [S, 1, 1, length] bool, None: see everything
 
 
@@ -50,7 +51,7 @@ class _Prepared:
 
 
 class SDPABackend(ReferenceBackend):
-    """`Backend` whose attention is torch's fused one; norms and rotations use torch's fused forms."""
+    """`Backend` whose attention and norm are torch's fused ones."""
 
     name = "sdpa"
 
@@ -103,10 +104,19 @@ class SDPABackend(ReferenceBackend):
         else:
             index = torch.tensor(rows, device=self.device)
             block_ids = ctx.block_tables[index, :num_blocks]
-        group = _DecodeGroup(index, block_ids.contiguous(), length, {})
-        if all(ctx.kv_lens[row] == length for row in rows):
+        padding = self._padding([ctx.kv_lens[row] for row in rows], length, num_blocks * block_size)
+        group = _DecodeGroup(index, block_ids.contiguous(), length, padding, {})
+        if padding is None:
             group.mask[None] = None
         return group
+
+    def _padding(self, lengths: list[int], longest: int, width: int) -> Tensor | None:
+        """Return which of [S * width] gathered slots lie in a row's padding; None if none does."""
+        if min(lengths) == longest:
+            return None
+        keys = torch.arange(width)
+        slots = (keys >= torch.tensor(lengths).unsqueeze(1)) & (keys < longest)
+        return slots.view(-1).nonzero()[:, 0].to(self.device, non_blocking=True)
 
     def attention(
         self,
@@ -159,6 +169,10 @@ class SDPABackend(ReferenceBackend):
         assert kv is not None, "decode rows have a cache"
         rows, heads, dim = q.shape
         keys, values = gather(kv, group.block_ids, self._scratch_for(kv, group.block_ids.numel()))
+        if group.padding is not None:
+            # What lies there is a stranger's. A mask gives it weight 0, but 0 times NaN is NaN.
+            for side in (keys, values):
+                side.flatten(0, 1).index_fill_(0, group.padding, 0)
         kv_heads = keys.shape[2]
         # Query heads that share a key head become that head's queries, so keys are not repeated.
         queries = q.view(rows, kv_heads, heads // kv_heads, dim)

@@ -1,7 +1,8 @@
-"""A plan as tensors: the packed token ids, and the `ForwardContext` that says where each token goes.
+"""A plan as tensors: the packed token ids, and the `ForwardContext` that says where each token
+goes.
 
-All integers of a step are laid out in one host buffer and moved to the device in one copy. Called by the
-runner once per step; it reads sequences and block tables and changes neither.
+All integers of a step are laid out in one host buffer and moved to the device in one copy. Called
+by the runner once per step; it reads sequences and block tables and changes neither.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from workbench.cache import KVCache
 
 @dataclass(slots=True)
 class StepInputs:
-    """token_ids [T] int64; ctx; logit_rows [R] int64: the packed positions whose logits are wanted."""
+    """token_ids [T] int64; ctx; logit_rows [R] int64: packed positions that sample."""
 
     token_ids: Tensor
     ctx: ForwardContext
@@ -90,4 +91,4 @@ class InputBuilder:
         """Move int64 columns to the device in one copy."""
         packed = torch.from_numpy(np.concatenate(columns))
         moved = packed.to(self.device, non_blocking=True)
-        return list(moved.split([len(column) for column in columns]))
+        return list(torch.split(moved, [len(column) for column in columns]))

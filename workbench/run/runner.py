@@ -1,7 +1,7 @@
 """`Runner`: one forward pass of the model over a plan's packed batch.
 
-Takes a `StepPlan`, returns the logits of the rows that sample. It carries out the plan's block copies
-first, and writes KV only through the attention op; sequences and blocks it just reads.
+Takes a `StepPlan`, returns the logits of the rows that sample. It carries out the plan's block
+copies first, and writes KV only through the attention op; sequences and blocks it just reads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from workbench.run.inputs import InputBuilder
 
 
 class Runner(Described):
-    """Runs a model eagerly over a cache with one backend; `backend` may be replaced between steps."""
+    """Runs a model over a cache, eagerly; `backend` may be replaced between steps."""
 
     def __init__(self, model: DecoderLM, cache: KVCache, backend: str | Backend = "auto") -> None:
         """Raise `ConfigError` if model and cache do not fit together or the backend is unknown."""

@@ -38,14 +38,13 @@ class RowGroup:
     indices: their rows in the batch; `rows` is the same on the device, None where they are the
     whole batch. ranked: whether tokens must be in order of likelihood (top-k or top-p). width: how
     many candidates always suffice; None where only the probabilities can tell. The filters' tensors
-    are [G, 1], and None where no row uses that filter; keys are [G], on the CPU.
+    are [G, 1], and None where no row uses that filter.
     """
 
     indices: list[int]
     rows: Tensor | None
     ranked: bool
     width: int | None
-    keys: Tensor
     temperature: Tensor
     top_k: Tensor | None
     top_p: Tensor | None
@@ -56,13 +55,15 @@ class RowGroup:
 class SamplingTensors:
     """The parameters of one list of sequences: its sampled rows in `groups`; the others are greedy.
 
-    logprob_rows: the rows that want log-probabilities.
+    keys: the random streams of the sampled rows, group after group, int64 on the CPU; None where
+    there are none. logprob_rows: the rows that want log-probabilities.
     """
 
     sequences: list[Sequence]
     device: torch.device
     vocab_size: int
     groups: tuple[RowGroup, ...]
+    keys: Tensor | None
     num_greedy: int
     logprob_rows: tuple[int, ...]
 
@@ -79,13 +80,20 @@ class SamplingTensors:
         for i in sampled:
             kinds[_kind(params[i], vocab_size)].append(i)
         groups = tuple(
-            _group(kind, indices, sequences, vocab_size, device)
+            _group(kind, indices, params, vocab_size, device)
             for kind, indices in kinds.items()
             if indices
         )
-        wanting = tuple(i for i, p in enumerate(params) if p.logprobs is not None)
-        num_greedy = len(params) - len(sampled)
-        return cls(list(sequences), device, vocab_size, groups, num_greedy, wanting)
+        seeds = [sequences[i].seed for group in groups for i in group.indices]
+        return cls(
+            sequences=list(sequences),
+            device=device,
+            vocab_size=vocab_size,
+            groups=groups,
+            keys=stream_keys(seeds) if seeds else None,
+            num_greedy=len(params) - len(sampled),
+            logprob_rows=tuple(i for i, p in enumerate(params) if p.logprobs is not None),
+        )
 
     def fits(self, sequences: list[Sequence], logits: Tensor) -> bool:
         """Whether these are the parameters of `sequences`: the same objects, in the same rows."""
@@ -106,13 +114,13 @@ def _kind(params: SamplingParams, vocab_size: int) -> str:
 def _group(
     kind: str,
     indices: list[int],
-    sequences: list[Sequence],
+    batch: list[SamplingParams],
     vocab_size: int,
     device: torch.device,
 ) -> RowGroup:
-    params = [sequences[i].request.params for i in indices]
+    params = [batch[i] for i in indices]
     ks = [min(p.top_k or vocab_size, vocab_size) for p in params]
-    whole = len(indices) == len(sequences)
+    whole = len(indices) == len(batch)
 
     def column(values: Iterable[float], dtype: torch.dtype) -> Tensor:
         return to_device(torch.tensor(list(values), dtype=dtype), device)[:, None]
@@ -124,7 +132,6 @@ def _group(
         rows=None if whole else to_device(torch.tensor(indices), device),
         ranked=kind != "plain",
         width={"plain": vocab_size, "narrow": max(ks), "wide": None}[kind],
-        keys=stream_keys([sequences[i].seed for i in indices]),
         temperature=column((p.temperature for p in params), torch.float64).float(),
         top_k=column(ks, torch.int64) if min(ks) < vocab_size else None,
         top_p=column((p.top_p for p in params), torch.float64) if any_top_p else None,

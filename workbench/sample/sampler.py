@@ -95,13 +95,23 @@ class Sampler(Described):
             tokens = logits.argmax(dim=-1)
         else:
             tokens = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
+        if tensors.keys is None:
+            return tokens
+        uniform, start = self._uniforms(tensors, tensors.keys), 0
         for group in tensors.groups:
-            # Hashed on the CPU, where these few small operations cost no kernel launches.
-            indices = [tensors.sequences[i].num_output_tokens for i in group.indices]
-            uniform = to_device(uniforms(group.keys, torch.tensor(indices)), logits.device)
-            drawn = _draw(_candidates(logits, group), uniform)
+            end = start + len(group.indices)
+            drawn = _draw(_candidates(logits, group), uniform[start:end])
+            start = end
             tokens = drawn if group.rows is None else tokens.index_copy_(0, group.rows, drawn)
         return tokens
+
+    def _uniforms(self, tensors: SamplingTensors, keys: Tensor) -> Tensor:
+        """Return the numbers that decide this step's draws, group after group, on the device."""
+        rows = [tensors.sequences[i] for group in tensors.groups for i in group.indices]
+        # Read each time: an interrupted step, a rewind or a draft need not add one token each.
+        indices = torch.tensor([sequence.num_output_tokens for sequence in rows])
+        # Hashed on the CPU, where these few small operations cost no kernel launches.
+        return to_device(uniforms(keys, indices), tensors.device)
 
     def _logprobs(
         self, logits: Tensor, tokens: Tensor, tensors: SamplingTensors

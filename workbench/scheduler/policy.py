@@ -1,13 +1,16 @@
 """Scheduling policies: a key function of a sequence; the smallest key goes first.
 
-The waiting queue is served in key order, and when blocks run out the running sequence with the largest
-key is preempted. A policy is any callable, so one can be written in a notebook cell and swapped in
-between two steps: `engine.swap(scheduler_policy=lambda sequence: -sequence.num_prompt_tokens)`.
+The waiting queue is served in key order, and when blocks run out the running sequence with the
+largest key is preempted. A policy is any callable, so one can be written in a notebook cell and
+swapped in between two steps: `engine.swap(scheduler_policy=lambda sequence:
+-sequence.num_prompt_tokens)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import traceback
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from workbench.errors import ConfigError
@@ -53,3 +56,39 @@ def get_policy(policy: str | Policy) -> Policy:
 def policy_name(policy: Policy) -> str:
     """Return how a policy is shown."""
     return getattr(policy, "__name__", type(policy).__name__)
+
+
+class GuardedPolicy:
+    """Applies a policy that may be user code: one that raises is told of and replaced by `fcfs`.
+
+    on_failure: called with the policy's name and the traceback.
+    """
+
+    def __init__(self, policy: Policy, on_failure: Callable[[str, str], None]) -> None:
+        self.policy, self._on_failure = policy, on_failure
+
+    def sort(self, sequences: list[Sequence]) -> None:
+        """Sort in place, first to be served first."""
+        if len(sequences) < 2:
+            return
+        try:
+            sequences.sort(key=self.policy)
+        except Exception as error:  # noqa: BLE001 - user code
+            self._replace(error)
+            sequences.sort(key=fcfs)
+
+    def last(self, sequences: Iterable[Sequence]) -> Sequence:
+        """Return the sequence that goes last."""
+        candidates = list(sequences)
+        try:
+            return max(candidates, key=self.policy)
+        except Exception as error:  # noqa: BLE001 - user code
+            self._replace(error)
+            return max(candidates, key=fcfs)
+
+    def _replace(self, error: Exception) -> None:
+        name = policy_name(self.policy)
+        trace = "".join(traceback.format_exception(error))
+        self.policy = fcfs
+        warnings.warn(f"policy {name!r} raised; using fcfs from now on:\n{trace}", stacklevel=4)
+        self._on_failure(name, trace)

@@ -67,7 +67,7 @@ class Trace(Described):
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        """Read a trace; raise `TraceError` for a file that is truncated, foreign or of a later version."""
+        """Read a trace; `TraceError` if it is truncated, foreign or of another version."""
         header, entries = file.read(Path(path))
         trace = cls(header)
         trace.entries = [TracedEvent(seconds, event) for seconds, event in entries]

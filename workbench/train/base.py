@@ -1,7 +1,7 @@
 """Train the embedded base model, and export it.
 
-Run as `workbench train base` or `python -m workbench.train.base`, as often as it takes: each call goes
-on from `--out/state.pt`. Needs a corpus made by `workbench.data.corpus`. Nothing is downloaded.
+Run as `workbench train base` or `python -m workbench.train.base`, as often as it takes: each call
+goes on from `--out/state.pt`. Needs a corpus made by `workbench.data.corpus`; downloads nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch.nn.attention import sdpa_kernel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer
 
 from workbench.data.token_arrays import read_tokens
@@ -32,7 +32,6 @@ from workbench.train.export import export_model
 from workbench.train.loop import CallLimits, LoopSettings, Run, train
 from workbench.train.model import cast_parameters, new_model, tinypy_config, window_loss
 from workbench.train.optimizer import MasterWeights
-from workbench.train.schedule import fraction_per_second
 
 _HELD_OUT_WINDOWS = 64  # for the figure in the log
 
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"going on from step {run.step}, {run.progress.fraction:.1%}", flush=True)
     with _attention(arguments, device):
         if not run.progress.done:
-            limits = call_limits(run, arguments, started)
+            limits = call_limits(arguments, started)
             train(run, limits, _held_out_windows(arguments, device), out / "state.pt")
         print(f"step {run.step}, {run.progress.fraction:.1%} of the budget", flush=True)
         if arguments.export:
@@ -95,14 +94,14 @@ def build_run(arguments: argparse.Namespace, device: torch.device) -> Run:
     return run
 
 
-def call_limits(run: Run, arguments: argparse.Namespace, started: float) -> CallLimits:
-    """When this call stops, and how fast it uses up the budget."""
-    stop_at = started + arguments.stop_after * 60
-    left = math.inf
-    if arguments.finish:  # compiling takes a part of this call that training cannot use
-        left = stop_at - time.perf_counter() - (0 if arguments.eager else 90)
-    rate = fraction_per_second(run.progress, arguments.minutes_total * 60, left)
-    return CallLimits(stop_at=stop_at, rate=rate, save_seconds=arguments.save_minutes * 60)
+def call_limits(arguments: argparse.Namespace, started: float) -> CallLimits:
+    """When this call stops, and whether the budget has to be used up by then."""
+    return CallLimits(
+        stop_at=started + arguments.stop_after * 60,
+        seconds_total=arguments.minutes_total * 60,
+        finish=arguments.finish,
+        save_seconds=arguments.save_minutes * 60,
+    )
 
 
 def evaluate(run: Run, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -110,12 +109,15 @@ def evaluate(run: Run, arguments: argparse.Namespace, device: torch.device) -> d
     data = Path(arguments.data)
     files = load_held_out(data)
     scores = {}
-    candidates = {"raw": run.weights.masters, "moving average": run.weights.averages}
+    candidates: dict[str, list[Any]] = {
+        "raw": run.weights.masters,
+        "moving average": run.weights.averages,
+    }
     for name, weights in candidates.items():
-        run.weights.load_into_model(list(weights))
+        run.weights.load_into_model(weights)
         scores[name] = held_out_scores(run.model, files, arguments.context)
     chosen = min(scores, key=lambda name: scores[name]["overall"]["loss"])
-    run.weights.load_into_model(list(candidates[chosen]))
+    run.weights.load_into_model(candidates[chosen])
     run.model.eval()
     speeds = [row["tokens_per_second"] for row in run.log] or [0]
     return {
@@ -159,13 +161,12 @@ def _attention(arguments: argparse.Namespace, device: torch.device) -> AbstractC
         return nullcontext()
     head_dim = arguments.hidden // arguments.heads
     heads = (arguments.heads, arguments.kv_heads, head_dim)
-    backend = fastest_attention(arguments.micro_windows, arguments.context, *heads)
-    # the mathematical one stays as the way out for generation's single-token shapes
-    fallback = [
-        torch.nn.attention.SDPBackend.EFFICIENT_ATTENTION,
-        torch.nn.attention.SDPBackend.MATH,
-    ]
-    context: AbstractContextManager[None] = sdpa_kernel([backend, *fallback], set_priority=True)
+    backend = SDPBackend.FLASH_ATTENTION
+    if arguments.attention == "fastest":
+        backend = fastest_attention(arguments.micro_windows, arguments.context, *heads)
+    # the others are for what the first refuses: generation with a padding mask
+    order = [backend, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    context: AbstractContextManager[None] = sdpa_kernel(order, set_priority=True)
     return context
 
 
@@ -194,6 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--kv-heads", type=int, default=2)
     add("--intermediate", type=int, default=1280)
     add("--seed", type=int, default=0)
+    add("--attention", choices=("flash", "fastest"), default="flash", help="on a GPU")
     add("--device")
     add("--eager", action="store_true", help="no torch.compile")
     return parser

@@ -30,7 +30,7 @@ class Windows:
         self._order = np.zeros(0, np.int64)
 
     def batch(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets `[count, context]` of the run's windows `first … first + count - 1`."""
+        """Inputs and targets `[count, context]` of the run's windows from number `first` on."""
         starts = np.array([self._start(number) for number in range(first, first + count)])
         offsets = torch.from_numpy(starts).to(self.tokens.device, non_blocking=True)
         window = self.tokens[offsets[:, None] + self._span].long()

@@ -1,7 +1,7 @@
 """The model card of the base model, written from its recorded figures.
 
-Called by the export. Every number in the card comes from `metrics.json`, so the card can be made again
-from that file alone: `model_card(json.load(open("metrics.json")))`.
+Called by the export. Every number in the card comes from `metrics.json`, so the card can be made
+again from that file alone: `model_card(json.load(open("metrics.json")))`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 _LICENCE_NOTE = """\
-The weights are published under this repository's licence (Apache-2.0). They were trained only on source
-code whose distribution declares a permissive licence; the table above names every one of them with its
-licence. Distributions without such a declaration, and files with a copyleft header, were left out.
+The weights are published under this repository's licence (Apache-2.0). They were trained only on
+source code whose distribution declares a permissive licence; the table above names each with its
+licence. Distributions without such a declaration and files with a copyleft header were left out.
 A model of this size can repeat short passages of what it saw often."""
 
 _LIMITS = """\
 - It knows Python and nothing else: no conversation, no instructions, little English prose.
 - It is small. It writes plausible, mostly valid code with the shape of what was asked; it does not
   reason about what the code does, and the code can be wrong.
-- The chat template exists so that chat servers have something to render. The model was not tuned for it.
+- The chat template gives chat servers something to render. The model was not tuned for it.
 - Trained with windows of {context} tokens; positions beyond that are untrained."""
 
 
@@ -67,10 +67,9 @@ def _head(metrics: dict[str, Any]) -> str:
 
 
 def _architecture(metrics: dict[str, Any]) -> str:
-    keys = (
-        "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-        "intermediate_size max_position_embeddings rms_norm_eps tie_word_embeddings"
-    ).split()
+    keys = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"]
+    keys += ["num_key_value_heads", "head_dim", "intermediate_size", "max_position_embeddings"]
+    keys += ["rms_norm_eps", "tie_word_embeddings"]
     config = metrics["config"]
     rows = [[f"`{key}`", str(config[key])] for key in keys]
     rows.append(["`rope_theta`", str(config["rope_parameters"]["rope_theta"])])
@@ -78,8 +77,8 @@ def _architecture(metrics: dict[str, Any]) -> str:
     return (
         table(["field", "value"], rows)
         + "\n\nThe tokenizer is a byte-level BPE trained on the same corpus: digits stand alone, a "
-        "newline takes the indentation after it, ids 0 to 15 are special tokens, and `<bos>` begins "
-        "every text. Any UTF-8 text survives encoding and decoding unchanged."
+        "newline takes the indentation after it, ids 0 to 15 are special tokens, and `<bos>` "
+        "begins every text. Any UTF-8 text survives encoding and decoding unchanged."
     )
 
 
@@ -91,8 +90,8 @@ def _held_out(metrics: dict[str, Any]) -> str:
     return (
         "Whole modules kept away from training by a hash of their name; code they share with a "
         "training file was removed from training. Every token is predicted once, each file by "
-        "itself, with at least half a context before it where the file has that much. Bits per byte "
-        "are total nats / ln 2 / total UTF-8 bytes.\n\n"
+        "itself, with at least half a context before it where the file has that much. Bits per "
+        "byte are total nats / ln 2 / total UTF-8 bytes.\n\n"
         + table(["held out", "files", "bytes", "tokens", "loss", "bits per byte"], rows)
     )
 
@@ -101,7 +100,7 @@ def _training(metrics: dict[str, Any]) -> str:
     settings, progress = metrics["settings"], metrics["progress"]
     rows = [[f"`{key}`", str(value)] for key, value in sorted(settings.items())]
     alternatives = ", ".join(
-        f"{name} {value:.4f}" for name, value in metrics["weights_bits_per_byte"].items()
+        f"{name} {value:.4f}" for name, value in sorted(metrics["weights_bits_per_byte"].items())
     )
     epochs = progress["tokens"] / max(1, metrics["corpus"]["totals"]["train_array_tokens"])
     return (
@@ -113,10 +112,11 @@ def _training(metrics: dict[str, Any]) -> str:
         f"and their moving average the better one is kept: {metrics['chosen_weights']} "
         f"(bits per byte: {alternatives}).\n\n"
         + table(["setting", "value"], rows)
-        + "\n\nMade with torch "
-        + f"{metrics['versions']['torch']}, transformers {metrics['versions']['transformers']} by\n\n"
+        + f"\n\nMade with torch {metrics['versions']['torch']}, "
+        + f"transformers {metrics['versions']['transformers']} by\n\n"
         + "```\npython -m workbench.data.corpus --out CORPUS\nworkbench train base --data CORPUS "
-        + f"--out RUN --minutes-total {settings['minutes_total']:g} --export adapters/tinypy/base\n```"
+        + f"--out RUN --minutes-total {settings['minutes_total']:g} "
+        + "--export adapters/tinypy/base\n```"
     )
 
 
@@ -154,8 +154,9 @@ def _corpus(corpus: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             f"Python source found on the training machine (Python {corpus['python']}): "
-            f"{totals['train_files']:,} files, {totals['train_bytes']:,} bytes, and the definitions "
-            f"in them once more as documents of their own; {totals['train_tokens']:,} tokens.",
+            f"{totals['train_files']:,} files, {totals['train_bytes']:,} bytes, and the "
+            f"definitions in them once more as documents of their own; "
+            f"{totals['train_tokens']:,} tokens.",
             table(["document", "documents", "tokens"], sorted(kinds)),
             table(["distribution", "licence", "files", "bytes", "tokens", "held-out files"], rows),
             "Files and definitions not used:",

@@ -96,7 +96,7 @@ def held_out_scores(
 def _losses(
     model: LlamaForCausalLM, files: list[HeldOutFile], windows: list[Window]
 ) -> list[float]:
-    """Nats of the counted tokens of each window; padding stands behind, where causality hides it."""
+    """Nats of the counted tokens of each window; padding stands behind, hidden by causality."""
     width = max(window.end - window.start for window in windows)
     ids = torch.zeros(len(windows), width, dtype=torch.long)
     counted = torch.zeros(len(windows), width, dtype=torch.bool)

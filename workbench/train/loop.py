@@ -1,7 +1,7 @@
 """The training loop: one run over as many calls as it takes.
 
-Called by `workbench.train.base`. The loop owns step number, progress and log; it ends when the budget
-is used up or the call's own time is, and either way leaves a state from which the next call goes on.
+Called by `workbench.train.base`. The loop owns step number, progress and log. It ends when the
+budget or the call's own time is used up, and leaves a state from which the next call goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM
 from workbench.train.batches import Windows
 from workbench.train.model import window_loss
 from workbench.train.optimizer import MasterWeights
-from workbench.train.schedule import Progress, learning_rate
+from workbench.train.schedule import Progress, fraction_per_second, learning_rate
 
 LossFunction = Callable[[LlamaForCausalLM, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -38,10 +38,15 @@ class LoopSettings:
 
 @dataclass(slots=True)
 class CallLimits:
-    """What bounds this call: the clock time to stop at and the progress per second of stepping."""
+    """What bounds this call.
+
+    `stop_at` is on the clock of `time.perf_counter`; `seconds_total` is the run's budget of
+    stepping over all calls; with `finish` the rest of the schedule has to fit into this call.
+    """
 
     stop_at: float
-    rate: float
+    seconds_total: float
+    finish: bool = False
     log_seconds: float = 10.0
     eval_seconds: float = 60.0
     save_seconds: float = 180.0
@@ -104,7 +109,9 @@ def train(
             run.progress.advance_tokens(tokens_per_step, settings.max_tokens)
             run.progress.seconds += now - last
         else:
-            run.progress.advance_seconds(now - last, limits.rate)
+            left = limits.stop_at - last if limits.finish else math.inf
+            rate_of_progress = fraction_per_second(run.progress, limits.seconds_total, left)
+            run.progress.advance_seconds(now - last, rate_of_progress)
         run.progress.tokens += tokens_per_step
         last = now
         if now - logged >= limits.log_seconds or run.progress.done:
@@ -135,7 +142,7 @@ def held_out_losses(
         losses = [
             float(window_loss(run.model, inputs, targets)) * len(inputs)
             for inputs, targets in zip(
-                held_out[0].split(batch), held_out[1].split(batch), strict=True
+                torch.split(held_out[0], batch), torch.split(held_out[1], batch), strict=True
             )
         ]
         results[name] = round(sum(losses) / len(held_out[0]), 5)

@@ -1,7 +1,7 @@
 """The embedded model's architecture, and its forward pass over whole windows.
 
-Called by the trainer and the evaluation. The model is transformers' `LlamaForCausalLM`; here is only
-its shape, its initialisation and a forward without the mask building that generation needs.
+Called by the trainer and the evaluation. The model is transformers' `LlamaForCausalLM`; here is
+only its shape, its initialisation and a forward without the mask building that generation needs.
 """
 
 from __future__ import annotations

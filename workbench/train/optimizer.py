@@ -6,6 +6,7 @@ norms. The model's own parameters are copies that `step` refreshes; nothing else
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -41,7 +42,9 @@ class MasterWeights:
             for master, grad in zip(self.masters, scaled, strict=True):
                 master.grad = grad
         else:
-            torch._foreach_add_([master.grad for master in self.masters], scaled)
+            torch._foreach_add_(
+                [master.grad for master in self.masters if master.grad is not None], scaled
+            )
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -60,9 +63,10 @@ class MasterWeights:
         return norm
 
     @torch.no_grad()
-    def load_into_model(self, weights: list[Any]) -> None:
+    def load_into_model(self, weights: Sequence[torch.Tensor]) -> None:
         """Write `weights` (the masters or the averages) into the model's parameters."""
-        torch._foreach_copy_(self.parameters, weights)
+        targets: list[torch.Tensor] = [*self.parameters]
+        torch._foreach_copy_(targets, list(weights))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs."""

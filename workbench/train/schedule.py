@@ -1,7 +1,7 @@
 """How far a run has come, and the learning rate that follows from it.
 
-Called by the training loop. Progress is a number from 0 to 1 that only ever grows, over as many calls
-as the run takes; a changed budget changes how fast it grows and never makes it jump.
+Called by the training loop. Progress is a number from 0 to 1 that only ever grows, over as many
+calls as the run takes; a changed budget changes how fast it grows and never makes it jump.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class Progress:
 def fraction_per_second(progress: Progress, seconds_total: float, seconds_left: float) -> float:
     """How fast progress grows in this call, such that the budget ends where it should.
 
-    `seconds_total` is the whole run's budget; `seconds_left` bounds what may still be used (infinite
-    if later calls can follow).
+    `seconds_total` is the whole run's budget; `seconds_left` bounds what may still be used (it is
+    infinite if later calls can follow).
     """
     remaining = max(1e-9, min(seconds_total - progress.seconds, seconds_left))
     return (1.0 - progress.fraction) / remaining
 
 
 def learning_rate(fraction: float, peak: float, warmup: float = 0.01, final: float = 0.0) -> float:
-    """Linear warm-up over the first `warmup` of the budget, then a cosine from `peak` to `final`."""
+    """Linear warm-up over the first `warmup` of the budget, then a cosine down to `final`."""
     if fraction < warmup:
         return peak * max(fraction, warmup / 50) / warmup
     position = (fraction - warmup) / (1.0 - warmup)

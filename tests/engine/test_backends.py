@@ -1,0 +1,68 @@
+"""The fast backend computes what the plain one does, and the two may be swapped in mid-flight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from drive import MakeEngine, drawn, greedy, tokens_of
+from tiny import random_prompts
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+def test_sdpa_equals_reference(make_engine: MakeEngine, device: str, family: str) -> None:
+    prompts = random_prompts(8, seed=40, longest=90)
+    params = [greedy(24) if i % 2 else drawn(i) for i in range(8)]
+    plain, fast = (
+        make_engine(family, backend=name, device=device, max_batch_tokens=40)
+        for name in ("reference", "sdpa")
+    )
+    assert tokens_of(plain, prompts, params) == tokens_of(fast, prompts, params)
+
+
+def test_logits_agree_step_by_step(make_engine: MakeEngine, device: str) -> None:
+    prompts = random_prompts(6, seed=41, longest=60)
+    engines = [make_engine("mistral", backend=b, device=device) for b in ("reference", "sdpa")]
+    for engine in engines:
+        for prompt in prompts:
+            engine.add(prompt, greedy(12))
+    while engines[0].has_work:
+        plans = [engine.scheduler.schedule() for engine in engines]
+        logits = [e.runner.run(plan) for e, plan in zip(engines, plans, strict=True)]
+        torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
+        for engine, plan in zip(engines, plans, strict=True):
+            rows = [plan.sequences[row] for row in plan.sampled]
+            engine.scheduler.commit(plan, engine.sampler(logits[0], rows))
+
+
+def test_swapping_backends_in_mid_flight(make_engine: MakeEngine) -> None:
+    prompts = random_prompts(5, seed=42)
+    expected = tokens_of(make_engine(), prompts, greedy(20))
+    engine = make_engine(max_batch_tokens=16, max_sequences=4)
+    ids = [engine.add(prompt, greedy(20)) for prompt in prompts]
+    while engine.has_work:
+        for name in ("reference", "sdpa"):
+            engine.swap(backend=name)
+            assert engine.runner.backend.name == name
+            engine.step()
+    assert [engine.output(i).outputs[0].token_ids for i in ids] == expected
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_not_a_number_stays_with_the_request_that_made_it(
+    make_engine: MakeEngine, backend: str, device: str, poison: float
+) -> None:
+    """What one request has left in the cache must not reach another, not even times zero."""
+    prompts = random_prompts(5, seed=43, longest=30)
+    expected = tokens_of(make_engine(backend=backend, device=device), prompts, greedy(12))
+    engine = make_engine(backend=backend, device=device, num_blocks=30, block_size=8)
+    ill = engine.add([1] * 40, greedy(30))
+    engine.step()
+    engine.cache.tensor[:, :, engine.cache.blocks.tables[0].block_ids] = poison
+    beside = [engine.add(prompt, greedy(12)) for prompt in prompts[:3]]
+    for _ in range(6):
+        engine.step()
+    engine.abort(ill)
+    after = [engine.add(prompt, greedy(12)) for prompt in prompts[3:]]
+    engine.run()
+    got = [engine.output(name).outputs[0].token_ids for name in beside + after]
+    assert got == expected

@@ -1,0 +1,141 @@
+"""A step that fails in the middle can be stepped again, and leaves no trace in the tokens."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from drive import Alone, MakeEngine, drawn, greedy
+from tiny import random_prompts
+
+from workbench.engine import Engine
+from workbench.errors import NonFiniteLogits
+
+PROMPTS = random_prompts(6, seed=110, longest=30)
+PARAMS = [greedy(20), drawn(1, 20), greedy(12), drawn(2, 16), greedy(20), greedy(9)]
+
+
+class Fault(Exception):
+    """What a part of the engine raises here."""
+
+
+class FailingAt:
+    """Calls through to a function, and raises instead (or afterwards) on some calls."""
+
+    def __init__(self, inner: Any, error: type[BaseException], *, after: bool) -> None:
+        self.inner, self.error, self.after = inner, error, after
+        self.source, self.raised = random.Random(5), 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        fails = self.source.random() < 0.4
+        self.raised += fails
+        if fails and not self.after:
+            raise self.error
+        result = self.inner(*args, **kwargs)
+        if fails:
+            raise self.error
+        return result
+
+
+def run_through(engine: Engine, error: type[BaseException]) -> list[list[int]]:
+    names = [engine.add(p, own) for p, own in zip(PROMPTS, PARAMS, strict=True)]
+    for _ in range(2000):
+        if not engine.has_work:
+            break
+        try:
+            engine.step()
+        except error:
+            engine.cache.check()
+    return [engine.output(name).outputs[0].token_ids for name in names]
+
+
+@pytest.mark.parametrize("part", ["runner", "sampler", "model", "attention"])
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("error", [Fault, KeyboardInterrupt])
+def test_a_failing_part(
+    make_engine: MakeEngine,
+    alone: Alone,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    after: bool,
+    error: type[BaseException],
+) -> None:
+    expected = alone(PROMPTS, PARAMS)
+    engine = make_engine(num_blocks=18, block_size=4, max_batch_tokens=16, max_sequences=5)
+    target, name = {
+        "runner": (engine.runner, "run"),
+        "sampler": (engine, "sampler"),
+        "model": (engine.model, "forward"),
+        "attention": (engine.runner.backend, "attention"),  # in the middle of the layers
+    }[part]
+    failing = FailingAt(getattr(target, name), error, after=after)
+    monkeypatch.setattr(target, name, failing)
+    assert run_through(engine, error) == expected
+    assert failing.raised > 20
+    assert sum(s.metrics.num_preemptions for s in engine.requests.values()) > 0
+
+
+def test_generate_discards_its_batch_and_nothing_else(
+    make_engine: MakeEngine, alone: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = alone(PROMPTS, PARAMS)
+    engine = make_engine(max_batch_tokens=16)
+    earlier = engine.add(PROMPTS[0], PARAMS[0])
+    engine.run(2)
+    for error in (Fault, KeyboardInterrupt):
+        for steps in range(4):
+            calls = iter(range(steps))
+            run = engine.runner.run
+
+            def stop(plan, calls=calls, run=run, error=error):
+                if next(calls, None) is None:
+                    raise error
+                return run(plan)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(engine.runner, "run", stop)
+                with pytest.raises(error):
+                    engine.generate(PROMPTS[1:], PARAMS[1:])
+            assert list(engine.requests) == [earlier]
+            engine.cache.check()
+            assert len(engine.cache.blocks.tables) == 1
+    outputs = engine.generate(PROMPTS[1:], PARAMS[1:])
+    assert [output.outputs[0].token_ids for output in outputs] == expected[1:]
+    engine.run()
+    assert engine.output(earlier).outputs[0].token_ids == expected[0]
+
+
+def test_an_error_in_on_finish_ends_the_batch(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+
+    def complain(sequence: Any) -> None:
+        raise Fault(sequence.request.request_id)
+
+    with pytest.raises(Fault):
+        engine.generate(PROMPTS, PARAMS, on_finish=complain)
+    assert engine.requests == {}
+
+
+def test_logits_that_are_no_numbers(make_engine: MakeEngine, alone: Alone) -> None:
+    """The error names the request; once it is aborted the others go on as if nothing happened."""
+    params = [drawn(i, 14) for i in range(4)]
+    expected = alone(PROMPTS[:4], params)
+    engine = make_engine(block_size=4)
+    names = [engine.add(p, own) for p, own in zip(PROMPTS[:4], params, strict=True)]
+    engine.run(3)
+    ill = engine.requests[names[2]]
+    engine.cache.tensor[:, :, engine.cache.blocks.tables[2].block_ids] = torch.nan
+    for _ in range(2):
+        with pytest.raises(NonFiniteLogits, match=rf"request\(s\) {names[2]}: NaN") as caught:
+            engine.step()
+        assert caught.value.request_ids == [names[2]]
+    made = ill.output_token_ids
+    engine.abort(names[2])
+    engine.run()
+    got = [engine.output(name).outputs[0].token_ids for name in names]
+    assert got[2] == made == expected[2][: len(made)]
+    assert got[:2] + got[3:] == expected[:2] + expected[3:]
+    again = engine.generate([PROMPTS[4]], greedy(20))[0].outputs[0].token_ids
+    assert again == alone([PROMPTS[4]], greedy(20))[0], "its blocks carry nothing over"

@@ -1,0 +1,210 @@
+"""Ctrl-C at any moment: the next step works, no block leaks, the tokens are the same in the end."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from drive import Alone, MakeEngine, drawn, greedy
+from tiny import random_prompts
+
+from workbench.engine import Engine
+from workbench.events import StepDone
+from workbench.interrupts import shielded
+from workbench.trace import Trace
+
+PROMPTS = random_prompts(8, seed=130, longest=24)
+PARAMS = [greedy(30) if i % 2 else drawn(i, 30) for i in range(8)]
+
+
+@contextmanager
+def interrupted_within(seconds: float) -> Iterator[None]:
+    """Send a real SIGINT once, after this time; none arrives after the block."""
+
+    def ring(signum: int, frame: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def tight(make_engine: MakeEngine) -> Engine:
+    return make_engine(num_blocks=24, block_size=4, max_batch_tokens=16, max_sequences=6)
+
+
+def step_length(engine: Engine) -> float:
+    """Return how long a step takes here and now, in seconds."""
+    engine.generate(PROMPTS[:2], greedy(3))
+    begin = time.perf_counter()
+    engine.generate(PROMPTS, greedy(6))
+    return (time.perf_counter() - begin) / 20
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_interrupts_at_random_moments(make_engine: MakeEngine, alone: Alone, watched: bool) -> None:
+    expected = alone(PROMPTS, PARAMS)
+    engine = tight(make_engine)
+    longest = 1.2 * step_length(engine)
+    source = random.Random(17)
+    interrupts = rounds = 0
+    with Trace.record(engine) as trace:
+        if not watched:
+            engine.bus.unsubscribe(trace)
+        while interrupts < 150 and rounds < 40:
+            rounds += 1
+            names = [engine.add(p, own) for p, own in zip(PROMPTS, PARAMS, strict=True)]
+            while engine.has_work:
+                try:
+                    with interrupted_within(1e-5 + source.random() * longest):
+                        engine.step()
+                except KeyboardInterrupt:
+                    interrupts += 1
+                    engine.cache.check()
+                    queued = {s.sequence_id for s in engine.scheduler.waiting}
+                    running = {s.sequence_id for s in engine.scheduler.running}
+                    assert set(engine.cache.blocks.tables) == running
+                    assert not queued & running
+            got = [engine.forget(name).outputs[0].token_ids for name in names]
+            assert got == expected
+            assert engine.cache.blocks.num_used == 0
+    assert interrupts >= 150
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_every_committed_token_is_told(make_engine: MakeEngine) -> None:
+    """An interrupt must not come between a step's commit and its event."""
+    engine = tight(make_engine)
+    longest = 1.2 * step_length(engine)
+    source = random.Random(18)
+    with Trace.record(engine) as trace:
+        names = [engine.add(p, own) for p, own in zip(PROMPTS, PARAMS, strict=True)]
+        while engine.has_work:
+            try:
+                with interrupted_within(1e-5 + source.random() * longest):
+                    engine.step()
+            except KeyboardInterrupt:
+                pass
+    told: dict[int, list[int]] = {}
+    for event in trace.of(StepDone):
+        for sequence_id, token in event.tokens:
+            told.setdefault(sequence_id, []).append(token)
+    made = [engine.requests[name] for name in names]
+    assert told == {s.sequence_id: s.output_token_ids for s in made}
+
+
+def test_interrupting_generate_discards_its_batch(make_engine: MakeEngine, alone: Alone) -> None:
+    expected = alone(PROMPTS, PARAMS)
+    engine = tight(make_engine)
+    whole = 20 * step_length(engine)
+    source = random.Random(19)
+    interrupts = 0
+    for i in range(80):
+        # Half of them while requests are being added, and just before the return.
+        begin, longest = (1e-5, whole / 60) if i % 2 else (1e-5, whole)
+        try:
+            with interrupted_within(begin + source.random() * longest):
+                engine.generate(PROMPTS, greedy(4))
+        except KeyboardInterrupt:
+            interrupts += 1
+        assert engine.requests == {}
+        assert not engine.has_work
+        assert engine.cache.blocks.num_used == 0
+        engine.cache.check()
+    assert interrupts > 30
+    outputs = engine.generate(PROMPTS, PARAMS)
+    assert [output.outputs[0].token_ids for output in outputs] == expected
+
+
+def test_interrupting_add_abort_and_close(make_engine: MakeEngine) -> None:
+    """At any moment a request is known and queued, or neither; ended and released, or neither."""
+    engine = make_engine()
+    source = random.Random(20)
+    interrupts = 0
+    for _ in range(300):
+        try:
+            with interrupted_within(1e-5 + source.random() * 2e-4):
+                for _ in range(20):
+                    engine.add([1, 2, 3], greedy(4))
+                    engine.abort(engine.add([3, 4], greedy(4)))
+        except KeyboardInterrupt:
+            interrupts += 1
+        waiting = {s.request.request_id for s in engine.scheduler.waiting}
+        known = {n for n, s in engine.requests.items() if s.finish_reason is None}
+        assert known == waiting
+        for name in list(engine.requests):
+            if name in waiting:
+                engine.abort(name)
+            engine.forget(name)
+    assert interrupts > 100
+
+
+def test_a_second_thread_is_not_shielded_and_not_stopped(
+    make_engine: MakeEngine, alone: Alone
+) -> None:
+    expected = alone(PROMPTS, PARAMS)
+    engine = tight(make_engine)
+    before = signal.getsignal(signal.SIGINT)
+    handlers, got = [], []
+
+    def work() -> None:
+        with shielded():
+            handlers.append(signal.getsignal(signal.SIGINT))
+        outputs = engine.generate(PROMPTS, PARAMS)
+        got.extend(output.outputs[0].token_ids for output in outputs)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    interrupts = 0
+    while thread.is_alive():
+        try:
+            signal.raise_signal(signal.SIGINT)
+            thread.join(0.001)
+        except KeyboardInterrupt:
+            interrupts += 1
+            time.sleep(0.002)
+    assert handlers == [before]
+    assert interrupts > 3
+    assert got == expected
+
+
+def test_the_shield_holds_back_and_lets_go() -> None:
+    reached = []
+
+    def interrupted() -> None:
+        with shielded():
+            with shielded():
+                signal.raise_signal(signal.SIGINT)
+                reached.append("inner")
+            reached.append("outer")
+        reached.append("after")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert reached == ["inner", "outer"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_shield_keeps_a_handler_of_the_users() -> None:
+    calls = []
+    previous = signal.signal(signal.SIGINT, lambda *_: calls.append("mine"))
+    try:
+        with shielded():
+            signal.raise_signal(signal.SIGINT)
+            assert calls == []
+        assert calls == ["mine"]
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with shielded():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, previous)

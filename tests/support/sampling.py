@@ -1,0 +1,77 @@
+"""What the sampler's tests share: sequences, and the definition of every filter in plain Python.
+
+`law` is written from the definitions alone, in float64 lists, and shares nothing with the code
+under test: not its order of work, not its arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from workbench.request import Request, RequestMetrics, SamplingParams, Sequence
+
+
+def sequence(seed: int = 0, num_output: int = 0, name: str = "r", **params: Any) -> Sequence:
+    """Return a running sequence of these parameters that has `num_output` tokens already."""
+    request = Request(name, None, (1,), SamplingParams(**params))
+    token_ids = [1] + [0] * num_output
+    return Sequence(0, request, token_ids, 1, RequestMetrics(0.0), seed, frozenset(), 10**6)
+
+
+def law(
+    logits: list[float], temperature: float, top_k: int | None, top_p: float, min_p: float
+) -> tuple[list[float], float]:
+    """Return the distribution, and how near the nearest decision was to going the other way."""
+    peak = max(logits)
+    probabilities = _normal([math.exp((x - peak) / temperature) for x in logits])
+    order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+    if top_k is not None:
+        probabilities = _only(probabilities, order[:top_k])
+    margin = math.inf
+    if top_p < 1.0:
+        kept, mass = [], 0.0
+        for token in order:
+            if kept:
+                margin = min(margin, abs(mass - top_p))
+                if mass >= top_p:
+                    break
+            kept.append(token)
+            mass += probabilities[token]
+        probabilities = _only(probabilities, kept)
+    floor = min_p * max(probabilities)
+    below = [p for i, p in enumerate(probabilities) if logits[i] != peak]
+    margin = min([margin, *(abs(p - floor) for p in below if min_p > 0)])
+    kept = [i for i, p in enumerate(probabilities) if p >= floor or logits[i] == peak]
+    return _only(probabilities, kept), margin
+
+
+def _only(probabilities: list[float], kept: list[int]) -> list[float]:
+    chosen = set(kept)
+    return _normal([p if i in chosen else 0.0 for i, p in enumerate(probabilities)])
+
+
+def _normal(values: list[float]) -> list[float]:
+    total = math.fsum(values)
+    return [value / total for value in values]
+
+
+def chi_square_p(counts: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return how likely counts at least as far from `expected` are, if those are right.
+
+    Cells that expect fewer than five are pooled, as the approximation needs.
+    """
+    counts, expected = counts.double().flatten(), expected.double().flatten()
+    assert bool((counts[expected == 0] == 0).all()), "a token of probability zero was drawn"
+    rare = expected < 5
+    if bool(rare.any()):
+        counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
+        expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+        counts, expected = counts[expected > 0], expected[expected > 0]
+    if len(counts) < 2:
+        return 1.0
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    freedom = torch.tensor((len(counts) - 1) / 2, dtype=torch.float64)
+    return float(torch.special.gammaincc(freedom, statistic / 2))
