@@ -12,12 +12,14 @@ import torch
 
 from workbench.cache import KVCache
 from workbench.cache.kv import size_for_memory
-from workbench.config import EngineConfig, ModelConfig
+from workbench.config import EngineConfig, ModelConfig, require_positive
 from workbench.engine import Engine
+from workbench.engine.checks import check_seed
 from workbench.models import DecoderLM, load_model
+from workbench.ops import get_backend
 from workbench.run import Runner
 from workbench.sample import Sampler
-from workbench.scheduler import Scheduler
+from workbench.scheduler import Scheduler, get_policy
 
 _CPU_CACHE_BYTES = 512 << 20
 _GPU_MEMORY_SHARE = 0.85
@@ -29,7 +31,8 @@ def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None)
     Raises `ConfigError` or `CheckpointError`, before the cache is allocated.
     """
     config = config or EngineConfig()
-    scheduler_config = config.scheduler()  # checked before anything is loaded
+    scheduler_config = config.scheduler()
+    check(config)
     if model is None:
         model = load_model(config.model, device=config.device, dtype=config.dtype)
     num_blocks = config.num_blocks or default_num_blocks(model, config)
@@ -37,6 +40,16 @@ def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None)
     runner = Runner(model, cache, backend=config.backend)
     scheduler = Scheduler(cache, scheduler_config)
     return Engine(model, cache, scheduler, runner, Sampler(), seed=config.seed)
+
+
+def check(config: EngineConfig) -> None:
+    """Raise `ConfigError` for what can be seen to be wrong before anything is loaded."""
+    check_seed(config.seed)
+    get_policy(config.policy)
+    get_backend(config.backend)
+    require_positive("block_size", config.block_size)
+    if config.num_blocks is not None:
+        require_positive("num_blocks", config.num_blocks)
 
 
 def resolve(config: EngineConfig, model: DecoderLM) -> EngineConfig:

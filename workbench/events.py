@@ -7,6 +7,7 @@ subscriber that raises is detached with its traceback, and the engine goes on.
 
 from __future__ import annotations
 
+import sys
 import traceback
 import warnings
 from collections.abc import Callable
@@ -205,7 +206,7 @@ class EventBus(Described):
                 subscriber(event)
             except Exception as error:  # noqa: BLE001 - a watcher must never stop the engine
                 trace = "".join(traceback.format_exception(error))
-                warnings.warn(f"event subscriber {subscriber!r} detached:\n{trace}", stacklevel=2)
+                warn(f"event subscriber {subscriber!r} detached:\n{trace}", stacklevel=3)
                 failed.append((subscriber, trace))
         for subscriber, trace in failed:
             self.unsubscribe(subscriber)
@@ -214,3 +215,11 @@ class EventBus(Described):
     def describe(self) -> dict[str, Any]:
         """Return who listens."""
         return {"subscribers": len(self._subscribers)}
+
+
+def warn(message: str, stacklevel: int) -> None:
+    """Warn; where warnings are made errors, write to stderr: an error in mid-step would do harm."""
+    try:
+        warnings.warn(message, stacklevel=stacklevel)
+    except Warning:
+        sys.stderr.write(f"UserWarning: {message}\n")

@@ -5,6 +5,7 @@ A thin layer over `build` and `Engine`, which stay in reach as `llm.engine`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
 from dataclasses import fields
 from pathlib import Path
@@ -84,6 +85,8 @@ def as_prompts(prompts: Prompt | Tokens[Prompt]) -> list[Prompt]:
     """Return a list of prompts: a bare text or a bare list of token ids counts as one."""
     if isinstance(prompts, str):
         return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise RequestError("prompts", prompts, "is not a list of prompts", "Put it into a list.")
     items = list(prompts)
     if not items:
         raise RequestError("prompts", prompts, "is empty", "Give at least one prompt.")

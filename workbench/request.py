@@ -118,9 +118,16 @@ class TextStream(Protocol):
     def push(self, token_id: int) -> str | None:
         """Take one token; return the stop string that it completed, or None."""
 
+    def finish(self) -> None:
+        """Say that no token follows: what still waits becomes text. Twice is fine."""
+
     @property
     def text(self) -> str:
         """All text so far: never half a character, never a stop string unless asked for."""
+
+    @property
+    def settled(self) -> str:
+        """`text` without the end that a stop string may still take back: it only ever grows."""
 
 
 @dataclass(slots=True)

@@ -23,10 +23,11 @@ P = SamplingParams
 BAD_REQUESTS: dict[str, tuple[Callable[[wb.Engine], Any], str, str]] = {
     "empty text": (lambda e: e.add(""), "prompt", "is empty"),
     "no ids": (lambda e: e.add([]), "prompt", "is empty"),
-    "no prompt": (lambda e: e.add(None), "prompt", "text or a list of token ids"),
-    "a number": (lambda e: e.add(5), "prompt", "text or a list of token ids"),
-    "bytes": (lambda e: e.add(b"abc"), "prompt", "text or a list of token ids"),
-    "a set": (lambda e: e.add({1, 2}), "prompt", "text or a list of token ids"),
+    "half a character": (lambda e: e.add("a\ud800"), "prompt", "text that UTF-8 can hold"),
+    "no prompt": (lambda e: e.add(None), "prompt", "is neither text nor a list of token ids"),
+    "a number": (lambda e: e.add(5), "prompt", "is neither text nor a list of token ids"),
+    "bytes": (lambda e: e.add(b"abc"), "prompt", "is neither text nor a list of token ids"),
+    "a set": (lambda e: e.add({1, 2}), "prompt", "is neither text nor a list of token ids"),
     "id too large": (lambda e: e.add([1, VOCAB]), "prompt", f"vocabulary of {VOCAB}"),
     "id negative": (lambda e: e.add([-1]), "prompt", "token 0 is outside the vocabulary"),
     "id a float": (lambda e: e.add([1, 2.0]), "prompt", "token 1 is not an int"),
@@ -43,17 +44,21 @@ BAD_REQUESTS: dict[str, tuple[Callable[[wb.Engine], Any], str, str]] = {
         "needs 13 blocks and the whole cache has 8 (128 tokens)",
     ),
     "one token beyond the cache": (lambda e: e.add([1] * 100, greedy(30)), "prompt", "needs 9"),
-    "params a dict": (lambda e: e.add([1], {"max_tokens": 3}), "params", "SamplingParams"),
-    "params a class": (lambda e: e.add([1], SamplingParams), "params", "SamplingParams"),
+    "params a dict": (lambda e: e.add([1], {"max_tokens": 3}), "params", "is not a SamplingParams"),
+    "params a class": (lambda e: e.add([1], SamplingParams), "params", "is not a SamplingParams"),
     "logprobs": (lambda e: e.add([1], P(logprobs=VOCAB + 1)), "logprobs", f"only {VOCAB} tokens"),
     "id taken": (lambda e: e.add([1], request_id="mine"), "request_id", "already in use"),
     "id no text": (lambda e: e.add([1], request_id=[7]), "request_id", "must be text"),
     "priority": (lambda e: e.add([1], priority="high"), "priority", "whole number"),
     "namespace": (lambda e: e.add([1], namespace=None), "namespace", "must be text"),
     "namespace no utf-8": (lambda e: e.add([1], namespace="\ud800"), "namespace", "must be text"),
-    "stream twice": (lambda e: e.generate([[1]], [greedy(), greedy()]), "params", "1 prompts"),
-    "params a tuple": (lambda e: e.generate([[1]], (greedy(),)), "params", "SamplingParams"),
-    "one text as prompts": (lambda e: e.generate("text"), "prompts", "list of prompts"),
+    "stream twice": (lambda e: e.generate([[1]], [greedy(), greedy()]), "params", "for 1 prompts"),
+    "params a tuple": (
+        lambda e: e.generate([[1]], (greedy(),)),
+        "params",
+        "is not a SamplingParams",
+    ),
+    "one text as prompts": (lambda e: e.generate("text"), "prompts", "is not a list of prompts"),
 }
 
 
@@ -225,13 +230,17 @@ def test_bad_prompts_of_the_familiar_face(checkpoint: Callable[[str], Path]) -> 
         assert len(llm.generate(([5, 6], "a b"), greedy(2), progress=False)) == 2
 
 
-def test_parts_that_do_not_belong_together(make_engine: MakeEngine) -> None:
+def test_parts_that_do_not_belong_together(
+    make_engine: MakeEngine, model_of: Callable[..., wb.DecoderLM]
+) -> None:
     one, two = make_engine(), make_engine()
     model, sampler = one.model, one.sampler
-    with pytest.raises(ConfigError, match=r"scheduler.*another cache.*Make it anew"):
+    with pytest.raises(ConfigError, match=r"scheduler=.*made for another cache"):
         wb.Engine(model, one.cache, two.scheduler, one.runner, sampler)
-    with pytest.raises(ConfigError, match=r"runner.*another cache.*Make it anew"):
+    with pytest.raises(ConfigError, match=r"runner=.*made for another cache"):
         wb.Engine(model, one.cache, one.scheduler, two.runner, sampler)
+    with pytest.raises(ConfigError, match=r"runner=.*made for another model"):
+        wb.Engine(model_of("qwen2"), one.cache, one.scheduler, one.runner, sampler)
     wider = wb.KVCache(num_layers=5, num_kv_heads=2, head_dim=16, num_blocks=4)
     with pytest.raises(ConfigError, match=r"the model needs \(2, 2, 16\)"):
         wb.Runner(model, wider)

@@ -4,38 +4,65 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 
 import pytest
-from drive import Alone, MakeEngine, drawn, greedy
+from drive import Alone, MakeEngine, drawn, greedy, tokens_of
 from tiny import random_prompts
 
+import workbench
 from workbench.engine import Engine
 from workbench.events import StepDone
 from workbench.interrupts import shielded
 from workbench.trace import Trace
 
+OWN = tuple(
+    str(Path(workbench.__file__).parent / name)
+    for name in ("engine", "scheduler", "cache", "interrupts.py")
+)
 PROMPTS = random_prompts(8, seed=130, longest=24)
 PARAMS = [greedy(30) if i % 2 else drawn(i, 30) for i in range(8)]
 
 
-@contextmanager
-def interrupted_within(seconds: float) -> Iterator[None]:
-    """Send a real SIGINT once, after this time; none arrives after the block."""
+# pytest-timeout's own way would be the very alarm that is used here.
+pytestmark = pytest.mark.timeout(120, method="thread")
 
-    def ring(signum: int, frame: object) -> None:
-        signal.raise_signal(signal.SIGINT)
 
-    previous = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+class Alarm:
+    """Sends real SIGINTs: `with alarm.within(seconds)` one, unless the block ends before."""
+
+    def __init__(self) -> None:
+        self.armed = False
+
+    def ring(self, signum: int, frame: object) -> None:
+        if self.armed:
+            signal.raise_signal(signal.SIGINT)
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        self.armed = True
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            self.armed = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@pytest.fixture
+def alarm() -> Iterator[Alarm]:
+    """An alarm that is off again when the test ends."""
+    alarm = Alarm()
+    previous = signal.signal(signal.SIGALRM, alarm.ring)
+    yield alarm
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, previous)
 
 
 def tight(make_engine: MakeEngine) -> Engine:
@@ -51,10 +78,12 @@ def step_length(engine: Engine) -> float:
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_interrupts_at_random_moments(make_engine: MakeEngine, alone: Alone, watched: bool) -> None:
+def test_interrupts_at_random_moments(
+    alarm: Alarm, make_engine: MakeEngine, alone: Alone, watched: bool
+) -> None:
     expected = alone(PROMPTS, PARAMS)
     engine = tight(make_engine)
-    longest = 1.2 * step_length(engine)
+    longest = 2 * step_length(engine)
     source = random.Random(17)
     interrupts = rounds = 0
     with Trace.record(engine) as trace:
@@ -65,7 +94,7 @@ def test_interrupts_at_random_moments(make_engine: MakeEngine, alone: Alone, wat
             names = [engine.add(p, own) for p, own in zip(PROMPTS, PARAMS, strict=True)]
             while engine.has_work:
                 try:
-                    with interrupted_within(1e-5 + source.random() * longest):
+                    with alarm.within(1e-5 + source.random() * longest):
                         engine.step()
                 except KeyboardInterrupt:
                     interrupts += 1
@@ -81,16 +110,16 @@ def test_interrupts_at_random_moments(make_engine: MakeEngine, alone: Alone, wat
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_every_committed_token_is_told(make_engine: MakeEngine) -> None:
+def test_every_committed_token_is_told(alarm: Alarm, make_engine: MakeEngine) -> None:
     """An interrupt must not come between a step's commit and its event."""
     engine = tight(make_engine)
-    longest = 1.2 * step_length(engine)
+    longest = 3 * step_length(engine)
     source = random.Random(18)
     with Trace.record(engine) as trace:
         names = [engine.add(p, own) for p, own in zip(PROMPTS, PARAMS, strict=True)]
         while engine.has_work:
             try:
-                with interrupted_within(1e-5 + source.random() * longest):
+                with alarm.within(1e-5 + source.random() * longest):
                     engine.step()
             except KeyboardInterrupt:
                 pass
@@ -102,7 +131,9 @@ def test_every_committed_token_is_told(make_engine: MakeEngine) -> None:
     assert told == {s.sequence_id: s.output_token_ids for s in made}
 
 
-def test_interrupting_generate_discards_its_batch(make_engine: MakeEngine, alone: Alone) -> None:
+def test_interrupting_generate_discards_its_batch(
+    alarm: Alarm, make_engine: MakeEngine, alone: Alone
+) -> None:
     expected = alone(PROMPTS, PARAMS)
     engine = tight(make_engine)
     whole = 20 * step_length(engine)
@@ -112,7 +143,7 @@ def test_interrupting_generate_discards_its_batch(make_engine: MakeEngine, alone
         # Half of them while requests are being added, and just before the return.
         begin, longest = (1e-5, whole / 60) if i % 2 else (1e-5, whole)
         try:
-            with interrupted_within(begin + source.random() * longest):
+            with alarm.within(begin + source.random() * longest):
                 engine.generate(PROMPTS, greedy(4))
         except KeyboardInterrupt:
             interrupts += 1
@@ -125,14 +156,14 @@ def test_interrupting_generate_discards_its_batch(make_engine: MakeEngine, alone
     assert [output.outputs[0].token_ids for output in outputs] == expected
 
 
-def test_interrupting_add_abort_and_close(make_engine: MakeEngine) -> None:
+def test_interrupting_add_abort_and_close(alarm: Alarm, make_engine: MakeEngine) -> None:
     """At any moment a request is known and queued, or neither; ended and released, or neither."""
     engine = make_engine()
     source = random.Random(20)
     interrupts = 0
     for _ in range(300):
         try:
-            with interrupted_within(1e-5 + source.random() * 2e-4):
+            with alarm.within(1e-5 + source.random() * 2e-4):
                 for _ in range(20):
                     engine.add([1, 2, 3], greedy(4))
                     engine.abort(engine.add([3, 4], greedy(4)))
@@ -208,3 +239,82 @@ def test_the_shield_keeps_a_handler_of_the_users() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+class LineByLine:
+    """Sends a SIGINT before the `at`-th line that the engine's own modules run."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> LineByLine | None:
+        if not frame.f_code.co_filename.startswith(OWN):
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                signal.raise_signal(signal.SIGINT)
+        return self
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        previous = sys.gettrace()
+        sys.settrace(self)
+        try:
+            yield
+        finally:
+            sys.settrace(previous)
+
+
+def lines_of(work: Callable[[], object]) -> int:
+    """Return how many lines of the engine's own modules some work runs."""
+    counter = LineByLine(10**9)
+    with counter.active():
+        work()
+    return 10**9 - counter.left
+
+
+def test_generate_interrupted_at_every_line(make_engine: MakeEngine) -> None:
+    """From adding the first request to forgetting the last: nothing of the batch is left."""
+    engine = make_engine(num_blocks=6, block_size=2, max_sequences=2)
+    prompts = [[5, 6, 7], [8, 9]]
+    expected = tokens_of(engine, prompts, greedy(3))
+    expected_lines = lines_of(lambda: engine.generate(prompts, greedy(3)))
+    assert expected_lines > 400
+    interrupts = 0
+    for line in range(1, expected_lines, 3):
+        try:
+            with LineByLine(line).active():
+                engine.generate(prompts, greedy(3))
+        except KeyboardInterrupt:
+            interrupts += 1
+        assert engine.requests == {}, line
+        assert not engine.has_work, line
+        assert engine.cache.blocks.num_used == 0, line
+        assert engine.scheduler.books.busy is None, line
+        engine.cache.check()
+    assert interrupts > 130
+    assert tokens_of(engine, prompts, greedy(3)) == expected
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_steps_interrupted_at_every_line(make_engine: MakeEngine) -> None:
+    """Each line once, in one long run with preemption: the tokens are those of a quiet run."""
+    engine = make_engine(num_blocks=8, block_size=2, max_sequences=3)
+    prompts = [[5, 6, 7], [8, 9], [4, 3, 2, 1]]
+    expected = tokens_of(engine, prompts, greedy(9))
+    names = [engine.add(prompt, greedy(9)) for prompt in prompts]
+    line = interrupts = 0
+    while engine.has_work:
+        line += 1
+        try:
+            with LineByLine(line).active():
+                engine.step()
+            line = 0  # this step came through: begin the next one anew
+        except KeyboardInterrupt:
+            interrupts += 1
+        engine.cache.check()
+        assert engine.scheduler.books.busy is None
+    assert [engine.output(name).outputs[0].token_ids for name in names] == expected
+    assert sum(s.metrics.num_preemptions for s in engine.requests.values()) > 0
+    assert interrupts > 250

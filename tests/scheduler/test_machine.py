@@ -1,4 +1,4 @@
-"""A random walk over add, step, fork, abort, interrupt and policy swaps, with everything checked after each."""
+"""A random walk over add, step, fork, abort, failure and swap; all is checked after each."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(failures=st.integers(1, 2))
     def failed_step(self, failures):
-        """A forward pass that raises, or is interrupted: planned, perhaps half run, never committed."""
+        """A forward pass that fails: planned, perhaps half run, never committed."""
         for number in range(failures):
             plan = self.scheduler.schedule()
             if number:

@@ -26,13 +26,10 @@ class ShadowModel:
     def run(self, plan: StepPlan) -> SampledTokens:
         """Carry out copies, check every row's context, write its new slots, choose its token."""
         size = self.blocks.block_size
-        copied = {
-            (destination, offset): self.slots[source, offset]
-            for source, destination in plan.copies
-            for offset in range(size)
-            if (source, offset) in self.slots
-        }
-        self.slots.update(copied)
+        for source, destination in plan.copies:  # in order: one may build on another
+            for offset in range(size):
+                if (source, offset) in self.slots:
+                    self.slots[destination, offset] = self.slots[source, offset]
         for sequence, start, num_new in zip(plan.sequences, plan.starts, plan.num_new, strict=True):
             table = self.blocks.tables[sequence.sequence_id].block_ids
             for position in range(start + num_new):

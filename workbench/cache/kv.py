@@ -94,10 +94,23 @@ class KVCache(Described):
         return self.tensor.numel() * self.tensor.element_size()
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
-        """Copy the KV of each (source, destination) pair of blocks, in every layer."""
-        if not copies:
+        """Copy the KV of each (source, destination) pair of blocks, in every layer and in order.
+
+        In order matters where a source is the destination of an earlier pair (a fork of a fork).
+        """
+        together: dict[int, int] = {}  # {destination: source} that do not build on each other
+        for source, destination in copies:
+            if source in together:
+                self._copy_at_once(together)
+                together = {}
+            together[destination] = source
+        self._copy_at_once(together)
+
+    def _copy_at_once(self, source_of: dict[int, int]) -> None:
+        if not source_of:
             return
-        sources, destinations = torch.tensor(copies, device=self.tensor.device).unbind(1)
+        pairs = torch.tensor(list(source_of.items()), device=self.tensor.device)
+        destinations, sources = pairs.unbind(1)
         self.tensor[:, :, destinations] = self.tensor[:, :, sources]
 
     def check(self) -> None:

@@ -17,18 +17,58 @@ from workbench.request import Request, RequestMetrics, SamplingParams, Sequence
 from workbench.sample import check_params
 
 if TYPE_CHECKING:
+    from workbench.models import DecoderLM
     from workbench.models.tokenizer import Tokenizer
+
+
+def make_request(
+    request_id: str,
+    prompt: str | Tokens[int],
+    params: SamplingParams,
+    priority: int,
+    namespace: str,
+    model: DecoderLM,
+    tokenizer: Tokenizer | None,
+) -> Request:
+    """Return the request, or raise `RequestError` for whatever could trip up a later step."""
+    ids = encode_prompt(prompt, tokenizer, model.config.vocab_size)
+    require_text("request_id", request_id)
+    require_text("namespace", namespace)
+    if not isinstance(params, SamplingParams):
+        fix = "Pass `SamplingParams(max_tokens=…, …)`, or a list of them to `generate`."
+        raise RequestError("params", params, "is not a SamplingParams", fix)
+    if not isinstance(priority, int):
+        raise RequestError("priority", priority, "must be a whole number", "Smaller is sooner.")
+    # Where rotations depend on the prompt's length (dynamic RoPE), so must prefix reuse.
+    scope = model.rope_scope(len(ids))
+    namespace = namespace if scope is None else f"{namespace}\0rope-{scope}"
+    text = prompt if isinstance(prompt, str) else None
+    return Request(request_id, text, ids, params, priority, namespace)
+
+
+def require_text(field: str, value: object) -> None:
+    """Raise `RequestError` unless `value` is text that UTF-8 can hold."""
+    try:
+        valid = isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        valid = False
+    if not valid:
+        raise RequestError(field, value, "must be text that UTF-8 can hold", "Pass a plain str.")
 
 
 def encode_prompt(
     prompt: str | Tokens[int], tokenizer: Tokenizer | None, vocab_size: int
 ) -> tuple[int, ...]:
     """Return a prompt's token ids; raise `RequestError` for none, or unknown ones."""
+    if not isinstance(prompt, Tokens) or isinstance(prompt, bytes | bytearray | memoryview):
+        problem = "is neither text nor a list of token ids"
+        raise RequestError("prompt", prompt, problem, "Of an array, pass `ids.tolist()`.")
     if isinstance(prompt, str):
         if tokenizer is None:
             raise RequestError(
                 "prompt", prompt, "the engine has no tokenizer", "Pass token ids, or a tokenizer."
             )
+        require_text("prompt", prompt)
         ids = tuple(tokenizer.encode(prompt)) if prompt else ()
     else:
         ids = tuple(prompt)

@@ -8,22 +8,25 @@ makes no decisions: it connects a scheduler, a runner and a sampler, and keeps t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Tokens
+from itertools import count
 from typing import Any
 
 from workbench.batch import SampledTokens
 from workbench.cache import KVCache
 from workbench.describe import Described
-from workbench.engine.admission import check_splittable, encode_prompt, make_sequence
+from workbench.engine.admission import check_splittable, make_request, make_sequence
+from workbench.engine.checks import check_parts, check_seed, pair
 from workbench.engine.output import make_output
 from workbench.engine.record import Laps, StepRecord
 from workbench.errors import ConfigError, EngineClosed, RequestError, UnknownRequest
 from workbench.errors import RequestFinished as AlreadyFinished
 from workbench.events import EventBus, RequestAdded, StepDone
+from workbench.interrupts import shielded
 from workbench.models import DecoderLM
 from workbench.ops import get_backend
-from workbench.request import Request, RequestOutput, SamplingParams, Sequence
+from workbench.request import RequestOutput, SamplingParams, Sequence
 from workbench.run import Runner
 from workbench.sample import Sampler
 from workbench.scheduler import Policy, Scheduler, get_policy
@@ -48,12 +51,15 @@ class Engine(Described):
         seed: int | None = None,
         bus: EventBus | None = None,
     ) -> None:
+        """Raise `ConfigError` if the parts were not made for each other."""
+        check_parts(model, cache, scheduler, runner)
+        check_seed(seed)
         self.model, self.cache, self.scheduler, self.runner = model, cache, scheduler, runner
         self.sampler = sampler or Sampler()
         self.tokenizer = model.tokenizer
         self.seed = seed
         self.bus = bus or EventBus()
-        self.cache.blocks.bus = self.scheduler.bus = self.bus
+        cache.blocks.bus = scheduler.bus = self.bus
         self.closed = False
         self._sequences: dict[str, Sequence] = {}
         self._num_added = 0
@@ -65,7 +71,7 @@ class Engine(Described):
 
         Whatever fails or interrupts it, no block leaks and the next `step()` does the work again.
         """
-        self._require_open()
+        self._require_between_steps("step")
         laps = Laps()
         plan = self.scheduler.schedule()
         laps.lap("schedule")
@@ -74,13 +80,15 @@ class Engine(Described):
         rows = [plan.sequences[row] for row in plan.sampled]
         sampled = self.sampler(logits, rows) if logits is not None and rows else SampledTokens([])
         laps.lap("sample")
-        finished = self.scheduler.commit(plan, sampled)
-        laps.lap("commit")
-        tokens = [(s.request.request_id, t) for s, t in zip(rows, sampled.token_ids, strict=True)]
-        if self.bus:
-            ids = tuple((s.sequence_id, t) for s, t in zip(rows, sampled.token_ids, strict=True))
-            free = self.cache.blocks.num_free
-            self.bus.emit(StepDone(plan.step, ids, laps.seconds, free))
+        new = [(s, t) for s, t in zip(rows, sampled.token_ids, strict=True) if not s.finished]
+        with shielded():  # a step that is committed is also told
+            finished = self.scheduler.commit(plan, sampled)
+            laps.lap("commit")
+            if self.bus:
+                ids = tuple((sequence.sequence_id, token) for sequence, token in new)
+                free = self.cache.blocks.num_free
+                self.bus.emit(StepDone(plan.step, ids, laps.seconds, free))
+        tokens = [(sequence.request.request_id, token) for sequence, token in new]
         return StepRecord(plan, tokens, finished, laps.seconds)
 
     @property
@@ -90,6 +98,7 @@ class Engine(Described):
 
     def run(self, max_steps: int | None = None) -> list[StepRecord]:
         """Step until nothing is left, or `max_steps` times; return the records."""
+        self.require_open()
         records: list[StepRecord] = []
         while self.has_work and (max_steps is None or len(records) < max_steps):
             records.append(self.step())
@@ -112,37 +121,36 @@ class Engine(Described):
         reuse apart from other namespaces. Raises `RequestError` for anything that could not run to
         its end; nothing is queued then.
         """
-        self._require_open()
-        config = self.model.config
-        ids = encode_prompt(prompt, self.tokenizer, config.vocab_size)
-        check_splittable(len(ids), self.scheduler.config)
-        request_id = request_id if request_id is not None else f"r{self._num_added}"
+        self.require_open()
+        if request_id is None:
+            names = (f"r{number}" for number in count(self._num_added))
+            request_id = next(name for name in names if name not in self._sequences)
+        params = SamplingParams() if params is None else params
+        request = make_request(
+            request_id, prompt, params, priority, namespace, self.model, self.tokenizer
+        )
         if request_id in self._sequences:
             raise RequestError("request_id", request_id, "already in use", "Choose another.")
-        text = prompt if isinstance(prompt, str) else None
-        params = params or SamplingParams()
-        request = Request(request_id, text, ids, params, priority, self._namespace(namespace, ids))
+        check_splittable(len(request.prompt_token_ids), self.scheduler.config)
+        config = self.model.config
         sequence = make_sequence(
             request, self._num_added, config, self.cache, self.tokenizer, self.seed
         )
-        self._num_added += 1
-        self._sequences[request_id] = sequence
-        self.scheduler.add(sequence)
-        if self.bus:
-            ids_of = self.scheduler.step, request_id, sequence.sequence_id
-            self.bus.emit(RequestAdded(*ids_of, len(ids), params.max_tokens))
+        with shielded():
+            self._num_added += 1
+            self._sequences[request_id] = sequence
+            self.scheduler.add(sequence)
+            if self.bus:
+                ids = self.scheduler.step, request_id, sequence.sequence_id
+                self.bus.emit(RequestAdded(*ids, sequence.num_prompt_tokens, params.max_tokens))
         return request_id
-
-    def _namespace(self, namespace: str, prompt_ids: tuple[int, ...]) -> str:
-        """Where rotations depend on the prompt's length (dynamic RoPE), so must prefix reuse."""
-        scope = self.model.rope_scope(len(prompt_ids))
-        return namespace if scope is None else f"{namespace}\0rope-{scope}"
 
     def abort(self, request_id: str) -> RequestOutput:
         """End a request between steps, keeping what it made; return its output.
 
         Raises `UnknownRequest`, or `RequestFinished` if it has already ended.
         """
+        self._require_between_steps("abort")
         sequence = self._sequence(request_id)
         if sequence.finished:
             raise AlreadyFinished(request_id, str(sequence.finish_reason))
@@ -170,6 +178,7 @@ class Engine(Described):
         return dict(self._sequences)
 
     def _sequence(self, request_id: str) -> Sequence:
+        self.require_open()
         if request_id not in self._sequences:
             raise UnknownRequest(request_id, self._sequences)
         return self._sequences[request_id]
@@ -188,7 +197,7 @@ class Engine(Described):
 
     def generate(
         self,
-        prompts: Tokens[str | Tokens[int]],
+        prompts: Iterable[str | Tokens[int]],
         params: SamplingParams | list[SamplingParams] | None = None,
         *,
         on_finish: Callable[[Sequence], Any] | None = None,
@@ -198,18 +207,17 @@ class Engine(Described):
         Either all are queued or none: a bad one raises before any runs. `on_finish` is called with
         each of these sequences as it ends.
         """
-        each = params if isinstance(params, list) else [params] * len(prompts)
-        if len(each) != len(prompts):
-            raise RequestError("params", len(each), f"{len(prompts)} prompts", "Give one each.")
+        self._require_between_steps("generate")
         request_ids: list[str] = []
         try:
-            for prompt, own in zip(prompts, each, strict=True):
-                request_ids.append(self.add(prompt, own))
+            for prompt, own in pair(prompts, params):
+                with shielded():  # what is added is also noted
+                    request_ids.append(self.add(prompt, own))
             self._run_until_finished(set(request_ids), on_finish)
+            return [self.forget(request_id) for request_id in request_ids]
         except BaseException:
             self._discard(request_ids)
             raise
-        return [self.forget(request_id) for request_id in request_ids]
 
     def _run_until_finished(
         self, request_ids: set[str], on_finish: Callable[[Sequence], Any] | None
@@ -222,9 +230,10 @@ class Engine(Described):
                         on_finish(sequence)
 
     def _discard(self, request_ids: list[str]) -> None:
-        for request_id in request_ids:
-            self.scheduler.finish(self._sequences[request_id], "abort")
-            del self._sequences[request_id]
+        with shielded():
+            for request_id in request_ids:
+                if (sequence := self._sequences.pop(request_id, None)) is not None:
+                    self.scheduler.finish(sequence, "abort")
 
     # --- changing and ending ------------------------------------------------------------------
 
@@ -236,7 +245,7 @@ class Engine(Described):
         backend: str | None = None,
     ) -> None:
         """Replace parts between two steps, while requests run; `ConfigError` if unknown."""
-        self._require_open()
+        self.require_open()
         policy = None if scheduler_policy is None else get_policy(scheduler_policy)
         new_backend = None if backend is None else get_backend(backend, self.runner.device)
         if sampler is not None and not callable(sampler):
@@ -249,13 +258,15 @@ class Engine(Described):
         """Abort everything and give the memory back; idempotent."""
         if self.closed:
             return
-        for sequence in list(self._sequences.values()):
-            self.scheduler.finish(sequence, "abort")
-        self.closed = True
-        self._sequences.clear()
-        self.cache.close()
-        self.runner.close()
-        del self.model, self.runner, self.sampler
+        self._require_between_steps("close")
+        with shielded():
+            for sequence in list(self._sequences.values()):
+                self.scheduler.finish(sequence, "abort")
+            self.closed = True
+            self._sequences.clear()
+            self.cache.close()
+            self.runner.close()
+            del self.model, self.runner, self.sampler
 
     def __enter__(self) -> Engine:
         """Use the engine as a context manager: it is closed at the end."""
@@ -265,9 +276,14 @@ class Engine(Described):
         """Close."""
         self.close()
 
-    def _require_open(self) -> None:
+    def require_open(self) -> None:
+        """Raise `EngineClosed` after `close()`."""
         if self.closed:
             raise EngineClosed("the engine was closed; build a new one")
+
+    def _require_between_steps(self, action: str) -> None:
+        self.require_open()
+        self.scheduler.books.require_closed(action)
 
     def describe(self) -> dict[str, Any]:
         """Return the parts and the queues."""

@@ -1,4 +1,7 @@
-"""`StepRecord`: what one step planned, ran and committed, and how long each part took."""
+"""`StepRecord`: what one step planned, ran and committed, and how long each part took.
+
+Made by `Engine.step` with the stopwatch `Laps`; kept by whoever wants it, never by the engine.
+"""
 
 from __future__ import annotations
 

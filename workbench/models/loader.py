@@ -17,6 +17,7 @@ from workbench.errors import CheckpointError, ConfigError
 from workbench.models.base import DecoderLM
 from workbench.models.checkpoint import Checkpoint
 from workbench.models.hf import dtype_name
+from workbench.models.layout import arrange_for_cpu
 from workbench.models.registry import FAMILIES, Families, find_family
 from workbench.models.resolve import resolve_model
 from workbench.models.weights import Piece, expand, fill, match
@@ -70,6 +71,8 @@ def load_model(
             wanted = torch.float32 if target.type == "cpu" else _dtype(stated) or torch.float32
         fill(loaded, pieces, checkpoint.read, target, wanted)
     loaded.tie_head()
+    if target.type == "cpu" and wanted is torch.float32:
+        arrange_for_cpu(loaded)
     loaded.to(target)  # only buffers are left to move; a weight still on meta would be refused
     loaded.config = replace(config, dtype=str(wanted).removeprefix("torch."))
     loaded.tokenizer = tokenizer

@@ -40,6 +40,12 @@ class IncrementalText(Described):
         """All text so far, cut at the stop string if one was found; reading costs its length."""
         return "".join((*self._taken, *self._fresh))
 
+    @property
+    def settled(self) -> str:
+        """`text` without the end that a stop string may still take back: it only ever grows."""
+        fresh = "".join(self._fresh)
+        return "".join(self._taken) + fresh[: len(fresh) - self._num_held(fresh)]
+
     def push(self, token_id: int) -> str | None:
         """Take one token; return the stop string that it completed, or None.
 

@@ -1,8 +1,24 @@
-"""When a sequence ends: a stop string, a stop token, or its length. Called once per new token."""
+"""What a new token does to its sequence: it may end it, by a stop string or id, or its length.
+
+Called by the scheduler when it commits a step, once per new token.
+"""
 
 from __future__ import annotations
 
-from workbench.request import Sequence
+import time
+
+from workbench.request import FinishReason, Sequence, Status, TokenLogprobs
+
+
+def append(sequence: Sequence, token_id: int, entry: TokenLogprobs | None) -> bool:
+    """Append a token and what is reported of it; return whether it ends the sequence."""
+    sequence.token_ids.append(token_id)
+    if len(sequence.token_ids) - sequence.num_prompt_tokens == 1:
+        sequence.metrics.first_token = time.monotonic()
+    if entry is not None:
+        sequence.logprobs = sequence.logprobs or []
+        sequence.logprobs.append(entry)
+    return ends(sequence, token_id)
 
 
 def ends(sequence: Sequence, token_id: int) -> bool:
@@ -15,3 +31,10 @@ def ends(sequence: Sequence, token_id: int) -> bool:
     elif len(sequence.token_ids) >= sequence.max_num_tokens:
         sequence.finish_reason = "length"
     return sequence.finish_reason is not None
+
+
+def mark_finished(sequence: Sequence, reason: FinishReason) -> None:
+    """Note that a sequence has ended, why and when."""
+    sequence.status, sequence.finish_reason = Status.FINISHED, reason
+    sequence.metrics.finished = time.monotonic()
+    sequence.metrics.num_output_tokens = sequence.num_output_tokens

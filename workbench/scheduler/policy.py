@@ -9,12 +9,12 @@ swapped in between two steps: `engine.swap(scheduler_policy=lambda sequence:
 from __future__ import annotations
 
 import traceback
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from workbench.errors import ConfigError
-from workbench.request import Sequence
+from workbench.events import warn
+from workbench.request import Sequence, Status
 
 Policy = Callable[[Sequence], Any]
 
@@ -67,15 +67,24 @@ class GuardedPolicy:
     def __init__(self, policy: Policy, on_failure: Callable[[str, str], None]) -> None:
         self.policy, self._on_failure = policy, on_failure
 
-    def sort(self, sequences: list[Sequence]) -> None:
-        """Sort in place, first to be served first."""
-        if len(sequences) < 2:
+    def sort(self, waiting: list[Sequence]) -> None:
+        """Sort in place, first to be served first.
+
+        A policy may add and abort requests meanwhile; whatever else it does to the queue is undone.
+        """
+        if len(waiting) < 2:
             return
+        before = list(waiting)
         try:
-            sequences.sort(key=self.policy)
+            ordered = sorted(before, key=self.policy)
         except Exception as error:  # noqa: BLE001 - user code
             self._replace(error)
-            sequences.sort(key=fcfs)
+            ordered = sorted(before, key=fcfs)
+        if waiting != before:
+            known = {sequence.sequence_id for sequence in before}
+            added = [sequence for sequence in waiting if sequence.sequence_id not in known]
+            ordered = [s for s in ordered if s.status is Status.WAITING] + added
+        waiting[:] = ordered
 
     def last(self, sequences: Iterable[Sequence]) -> Sequence:
         """Return the sequence that goes last."""
@@ -90,5 +99,5 @@ class GuardedPolicy:
         name = policy_name(self.policy)
         trace = "".join(traceback.format_exception(error))
         self.policy = fcfs
-        warnings.warn(f"policy {name!r} raised; using fcfs from now on:\n{trace}", stacklevel=4)
+        warn(f"policy {name!r} raised; using fcfs from now on:\n{trace}", stacklevel=5)
         self._on_failure(name, trace)

@@ -1,9 +1,8 @@
 """`Scheduler`: decides each step's batch and takes its results in.
 
 One rule, no phases: every sequence has `num_computed` and `num_tokens`, and a step lets it catch up
-by some tokens. A prompt, a chunk of one, a decode and a resume after preemption are cases of that
-rule. The scheduler is the one writer of `Sequence` and drives the cache's block manager; it never
-sees a tensor.
+by some tokens: a prompt, a chunk of one, a decode, a resume after preemption. The scheduler is the
+one writer of `Sequence` and drives the cache's block manager; it never sees a tensor.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from workbench.events import (
     SequenceAdmitted,
     StepPlanned,
 )
-from workbench.interrupts import shielded
 from workbench.request import FinishReason, Sequence, Status
-from workbench.scheduler.ending import ends
+from workbench.scheduler.books import Books, StalePlan
+from workbench.scheduler.ending import append, mark_finished
 from workbench.scheduler.policy import GuardedPolicy, Policy, get_policy, policy_name
 
 
 class Scheduler(Described):
     """Continuous batching over a KV cache.
 
-    `waiting` and `running` are the two queues. `schedule()` and `commit()` alternate; if a step
-    fails between them, the next `schedule()` plans the same work again and nothing leaks.
+    `waiting` and `running` are the two queues, guarded by `books`. `schedule()` and `commit()`
+    alternate; after a failure in between, the next `schedule()` plans the same work again.
     """
 
     def __init__(self, cache: KVCache, config: SchedulerConfig | None = None) -> None:
@@ -43,9 +42,11 @@ class Scheduler(Described):
         self.blocks = cache.blocks
         self._order = GuardedPolicy(get_policy(self.config.policy), self._policy_failed)
         self.bus = EventBus()
-        self.waiting: list[Sequence] = []
+        self._waiting: list[Sequence] = []
         self._running: dict[int, Sequence] = {}  # by sequence id, in order of admission
         self.step = 0
+        self.books = Books()
+        self._plan: StepPlan | None = None  # planned and not yet committed
 
     @property
     def policy(self) -> Policy:
@@ -57,6 +58,11 @@ class Scheduler(Described):
         self._order.policy = policy
 
     @property
+    def waiting(self) -> list[Sequence]:
+        """The waiting sequences, as they were last ordered (a copy)."""
+        return list(self._waiting)
+
+    @property
     def running(self) -> list[Sequence]:
         """The running sequences in order of admission (a copy)."""
         return list(self._running.values())
@@ -64,38 +70,36 @@ class Scheduler(Described):
     @property
     def num_unfinished(self) -> int:
         """Sequences waiting or running."""
-        return len(self.waiting) + len(self._running)
+        return len(self._waiting) + len(self._running)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. It must fit the cache when it is alone: `engine.add` checks that."""
-        self.waiting.append(sequence)
+        self._waiting.append(sequence)
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
-        """Queue `child`, which begins as a copy of `parent`'s tokens, sharing its blocks if it may
-        run.
+        """Queue `child`, a copy of `parent`'s tokens: it shares its blocks, or waits for a place.
 
-        Blocks are copied when either first writes to a shared one. Where no place is left to run,
-        the child waits like any other and finds what it can in the prefix cache.
+        Who first writes to a shared block copies it.
         """
         assert child.token_ids[: parent.num_computed] == parent.token_ids[: parent.num_computed]
-        with shielded():
+        with self.books.open("fork"):
             room = len(self._running) < self.config.max_sequences
             if parent.status is not Status.RUNNING or not room:
-                self.waiting.append(child)
+                self._waiting.append(child)
                 return
             self.blocks.fork(parent.sequence_id, child.sequence_id)
             child.status = Status.RUNNING
             child.num_computed = parent.num_computed
             self._running[child.sequence_id] = child
-        if self.bus:
-            self.bus.emit(SequenceAdmitted(self.step, child.sequence_id, child.num_computed))
+            if self.bus:
+                self.bus.emit(SequenceAdmitted(self.step, child.sequence_id, child.num_computed))
 
     # --- planning -----------------------------------------------------------------------------
 
     def schedule(self) -> StepPlan:
         """Return the next step's batch, with blocks allocated for everything in it."""
-        self._order.sort(self.waiting)
-        with shielded():
+        self._order.sort(self._waiting)
+        with self.books.open("schedule"):
             self.step += 1
             self.blocks.step = self.step
             plan = StepPlan(self.step)
@@ -104,15 +108,12 @@ class Scheduler(Described):
             if not plan.preempted:  # what was just evicted must not come straight back
                 self._admit(plan, budget)
             plan.copies = list(self.blocks.pending_copies)
-        if self.bus:
-            rows = tuple(
-                (sequence.sequence_id, start, num_new)
-                for sequence, start, num_new in zip(
-                    plan.sequences, plan.starts, plan.num_new, strict=True
-                )
-            )
-            self.bus.emit(StepPlanned(self.step, rows, len(self.waiting), len(self._running)))
-        return plan
+            if self.bus:
+                ids = [sequence.sequence_id for sequence in plan.sequences]
+                rows = tuple(zip(ids, plan.starts, plan.num_new, strict=True))
+                self.bus.emit(StepPlanned(self.step, rows, len(self._waiting), len(self._running)))
+            self._plan = plan
+            return plan
 
     def _plan_decodes(self, plan: StepPlan, budget: int) -> int:
         """Plan the sequences that are one token behind; they come first in the packed batch."""
@@ -145,7 +146,9 @@ class Scheduler(Described):
             start, behind = sequence.num_computed, sequence.num_tokens - sequence.num_computed
             if behind == 1 or sequence.status is not Status.RUNNING or budget <= 0:
                 continue
-            num_new = min(behind, budget)
+            if not self._may_start(plan, behind, budget):
+                continue
+            num_new = min(behind, budget) if self.config.chunked_prefill else behind
             grown = self._make_room(plan, sequence, start, start + num_new)
             plan.drop_waiting()
             if grown:
@@ -156,7 +159,7 @@ class Scheduler(Described):
     def _admit(self, plan: StepPlan, budget: int) -> None:
         """Start waiting sequences in order, until one finds no budget or no blocks."""
         admitted = 0
-        for sequence in self.waiting:
+        for sequence in self._waiting:
             if budget <= 0 or len(self._running) >= self.config.max_sequences:
                 break
             lookup = None
@@ -176,7 +179,7 @@ class Scheduler(Described):
             plan.append(sequence, num_new)
             budget -= num_new
             admitted += 1
-        del self.waiting[:admitted]
+        del self._waiting[:admitted]
 
     def _may_start(self, plan: StepPlan, behind: int, budget: int) -> bool:
         """Whether the budget allows it: an unsplittable prompt may exceed it, but one at a time."""
@@ -198,13 +201,9 @@ class Scheduler(Described):
             metrics.first_scheduled = time.monotonic()
             metrics.num_cached_tokens = num_cached
         if self.bus:
-            ids = self.step, sequence.sequence_id
-            total = sequence.num_tokens
-            self.bus.emit(
-                PrefixHit(*ids, num_cached, total, reason)
-                if num_cached
-                else PrefixMiss(*ids, total, reason)
-            )
+            ids, total = (self.step, sequence.sequence_id), sequence.num_tokens
+            hit = PrefixHit(*ids, num_cached, total, reason)
+            self.bus.emit(hit if num_cached else PrefixMiss(*ids, total, reason))
             self.bus.emit(SequenceAdmitted(*ids, num_cached))
 
     def _make_room(self, plan: StepPlan, sequence: Sequence, start: int, stop: int) -> bool:
@@ -226,7 +225,7 @@ class Scheduler(Described):
             self.bus.emit(Preempted(*ids, cause, sequence.num_computed))
         self.blocks.free(sequence.sequence_id)
         del self._running[sequence.sequence_id]
-        self.waiting.insert(0, sequence)
+        self._waiting.insert(0, sequence)
         sequence.status = Status.WAITING
         sequence.num_computed = 0
         sequence.metrics.num_preemptions += 1
@@ -238,8 +237,14 @@ class Scheduler(Described):
     # --- results ------------------------------------------------------------------------------
 
     def commit(self, plan: StepPlan, sampled: SampledTokens) -> list[Sequence]:
-        """Take a step's results in: advance every row, append its token; return what finished."""
-        with shielded():
+        """Take a step's results in: advance every row, append its token; return what finished.
+
+        Raises `StalePlan` for any but the latest plan, and for one that was committed before.
+        """
+        with self.books.open("commit"):
+            if plan is not self._plan:
+                raise StalePlan(plan.step, self.step)
+            self._plan = None
             self.blocks.finish_copies()
             self._advance(plan)
             return self._append_tokens(plan, sampled)
@@ -255,38 +260,29 @@ class Scheduler(Described):
 
     def _append_tokens(self, plan: StepPlan, sampled: SampledTokens) -> list[Sequence]:
         finished: list[Sequence] = []
-        sequences, logprobs = plan.sequences, sampled.logprobs
-        for i, (row, token_id) in enumerate(zip(plan.sampled, sampled.token_ids, strict=True)):
-            sequence = sequences[row]
-            if sequence.status is not Status.RUNNING:
-                continue
-            sequence.token_ids.append(token_id)
-            if len(sequence.token_ids) - sequence.num_prompt_tokens == 1:
-                sequence.metrics.first_token = time.monotonic()
-            if logprobs is not None and (entry := logprobs[i]) is not None:
-                sequence.logprobs = sequence.logprobs or []
-                sequence.logprobs.append(entry)
-            if ends(sequence, token_id):
+        entries = sampled.logprobs or [None] * len(plan.sampled)
+        for row, token_id, entry in zip(plan.sampled, sampled.token_ids, entries, strict=True):
+            sequence = plan.sequences[row]
+            if sequence.status is Status.RUNNING and append(sequence, token_id, entry):
                 finished.append(sequence)
         for sequence in finished:
             assert sequence.finish_reason is not None
-            self.finish(sequence, sequence.finish_reason)
+            self._finish(sequence, sequence.finish_reason)
         return finished
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence in any state and release its blocks; idempotent."""
-        if sequence.status is Status.FINISHED:
-            return
-        with shielded():
-            if sequence.status is Status.RUNNING:
-                self.blocks.free(sequence.sequence_id)
-                del self._running[sequence.sequence_id]
-            else:
-                self.waiting.remove(sequence)
-            sequence.status = Status.FINISHED
-            sequence.finish_reason = reason
-            sequence.metrics.finished = time.monotonic()
-            sequence.metrics.num_output_tokens = sequence.num_output_tokens
+        with self.books.open("finish"):
+            if sequence.status is not Status.FINISHED:
+                self._finish(sequence, reason)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        if sequence.status is Status.RUNNING:
+            self.blocks.free(sequence.sequence_id)
+            del self._running[sequence.sequence_id]
+        else:
+            self._waiting.remove(sequence)
+        mark_finished(sequence, reason)
         if self.bus:
             ids = self.step, sequence.request.request_id, sequence.sequence_id
             self.bus.emit(RequestFinished(*ids, reason, sequence.num_output_tokens))
@@ -294,7 +290,7 @@ class Scheduler(Described):
     def describe(self) -> dict[str, Any]:
         """Return the queues and the budgets."""
         return {
-            "waiting": len(self.waiting),
+            "waiting": len(self._waiting),
             "running": len(self._running),
             "policy": policy_name(self.policy),
             "max_batch_tokens": self.config.max_batch_tokens,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def _lines(path: Path) -> list[Any]:
             return [json.loads(line) for line in source]
     except FileNotFoundError:
         raise TraceError(f"{path}: no such file. {_RERECORD}") from None
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise TraceError(f"{path}: truncated or foreign ({error}). {_RERECORD}") from error
 
 

@@ -93,6 +93,7 @@ class Trace(Described):
 
 def engine_header(engine: Engine) -> dict[str, Any]:
     """Return what a reader needs to know of the engine behind a trace."""
+    engine.require_open()
     return {
         "model": engine.model.config.architecture,
         "device": str(engine.runner.device),

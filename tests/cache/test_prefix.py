@@ -1,0 +1,121 @@
+"""A lookup finds the longest computed prefix, and says in words why it ends where it does."""
+
+from __future__ import annotations
+
+import pytest
+
+from workbench.cache import BlockManager, PrefixIndex, block_hash
+from workbench.cache import prefix as module
+from workbench.cache.prefix import root_hash
+
+SIZE = 4
+TOKENS = list(range(50, 90))
+
+
+@pytest.fixture
+def blocks() -> BlockManager:
+    """A manager in which 12 tokens were computed and freed."""
+    manager = BlockManager(8, SIZE)
+    remember(manager, TOKENS[:12])
+    return manager
+
+
+def remember(blocks: BlockManager, tokens: list[int], namespace: str = "") -> None:
+    blocks.open(0, None, namespace)
+    blocks.grow(0, 0, len(tokens))
+    blocks.publish(0, tokens, len(tokens))
+    blocks.free(0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "num_tokens", "reason"),
+    [
+        (TOKENS[:13], 12, "whole prompt cached"),
+        (TOKENS[:12], 8, "whole prompt cached"),
+        (TOKENS[:5], 4, "whole prompt cached"),
+        (TOKENS[:4], 0, "prompt shorter than a block"),
+        (TOKENS[:1], 0, "prompt shorter than a block"),
+        (TOKENS[:17], 12, "no such block 3 was ever computed"),
+        ([*TOKENS[:9], 1, 1, 1, 1], 8, "no such block 2 was ever computed"),
+        ([1, *TOKENS[1:13]], 0, "no such prefix"),
+        (TOKENS[4:13], 0, "no such prefix"),
+    ],
+)
+def test_reasons(blocks: BlockManager, tokens: list[int], num_tokens: int, reason: str) -> None:
+    found = blocks.lookup(tokens)
+    assert (found.num_tokens, found.reason) == (num_tokens, reason)
+    assert len(found.block_ids) == len(found.hashes) == num_tokens // SIZE
+    assert len(set(found.block_ids)) == len(found.block_ids)
+    blocks.check()
+
+
+def test_evicted(blocks: BlockManager) -> None:
+    blocks.step = 17
+    blocks.open(5, None)
+    blocks.grow(5, 0, 6 * SIZE)
+    assert blocks.lookup(TOKENS[:13]).reason == "block 2 was evicted at step 17 for sequence 5"
+    assert blocks.lookup(TOKENS[:13]).num_tokens == 8
+    blocks.grow(5, 0, 8 * SIZE)
+    assert blocks.lookup(TOKENS[:13]).reason == "block 0 was evicted at step 17 for sequence 5"
+    blocks.free(5)
+    remember(blocks, TOKENS[:12])
+    assert blocks.lookup(TOKENS[:13]).reason == "whole prompt cached", "it was computed again"
+    blocks.clear_cached()
+    assert blocks.lookup(TOKENS[:13]).reason == "block 0 was evicted at step 17 by hand"
+
+
+def test_namespaces(blocks: BlockManager) -> None:
+    found = blocks.lookup(TOKENS[:13], "tenant")
+    assert (found.num_tokens, found.reason) == (0, "cached only in namespace ''")
+    remember(blocks, TOKENS[20:29], "tenant")
+    assert blocks.lookup(TOKENS[20:29]).reason == "cached only in namespace 'tenant'"
+    assert blocks.lookup(TOKENS[20:29], "tenant").num_tokens == 8
+    assert blocks.lookup([1, 2, 3, 4, 5], "tenant").reason == "no such prefix"
+    blocks.check()
+
+
+def test_a_lookup_changes_nothing(blocks: BlockManager) -> None:
+    before = blocks.describe(), list(blocks._cached), dict(blocks.prefix.items())
+    for tokens in (TOKENS[:13], TOKENS[:3], [9] * 20):
+        for namespace in ("", "other"):
+            blocks.lookup(tokens, namespace)
+    assert (blocks.describe(), list(blocks._cached), dict(blocks.prefix.items())) == before
+
+
+def test_a_hash_depends_on_everything_before_it() -> None:
+    root = root_hash("")
+    one, other = block_hash(root, [1, 2]), block_hash(root, [1, 3])
+    names = {
+        one,
+        other,
+        block_hash(root, [2, 1]),
+        block_hash(root, [1, 2, 0]),
+        block_hash(one, [5, 6]),
+        block_hash(other, [5, 6]),
+        block_hash(root_hash("a"), [1, 2]),
+        block_hash(root_hash("b"), [1, 2]),
+        root,
+    }
+    assert len(names) == 9
+    assert block_hash(root, (1, 2)) == one, "any kind of list"
+    assert {len(name) for name in names} == {16}
+
+
+def test_large_token_ids() -> None:
+    assert block_hash(root_hash(""), [2**40]) != block_hash(root_hash(""), [0])
+
+
+def test_evictions_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_EVICTIONS_REMEMBERED", 2)
+    index = PrefixIndex()
+    names = [block_hash(root_hash(""), [i]) for i in range(3)]
+    for block_id, name in enumerate(names):
+        assert index.add(name, block_id)
+        assert not index.add(name, 7), "the first block of a content stays"
+        assert index.block(name) == block_id
+        assert index.content(block_id) == name
+    for block_id in range(3):
+        assert index.evict(block_id, 4, None) == names[block_id]
+    assert len(index) == 0
+    reasons = [index.lookup([i, 9], 1, "", set()).reason for i in range(3)]
+    assert reasons == ["no such prefix", *["block 0 was evicted at step 4 by hand"] * 2]

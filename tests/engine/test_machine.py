@@ -1,0 +1,181 @@
+"""A random walk over a real engine: whatever happens, each output is that of a quiet run."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+from drive import drawn, greedy, tokens_of
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+from tiny import VOCAB
+
+from workbench.engine import Engine
+from workbench.models import DecoderLM
+from workbench.request import SamplingParams
+from workbench.scheduler import POLICIES
+
+CAPACITY = 64  # tokens: two long requests fill the cache
+# Few different prompts, some the beginning of others, so that prefixes are met again.
+SHARED = [7 + 11 * i % (VOCAB - 8) for i in range(40)]
+PROMPTS = st.one_of(
+    st.integers(1, 40).map(lambda length: SHARED[:length]),
+    st.tuples(st.integers(0, 30), st.integers(1, VOCAB - 1)).map(
+        lambda pair: [*SHARED[: pair[0]], pair[1]]
+    ),
+)
+PARAMS = st.one_of(
+    st.integers(1, 12).map(lambda count: greedy(count)),
+    st.builds(lambda seed, count: drawn(seed, count), st.integers(0, 2), st.integers(1, 12)),
+    st.integers(1, 12).map(lambda count: greedy(count, stop="e", logprobs=1)),
+)
+
+
+class Fault(Exception):
+    """What a failing forward pass raises."""
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Drives an engine whose cache is small, so that preemption and eviction are common."""
+
+    make: Any
+    model: DecoderLM
+    known: dict[tuple[tuple[int, ...], SamplingParams], list[int]]
+
+    @initialize(
+        backend=st.sampled_from(["reference", "sdpa"]),
+        block_size=st.sampled_from([1, 4, 16]),
+        budget=st.integers(4, 40),
+        max_sequences=st.integers(1, 4),
+        chunked=st.booleans(),
+        reuse=st.booleans(),
+    )
+    def build(self, backend, block_size, budget, max_sequences, chunked, reuse):
+        self.engine: Engine = self.make(
+            backend=backend,
+            block_size=block_size,
+            num_blocks=CAPACITY // block_size,
+            max_batch_tokens=budget if chunked else 64,
+            max_sequences=max_sequences,
+            chunked_prefill=chunked,
+            prefix_reuse=reuse,
+        )
+        self.asked: dict[str, tuple[tuple[int, ...], SamplingParams]] = {}
+        self.aborted: set[str] = set()
+
+    @rule(prompt=PROMPTS, params=PARAMS, priority=st.integers(0, 2))
+    def add(self, prompt, params, priority):
+        name = self.engine.add(prompt, params, priority=priority)
+        self.asked[name] = (tuple(prompt), params)
+
+    @rule(count=st.integers(1, 4))
+    def step(self, count):
+        self.engine.run(count)
+
+    @rule(error=st.sampled_from([Fault, KeyboardInterrupt]), after=st.booleans())
+    def failing_step(self, error, after):
+        runner, run = self.engine.runner, self.engine.runner.run
+
+        def fail(plan):
+            if after:
+                run(plan)
+            raise error
+
+        runner.run = fail
+        try:
+            self.engine.step()
+        except error:
+            pass
+        else:
+            assert not self.engine.has_work
+        finally:
+            runner.run = run
+
+    @rule()
+    def interrupted_commit(self):
+        """An interrupt that arrives while a step is committed: it counts, and is told later."""
+        publish = self.engine.cache.blocks.finish_copies
+
+        def interrupt():
+            signal.raise_signal(signal.SIGINT)
+            publish()
+
+        self.engine.cache.blocks.finish_copies = interrupt
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                self.engine.step()
+        finally:
+            self.engine.cache.blocks.finish_copies = publish
+
+    @rule(data=st.data())
+    def abort(self, data):
+        running = [n for n, s in self.engine.requests.items() if not s.finished]
+        if running:
+            name = data.draw(st.sampled_from(running))
+            self.engine.abort(name)
+            self.aborted.add(name)
+
+    @rule(policy=st.sampled_from(sorted(POLICIES)), backend=st.sampled_from(["reference", "sdpa"]))
+    def swap(self, policy, backend):
+        self.engine.swap(scheduler_policy=policy, backend=backend)
+
+    @rule()
+    def clear_cached(self):
+        self.engine.cache.blocks.clear_cached()
+
+    @invariant()
+    def whole(self):
+        if hasattr(self, "engine"):
+            self.engine.cache.check()
+            running = {s.sequence_id for s in self.engine.scheduler.running}
+            assert set(self.engine.cache.blocks.tables) == running
+
+    @invariant()
+    def outputs_are_those_of_a_quiet_run(self):
+        for name, asked in list(getattr(self, "asked", {}).items()):
+            if self.engine.requests[name].finished:
+                output = self.engine.forget(name).outputs[0]
+                expected = self.quiet(asked)
+                if name in self.aborted:
+                    expected = expected[: len(output.token_ids)]
+                assert output.token_ids == expected, asked
+                assert output.logprobs is None or len(output.logprobs) == len(output.token_ids)
+                del self.asked[name]
+
+    def quiet(self, asked):
+        """Return the tokens of a request in a large engine of its own."""
+        if asked not in self.known:
+            engine = self.make(backend="reference", prefix_reuse=False)
+            self.known[asked] = tokens_of(engine, [list(asked[0])], asked[1])[0]
+        return self.known[asked]
+
+    def teardown(self):
+        if hasattr(self, "engine"):
+            self.engine.run(2000)
+            assert not self.engine.has_work, "a request never ended"
+            self.outputs_are_those_of_a_quiet_run()
+            assert self.engine.cache.blocks.num_used == 0
+
+
+def test_engine_machine(make_engine: Any) -> None:
+    known: dict[Any, list[int]] = {}
+
+    class Machine(EngineMachine):
+        pass
+
+    Machine.make, Machine.known = staticmethod(make_engine), known
+    chosen = settings(
+        max_examples=40,
+        stateful_step_count=25,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
+    run_state_machine_as_test(Machine, settings=chosen)

@@ -1,0 +1,50 @@
+"""Whether what is put together fits together: an engine's parts, prompts and their parameters.
+
+Called by `Engine` before it keeps or queues anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Tokens
+
+from workbench.cache import KVCache
+from workbench.errors import ConfigError, RequestError
+from workbench.models import DecoderLM
+from workbench.request import SamplingParams
+from workbench.run import Runner
+from workbench.scheduler import Scheduler
+
+
+def check_parts(model: DecoderLM, cache: KVCache, scheduler: Scheduler, runner: Runner) -> None:
+    """Raise `ConfigError` where a part was made for another, as after a cell was run again."""
+    if scheduler.blocks is not cache.blocks:
+        raise _stranger("scheduler", scheduler, "cache")
+    if runner.cache is not cache:
+        raise _stranger("runner", runner, "cache")
+    if runner.model is not model:
+        raise _stranger("runner", runner, "model")
+
+
+def _stranger(field: str, part: object, other: str) -> ConfigError:
+    return ConfigError(field, part, f"was made for another {other}", "Make it anew, with this one.")
+
+
+def check_seed(seed: int | None) -> None:
+    """Raise `ConfigError` unless `seed` is None or a whole number from 0."""
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
+        raise ConfigError("seed", seed, "must be a whole number of at least 0", "Or leave it out.")
+
+
+def pair(
+    prompts: Iterable[str | Tokens[int]], params: SamplingParams | list[SamplingParams] | None
+) -> list[tuple[str | Tokens[int], SamplingParams | None]]:
+    """Return each prompt with its parameters; raise `RequestError` unless there are as many."""
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        raise RequestError("prompts", prompts, "is not a list of prompts", "Put it into a list.")
+    many = list(prompts)
+    each = params if isinstance(params, list) else [params] * len(many)
+    if len(each) != len(many):
+        fix = "Give one for all, or a list with one each."
+        raise RequestError("params", f"{len(each)} of them", f"for {len(many)} prompts", fix)
+    return list(zip(many, each, strict=True))
