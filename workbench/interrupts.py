@@ -1,9 +1,10 @@
 """Ctrl-C that never lands in the middle of bookkeeping.
 
-The scheduler's two mutations (plan, commit) run inside `shielded()`: an interrupt that arrives
+Whatever changes the queues or the block tables runs inside `shielded()`: an interrupt that arrives
 there is held back and raised when the block ends, so a step is either planned or not, committed or
-not. User code (policies, subscribers) and the forward pass stay interruptible. Only the main thread
-receives signals, so elsewhere this does nothing.
+not. The forward pass stays interruptible, and a policy while it orders the queue; subscribers that
+are called from within wait with it. Only the main thread receives signals, so elsewhere this does
+nothing.
 """
 
 from __future__ import annotations

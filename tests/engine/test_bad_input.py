@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,15 @@ def test_bad_models(tmp_path: Path, checkpoint: Callable[[str], Path]) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"model.safetensors \(\d+ bytes\) is damaged"):
         wb.LLM(folder)
+    config = json.loads((folder / "config.json").read_text())
+    for changes, error, message in (
+        ({"architectures": ["ParrotForCausalLM"]}, ConfigError, "ParrotForCausalLM"),
+        ({"intermediate_size": 100}, CheckpointError, r"mlp\.\w+_proj\.weight"),
+    ):
+        weights.write_bytes((checkpoint("llama") / weights.name).read_bytes())
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        with pytest.raises(error, match=message):
+            wb.LLM(folder)
     weights.rename(folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="only pickled weights"):
         wb.LLM(folder)

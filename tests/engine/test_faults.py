@@ -80,9 +80,9 @@ def test_a_failing_part(
 def test_generate_discards_its_batch_and_nothing_else(
     make_engine: MakeEngine, alone: Alone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = alone(PROMPTS, PARAMS)
+    expected = alone(PROMPTS, [greedy(40), *PARAMS[1:]])
     engine = make_engine(max_batch_tokens=16)
-    earlier = engine.add(PROMPTS[0], PARAMS[0])
+    earlier = engine.add(PROMPTS[0], greedy(40))
     engine.run(2)
     for error in (Fault, KeyboardInterrupt):
         for steps in range(4):

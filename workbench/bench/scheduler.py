@@ -31,6 +31,9 @@ class NoRunner:
     device = torch.device("cpu")
     backend = SimpleNamespace(name="none")
 
+    def __init__(self, model: Any, cache: KVCache) -> None:
+        self.model, self.cache = model, cache
+
     def run(self, plan: StepPlan) -> torch.Tensor:
         """Return no logits."""
         return _NO_LOGITS
@@ -57,7 +60,7 @@ def idle_engine(num_sequences: int, num_tokens: int) -> Engine:
         max_batch_tokens=max(2048, num_sequences), max_sequences=num_sequences
     )
     scheduler = Scheduler(cache, budgets)
-    parts: tuple[Any, ...] = (model, cache, scheduler, NoRunner(), ConstantSampler())
+    parts: tuple[Any, ...] = (model, cache, scheduler, NoRunner(model, cache), ConstantSampler())
     return Engine(*cast("tuple[Any, Any, Any, Any, Any]", parts))
 
 
