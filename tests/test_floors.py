@@ -15,7 +15,7 @@ import pytest
 
 # The part of a module's name after `workbench.` -> its floor.
 FLOORS = {
-    **dict.fromkeys(("errors", "config", "request", "batch", "events"), 0),
+    **dict.fromkeys(("errors", "config", "sampling_params", "request", "batch", "events"), 0),
     **dict.fromkeys(("describe", "interrupts"), 0),
     **dict.fromkeys(("kernels", "ops", "data"), 1),
     **dict.fromkeys(("layers", "probe"), 2),
@@ -38,10 +38,10 @@ SIBLINGS = {
     ("__main__", "cli"): "python -m workbench is the command line",
 }
 # Modules of the top folder are siblings: they may know those on their own floor, without a ring.
-TOP_FOLDER = {"errors", "config", "request", "batch", "events", "describe", "interrupts"} | {
-    "engine",
-    "build",
-    "llm",
+TOP_FOLDER = {
+    *("errors", "config", "sampling_params", "request", "batch", "events"),
+    *("describe", "interrupts"),
+    *("engine", "build", "llm"),
 }
 # The package's own __init__ names everything; only the top floor may use it, as a user does.
 FACE = "workbench"

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from workbench.llm import LLM
     from workbench.models import DecoderLM, load_model
     from workbench.ops import get_backend
-    from workbench.request import RequestOutput, SamplingParams
+    from workbench.request import RequestOutput
     from workbench.run import Runner
     from workbench.sample import Sampler
+    from workbench.sampling_params import SamplingParams
     from workbench.scheduler import Scheduler
     from workbench.trace import Trace
 
@@ -39,9 +40,10 @@ _HOMES = {
     "workbench.llm": ("LLM",),
     "workbench.models": ("DecoderLM", "load_model"),
     "workbench.ops": ("get_backend",),
-    "workbench.request": ("RequestOutput", "SamplingParams"),
+    "workbench.request": ("RequestOutput",),
     "workbench.run": ("Runner",),
     "workbench.sample": ("Sampler",),
+    "workbench.sampling_params": ("SamplingParams",),
     "workbench.scheduler": ("Scheduler",),
     "workbench.trace": ("Trace",),
 }

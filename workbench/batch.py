@@ -27,7 +27,7 @@ class StepPlan:
     sequences[i]. The first `num_decodes` rows have one new token. `sampled` lists the rows whose
     last token is computed here, in order: each gets a new token. `copies`: (source, destination)
     blocks to copy before anything is written. `preempted`: sequences that lost their blocks for
-    this plan.
+    this plan. `ended`: sequences that ended without running in it (their time was up).
     """
 
     step: int
@@ -38,6 +38,7 @@ class StepPlan:
     num_decodes: int = 0
     copies: list[tuple[int, int]] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
+    ended: list[Sequence] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -82,10 +83,15 @@ class StepPlan:
 
 @dataclass(slots=True)
 class SampledTokens:
-    """One new token for each of `StepPlan.sampled`, in order; `logprobs` None if nobody asked."""
+    """One new token for each of `StepPlan.sampled`, in order; `logprobs` None if nobody asked.
+
+    errors: by place in that list, why a row has no token: its request ends with that error, and its
+    `token_ids` entry means nothing.
+    """
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None] | None = None
+    errors: dict[int, str] = field(default_factory=dict)
 
 
 class Backend(Protocol):

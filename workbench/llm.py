@@ -18,7 +18,8 @@ from workbench.config import EngineConfig, unknown_keyword
 from workbench.describe import Described
 from workbench.engine import Engine
 from workbench.errors import ConfigError, RequestError
-from workbench.request import RequestOutput, SamplingParams
+from workbench.request import RequestOutput
+from workbench.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from workbench.models.tokenizer import Tokenizer

@@ -1,107 +1,20 @@
 """What a user asks for and gets back, and the one record that travels through the engine.
 
-`SamplingParams` (frozen) and `Request` come in; a `Sequence` is a request's token list on its way,
-written by the scheduler alone; `RequestOutput` goes out. Nothing here knows of tensors.
+A `Request` (frozen) comes in; a `Sequence` is one of its token lists on its way, written by the
+scheduler alone; a `RequestOutput` goes out. Nothing here knows of tensors.
 """
 
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from workbench.config import known_keywords
 from workbench.describe import Described
-from workbench.errors import RequestError
+from workbench.sampling_params import SamplingParams
 
-FinishReason = Literal["stop", "length", "abort"]
-
-
-@known_keywords(RequestError)
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How the tokens of one request are chosen and when it ends.
-
-    max_tokens: new tokens at most. temperature: 0 is greedy. top_k: keep the k likeliest (None:
-    all). top_p: keep the smallest set holding this probability. min_p: drop tokens less likely than
-    this fraction of the likeliest. seed: fixes the draw whatever the batch. stop: strings that end
-    the text (left out of it unless include_stop_str). stop_token_ids: ids that end it. ignore_eos:
-    go on past the model's end token. logprobs: report this many top log-probabilities beside each
-    chosen token.
-    """
-
-    max_tokens: int = 128
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int | None = None
-    stop: str | tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    include_stop_str: bool = False
-    ignore_eos: bool = False
-    logprobs: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be sampled, and turn lists into tuples."""
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        object.__setattr__(self, "stop", _tuple_of("stop", stop, str))
-        object.__setattr__(
-            self, "stop_token_ids", _tuple_of("stop_token_ids", self.stop_token_ids, int)
-        )
-        if "" in self.stop:
-            raise RequestError("stop", self.stop, "an empty string would stop at once", "Drop it.")
-        _whole("max_tokens", self.max_tokens, 1)
-        _real(
-            "temperature",
-            self.temperature,
-            0.0,
-            math.inf,
-            "0 is greedy; 1 leaves the model as it is.",
-        )
-        if self.top_k is not None:
-            _whole("top_k", self.top_k, 1)
-        _real("top_p", self.top_p, 0.0, 1.0, "1 keeps every token.", low_open=True)
-        _real("min_p", self.min_p, 0.0, 1.0, "0 keeps every token.")
-        if self.seed is not None:
-            _whole("seed", self.seed, 0)
-        if self.logprobs is not None:
-            _whole("logprobs", self.logprobs, 0)
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
-        return self.temperature == 0.0
-
-
-def _whole(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise RequestError(name, value, f"must be a whole number of at least {least}", "Change it.")
-
-
-def _real(
-    name: str, value: Any, low: float, high: float, fix: str, *, low_open: bool = False
-) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if (
-        not number
-        or not (low < value if low_open else low <= value)
-        or not value <= high
-        or value == math.inf
-    ):
-        bracket = "(" if low_open else "["
-        raise RequestError(name, value, f"must lie in {bracket}{low:g}, {high:g}]", fix)
-
-
-def _tuple_of(name: str, values: Any, kind: type) -> tuple[Any, ...]:
-    items = tuple(values) if isinstance(values, Iterable) else (values,)
-    if not all(isinstance(item, kind) for item in items):
-        raise RequestError(
-            name, values, f"must be a sequence of {kind.__name__}", "Check the types."
-        )
-    return items
+FinishReason = Literal["stop", "length", "abort", "error", "timeout"]
 
 
 class Status(enum.Enum):
@@ -130,6 +43,13 @@ class TextStream(Protocol):
         """`text` without the end that a stop string may still take back: it only ever grows."""
 
 
+class Chooser(Protocol):
+    """Decides a sequence's tokens in the sampler's place, as beam search does."""
+
+    def take(self, sequence: Sequence, entry: TokenLogprobs) -> None:
+        """Take in what the model said after the sequence's last token; nothing is appended."""
+
+
 @dataclass(slots=True)
 class RequestMetrics:
     """Times (seconds of `time.monotonic`) and counts of one request."""
@@ -141,6 +61,24 @@ class RequestMetrics:
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     num_output_tokens: int = 0
+
+    @classmethod
+    def over(cls, parts: list[RequestMetrics]) -> RequestMetrics:
+        """Return the metrics of a request from those of its sequences.
+
+        First and last times, cached tokens of the first sequence, all preemptions and tokens;
+        `finished` is None while one of them runs.
+        """
+        ends = [part.finished for part in parts]
+        return cls(
+            arrival=min(part.arrival for part in parts),
+            first_scheduled=_earliest(part.first_scheduled for part in parts),
+            first_token=_earliest(part.first_token for part in parts),
+            finished=None if None in ends else max(end for end in ends if end is not None),
+            num_cached_tokens=parts[0].num_cached_tokens,
+            num_preemptions=sum(part.num_preemptions for part in parts),
+            num_output_tokens=sum(part.num_output_tokens for part in parts),
+        )
 
     @property
     def queue(self) -> float | None:
@@ -165,10 +103,14 @@ class RequestMetrics:
         return None if self.finished is None else self.finished - self.arrival
 
 
+def _earliest(times: Iterable[float | None]) -> float | None:
+    return min((time for time in times if time is not None), default=None)
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One validated request. `prompt` is None where token ids were given; `priority`: smaller is
-    sooner.
+    sooner; `deadline`: when it ends as it is, in seconds of `time.monotonic`.
 
     `namespace` separates prefix reuse: blocks are only shared between requests of equal namespace.
     """
@@ -179,6 +121,7 @@ class Request:
     params: SamplingParams
     priority: int = 0
     namespace: str = ""
+    deadline: float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -186,7 +129,8 @@ class Sequence(Described):
     """A token list that the engine extends. Written by the scheduler only.
 
     The one rule: `num_computed` catches up with `num_tokens`. `token_ids` holds prompt and output;
-    the KV of the first `num_computed` of them is in the cache. `sequence_id` counts arrivals.
+    the KV of the first `num_computed` of them is in the cache. `sequence_id` counts arrivals;
+    `index` is its place among its request's branches. `error` says why it ended with an error.
     """
 
     sequence_id: int
@@ -198,10 +142,13 @@ class Sequence(Described):
     stop_ids: frozenset[int]
     max_num_tokens: int
     stream: TextStream | None = None
+    index: int = 0
+    chooser: Chooser | None = None
     num_computed: int = 0
     status: Status = Status.WAITING
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    error: str | None = None
     logprobs: list[TokenLogprobs] | None = None
 
     @property
@@ -228,6 +175,7 @@ class Sequence(Described):
         """Return where this sequence stands."""
         return {
             "request": self.request.request_id,
+            "branch": self.index,
             "status": self.status.value,
             "prompt": self.num_prompt_tokens,
             "output": self.num_output_tokens,
@@ -247,7 +195,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class CompletionOutput:
-    """One generated continuation."""
+    """One generated continuation; `error` says why it ended with finish_reason `error`."""
 
     index: int
     text: str
@@ -255,6 +203,7 @@ class CompletionOutput:
     finish_reason: FinishReason | None
     stop_reason: str | int | None
     logprobs: list[TokenLogprobs] | None
+    error: str | None = None
 
     @property
     def cumulative_logprob(self) -> float | None:

@@ -62,7 +62,7 @@ def test_out_of_blocks_changes_nothing(blocks: BlockManager) -> None:
 
 def test_out_of_blocks_for_a_copy(blocks: BlockManager) -> None:
     start(blocks, 1, TOKENS[:31])
-    blocks.fork(1, 2)
+    blocks.fork(1, 2, 31)
     assert blocks.num_missing(2, 30, 31) == 1
     with pytest.raises(OutOfBlocks):
         blocks.grow(2, 30, 31)
@@ -176,7 +176,7 @@ def test_clear_cached(blocks: BlockManager) -> None:
 
 def test_a_fork_shares_until_it_writes(blocks: BlockManager) -> None:
     start(blocks, 1, TOKENS[:10])
-    blocks.fork(1, 2)
+    blocks.fork(1, 2, 10)
     assert blocks.tables[1].block_ids == blocks.tables[2].block_ids
     assert blocks.num_used == 3
     source = blocks.tables[1].block_ids[2]
@@ -198,7 +198,7 @@ def test_a_fork_shares_until_it_writes(blocks: BlockManager) -> None:
 
 def test_whole_shared_blocks_are_never_copied(blocks: BlockManager) -> None:
     start(blocks, 1, TOKENS[:8])
-    blocks.fork(1, 2)
+    blocks.fork(1, 2, 8)
     blocks.grow(2, 8, 9)
     assert blocks.pending_copies == []
     assert blocks.num_used == 3
@@ -208,12 +208,12 @@ def test_whole_shared_blocks_are_never_copied(blocks: BlockManager) -> None:
 
 def test_a_pending_copy_dies_with_its_only_owner(blocks: BlockManager) -> None:
     start(blocks, 1, TOKENS[:10])
-    blocks.fork(1, 2)
+    blocks.fork(1, 2, 10)
     blocks.grow(2, 10, 11)
     blocks.free(2)
     assert blocks.pending_copies == []
     assert [blocks.ref_counts[b] for b in blocks.tables[1].block_ids] == [1, 1, 1]
-    blocks.fork(1, 3)
+    blocks.fork(1, 3, 10)
     blocks.grow(3, 10, 11)
     blocks.free(1)  # the source outlives its owner, for the copying
     assert len(blocks.pending_copies) == 1
@@ -228,7 +228,7 @@ def test_events_tell_it_all(blocks: BlockManager) -> None:
     blocks.bus.subscribe(told.append)
     blocks.step = 3
     start(blocks, 1, TOKENS[:5])
-    blocks.fork(1, 2)
+    blocks.fork(1, 2, 5)
     blocks.grow(2, 4, 6)
     blocks.finish_copies()
     blocks.free(1)

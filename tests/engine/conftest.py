@@ -16,8 +16,8 @@ from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
 from workbench.engine import Engine
 from workbench.models import DecoderLM, load_model
-from workbench.request import SamplingParams
 from workbench.run import Runner
+from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Scheduler
 
 

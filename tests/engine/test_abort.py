@@ -79,7 +79,7 @@ def test_a_waiting_request_leaves_the_queue(make_engine: MakeEngine) -> None:
     engine = make_engine(max_sequences=1)
     names = [engine.add([i + 1], greedy(2)) for i in range(3)]
     engine.step()
-    assert engine.requests[names[1]].status is Status.WAITING
+    assert engine.requests[names[1]].sequences[0].status is Status.WAITING
     engine.abort(names[1])
-    tokens = [name for record in engine.run() for name, _ in record.tokens]
+    tokens = [name for record in engine.run() for name, _, _ in record.tokens]
     assert tokens == [names[0], names[2], names[2]]

@@ -14,7 +14,7 @@ from tiny import CONTEXT, VOCAB, random_prompts
 import workbench as wb
 from workbench.config import EngineConfig
 from workbench.errors import CheckpointError, ConfigError, InvalidValue, RequestError
-from workbench.request import SamplingParams
+from workbench.sampling_params import SamplingParams
 
 PROMPTS = random_prompts(3, seed=100)
 P = SamplingParams

@@ -32,7 +32,7 @@ def test_a_long_prompt_does_not_stop_the_decoding_of_others(make_engine: MakeEng
     engine.step()
     long = engine.add(list(range(1, 81)), greedy(2))
     records = engine.run()
-    made = [[name for name, _ in record.tokens] for record in records]
+    made = [[name for name, _, _ in record.tokens] for record in records]
     assert made[:10] == [[short]] * 10, "a token of the short one in every step"
     assert [name for names in made for name in names].count(long) == 2
 

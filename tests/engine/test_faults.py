@@ -125,7 +125,7 @@ def test_logits_that_are_no_numbers(make_engine: MakeEngine, alone: Alone) -> No
     engine = make_engine(block_size=4)
     names = [engine.add(p, own) for p, own in zip(PROMPTS[:4], params, strict=True)]
     engine.run(3)
-    ill = engine.requests[names[2]]
+    ill = engine.requests[names[2]].sequences[0]
     engine.cache.tensor[:, :, engine.cache.blocks.tables[2].block_ids] = torch.nan
     for _ in range(2):
         with pytest.raises(NonFiniteLogits, match=rf"request\(s\) {names[2]}: NaN") as caught:

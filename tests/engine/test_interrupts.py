@@ -127,7 +127,7 @@ def test_every_committed_token_is_told(alarm: Alarm, make_engine: MakeEngine) ->
     for event in trace.of(StepDone):
         for sequence_id, token in event.tokens:
             told.setdefault(sequence_id, []).append(token)
-    made = [engine.requests[name] for name in names]
+    made = [s for name in names for s in engine.requests[name].sequences]
     assert told == {s.sequence_id: s.output_token_ids for s in made}
 
 
@@ -170,7 +170,7 @@ def test_interrupting_add_abort_and_close(alarm: Alarm, make_engine: MakeEngine)
         except KeyboardInterrupt:
             interrupts += 1
         waiting = {s.request.request_id for s in engine.scheduler.waiting}
-        known = {n for n, s in engine.requests.items() if s.finish_reason is None}
+        known = {n for n, record in engine.requests.items() if not record.finished}
         assert known == waiting
         for name in list(engine.requests):
             if name in waiting:

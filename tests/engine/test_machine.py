@@ -20,7 +20,7 @@ from tiny import VOCAB
 
 from workbench.engine import Engine
 from workbench.models import DecoderLM
-from workbench.request import SamplingParams
+from workbench.sampling_params import SamplingParams
 from workbench.scheduler import POLICIES
 
 CAPACITY = 64  # tokens: two long requests fill the cache

@@ -19,7 +19,7 @@ def order(engine: Engine) -> list[str]:
     """Run what is queued and return the ids of requests in the order of their first token."""
     first: dict[str, None] = {}
     for record in engine.run():
-        first.update(dict.fromkeys(name for name, _ in record.tokens))
+        first.update(dict.fromkeys(name for name, _, _ in record.tokens))
     return list(first)
 
 

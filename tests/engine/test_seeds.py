@@ -5,7 +5,7 @@ from __future__ import annotations
 from drive import Alone, MakeEngine, drawn, greedy, tokens_of
 from tiny import random_prompts
 
-from workbench.request import SamplingParams
+from workbench.sampling_params import SamplingParams
 
 FILTERS = [
     {},

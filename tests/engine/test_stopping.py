@@ -10,7 +10,8 @@ from drive import MakeEngine, greedy
 from tiny import CONTEXT, EOS, TEXTS, random_prompts, with_eos
 
 from workbench.models import load_model
-from workbench.request import CompletionOutput, SamplingParams
+from workbench.request import CompletionOutput
+from workbench.sampling_params import SamplingParams
 
 PROMPT = random_prompts(4, seed=72)[1]
 

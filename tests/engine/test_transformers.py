@@ -13,7 +13,7 @@ from drive import MakeEngine, greedy
 from tiny import TEXTS, random_prompts, with_eos
 
 from workbench.models import load_model
-from workbench.request import SamplingParams
+from workbench.sampling_params import SamplingParams
 
 FAMILIES = ["llama", "mistral", "qwen2"]
 Folder = Callable[[str], Path]

@@ -106,9 +106,10 @@ def test_every_token_is_in_the_events(make_engine: MakeEngine) -> None:
     for event in trace.of(events.StepDone):
         for sequence_id, token in event.tokens:
             told.setdefault(sequence_id, []).append(token)
-    made = {s.sequence_id: s.output_token_ids for s in engine.requests.values()}
+    sequences = [s for record in engine.requests.values() for s in record.sequences]
+    made = {s.sequence_id: s.output_token_ids for s in sequences}
     assert told == made
     planned = [event.step for event in trace.of(events.StepPlanned)]
     assert planned == [event.step for event in trace.of(events.StepDone)]
     reasons = {e.sequence_id: e.reason for e in trace.of(events.RequestFinished)}
-    assert reasons == {s.sequence_id: s.finish_reason for s in engine.requests.values()}
+    assert reasons == {s.sequence_id: s.finish_reason for s in sequences}

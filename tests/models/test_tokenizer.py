@@ -17,7 +17,7 @@ from workbench.errors import CheckpointError, RequestError
 from workbench.models.detokenize import MAX_PENDING_TOKENS, REPLACEMENT, WindowStream
 from workbench.models.text_stream import IncrementalText
 from workbench.models.tokenizer import Tokenizer
-from workbench.request import SamplingParams
+from workbench.sampling_params import SamplingParams
 
 TOKENIZERS = {name: Tokenizer(wrap(build())) for name, build in BUILDERS.items()}
 BYTES = TOKENIZERS["byte_level"]

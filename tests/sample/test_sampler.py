@@ -13,9 +13,10 @@ from sampling import chi_square_p, law, sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from workbench.errors import NonFiniteLogits, RequestError
-from workbench.request import SamplingParams, Sequence
+from workbench.request import Sequence
 from workbench.sample import Sampler, check_params
 from workbench.sample.params import NARROW
+from workbench.sampling_params import SamplingParams
 
 SETTINGS: list[dict[str, Any]] = [
     {},

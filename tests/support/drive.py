@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from workbench.engine import Engine
-from workbench.request import SamplingParams
+from workbench.sampling_params import SamplingParams
 
 MakeEngine = Callable[..., Engine]
 Alone = Callable[..., list[list[int]]]

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from workbench.request import Request, RequestMetrics, SamplingParams, Sequence
+from workbench.request import Request, RequestMetrics, Sequence
+from workbench.sampling_params import SamplingParams
 
 
 def sequence(seed: int = 0, num_output: int = 0, name: str = "r", **params: Any) -> Sequence:

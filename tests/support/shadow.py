@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from workbench.batch import SampledTokens, StepPlan
 from workbench.cache import BlockManager
-from workbench.request import Request, RequestMetrics, SamplingParams, Sequence
+from workbench.request import Request, RequestMetrics, Sequence
+from workbench.sampling_params import SamplingParams
 
 
 class ShadowModel:

@@ -23,7 +23,7 @@ from workbench.bench.peers import HuggingFace
 from workbench.bench.workloads import DESCRIPTIONS, Job, make_workload
 from workbench.llm import LLM
 from workbench.models import resolve_model
-from workbench.request import SamplingParams
+from workbench.sampling_params import SamplingParams
 
 _OURS = "workbench"
 

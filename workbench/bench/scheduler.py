@@ -18,7 +18,8 @@ from workbench.bench.measure import Samples
 from workbench.cache import KVCache
 from workbench.config import ModelConfig, SchedulerConfig
 from workbench.engine import Engine
-from workbench.request import SamplingParams, Sequence
+from workbench.request import Sequence
+from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Scheduler
 
 SIZES = (1, 64, 256, 1024)
@@ -70,7 +71,7 @@ def step_times(num_sequences: int, steps: int, prompt: int = 64) -> Samples:
     params = SamplingParams(max_tokens=steps + 32, temperature=0, ignore_eos=True)
     for i in range(num_sequences):
         engine.add([i % 100 + 1] * prompt, params)
-    while any(s.num_output_tokens == 0 for s in engine.requests.values()):
+    while any(r.num_output_tokens == 0 for r in engine.requests.values()):
         engine.step()
     samples = Samples()
     for _ in range(steps):

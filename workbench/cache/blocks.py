@@ -152,13 +152,16 @@ class BlockManager(Described):
             if self.prefix.add(content_hash, block_id) and self.bus:
                 self.bus.emit(BlockCached(self.step, block_id, content_hash.hex()))
 
-    def fork(self, sequence_id: int, child_id: int) -> None:
-        """Give `child_id` a table of the same blocks; who writes to a shared one copies it."""
-        parent = self.tables[sequence_id]
-        self.tables[child_id] = BlockTable(
-            parent.namespace, list(parent.block_ids), list(parent.hashes)
-        )
-        for index, block_id in enumerate(parent.block_ids):
+    def fork(self, sequence_id: int, child_id: int, num_tokens: int) -> None:
+        """Give `child_id` a table of the blocks that hold the first `num_tokens` tokens.
+
+        Who writes to a shared block copies it.
+        """
+        parent, num_blocks = self.tables[sequence_id], self.blocks_for(num_tokens)
+        hashes = parent.hashes[: num_tokens // self.block_size]
+        child = BlockTable(parent.namespace, parent.block_ids[:num_blocks], hashes)
+        self.tables[child_id] = child
+        for index, block_id in enumerate(child.block_ids):
             self.ref_counts[block_id] += 1
             if self.bus:
                 self.bus.emit(BlockShared(self.step, block_id, child_id, index))

@@ -34,7 +34,7 @@ def add_parser(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Generate for all prompts in one batch, then print them in order."""
     from workbench.llm import LLM
-    from workbench.request import SamplingParams
+    from workbench.sampling_params import SamplingParams
 
     params = SamplingParams(
         max_tokens=args.max_tokens,

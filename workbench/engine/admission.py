@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from workbench.cache import KVCache
 from workbench.config import ModelConfig, SchedulerConfig
 from workbench.errors import RequestError
-from workbench.request import Request, RequestMetrics, SamplingParams, Sequence
+from workbench.request import Request, RequestMetrics, Sequence, TextStream
 from workbench.sample import check_params
+from workbench.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from workbench.models import DecoderLM
@@ -27,6 +30,7 @@ def make_request(
     params: SamplingParams,
     priority: int,
     namespace: str,
+    timeout: float | None,
     model: DecoderLM,
     tokenizer: Tokenizer | None,
 ) -> Request:
@@ -39,11 +43,22 @@ def make_request(
         raise RequestError("params", params, "is not a SamplingParams", fix)
     if not isinstance(priority, int):
         raise RequestError("priority", priority, "must be a whole number", "Smaller is sooner.")
+    if params.truncate_prompt_tokens is not None:
+        ids = ids[-params.truncate_prompt_tokens :]
     # Where rotations depend on the prompt's length (dynamic RoPE), so must prefix reuse.
     scope = model.rope_scope(len(ids))
     namespace = namespace if scope is None else f"{namespace}\0rope-{scope}"
     text = prompt if isinstance(prompt, str) else None
-    return Request(request_id, text, ids, params, priority, namespace)
+    return Request(request_id, text, ids, params, priority, namespace, _deadline(timeout))
+
+
+def _deadline(timeout: float | None) -> float | None:
+    if timeout is None:
+        return None
+    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if not number or not 0 < timeout < float("inf"):
+        raise RequestError("timeout", timeout, "must be seconds above 0", "Or leave it out.")
+    return time.monotonic() + timeout
 
 
 def require_text(field: str, value: object) -> None:
@@ -127,18 +142,8 @@ def make_sequence(
     check_params(params, config.vocab_size)
     limit = check_room(len(request.prompt_token_ids), params, config, cache)
     if params.stop and tokenizer is None:
-        raise RequestError(
-            "stop",
-            params.stop,
-            "the engine has no tokenizer to find text with",
-            "Use stop_token_ids.",
-        )
-    stop_ids = frozenset(params.stop_token_ids)
-    if not params.ignore_eos:
-        stop_ids |= frozenset(config.eos_token_ids)
-    stream = None
-    if params.stop and tokenizer is not None:
-        stream = tokenizer.stream(request.prompt_token_ids, params)
+        problem = "the engine has no tokenizer to find text with"
+        raise RequestError("stop", params.stop, problem, "Use stop_token_ids.")
     return Sequence(
         sequence_id=sequence_id,
         request=request,
@@ -146,10 +151,58 @@ def make_sequence(
         num_prompt_tokens=len(request.prompt_token_ids),
         metrics=RequestMetrics(arrival=time.monotonic()),
         seed=_seed(params, sequence_id, default_seed),
-        stop_ids=stop_ids,
+        stop_ids=_stop_ids(params, config),
         max_num_tokens=limit,
-        stream=stream,
+        stream=_stream(request, (), tokenizer),
     )
+
+
+def make_branch(
+    parent: Sequence,
+    num_tokens: int,
+    request: Request,
+    sequence_id: int,
+    index: int,
+    model: DecoderLM,
+) -> Sequence:
+    """Return a sequence that goes on from `parent`'s first `num_tokens`, for `request`.
+
+    Branch i of a request draws with its first branch's seed + i, as a request of that seed would.
+    """
+    shared = num_tokens - parent.num_prompt_tokens
+    tokens = parent.token_ids[:num_tokens]
+    limit = parent.num_prompt_tokens + request.params.max_tokens
+    seed = parent.seed if request.params.seed is None else request.params.seed
+    return Sequence(
+        sequence_id=sequence_id,
+        request=request,
+        token_ids=tokens,
+        num_prompt_tokens=parent.num_prompt_tokens,
+        metrics=replace(parent.metrics, num_preemptions=0),
+        seed=seed + index,
+        stop_ids=_stop_ids(request.params, model.config),
+        max_num_tokens=min(limit, model.config.context),
+        stream=_stream(request, tokens[parent.num_prompt_tokens :], model.tokenizer),
+        index=index,
+        logprobs=parent.logprobs[:shared] if parent.logprobs else None,
+    )
+
+
+def _stop_ids(params: SamplingParams, config: ModelConfig) -> frozenset[int]:
+    stop_ids = frozenset(params.stop_token_ids)
+    return stop_ids if params.ignore_eos else stop_ids | frozenset(config.eos_token_ids)
+
+
+def _stream(
+    request: Request, output: Iterable[int], tokenizer: Tokenizer | None
+) -> TextStream | None:
+    """Return a text stream that has taken in `output`; None where no stop string is looked for."""
+    if tokenizer is None or not request.params.stop:
+        return None
+    stream = tokenizer.stream(request.prompt_token_ids, request.params)
+    for token_id in output:
+        stream.push(token_id)
+    return stream
 
 
 def check_splittable(num_prompt: int, config: SchedulerConfig) -> None:

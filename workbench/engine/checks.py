@@ -9,10 +9,15 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
 
 from workbench.cache import KVCache
+from workbench.engine.admission import check_room
+from workbench.engine.requests import RequestRecord
 from workbench.errors import ConfigError, RequestError
+from workbench.errors import RequestFinished as AlreadyFinished
 from workbench.models import DecoderLM
-from workbench.request import SamplingParams
+from workbench.request import Sequence
 from workbench.run import Runner
+from workbench.sample import check_params
+from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Scheduler
 
 
@@ -34,6 +39,28 @@ def check_seed(seed: int | None) -> None:
     """Raise `ConfigError` unless `seed` is None or a whole number from 0."""
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
         raise ConfigError("seed", seed, "must be a whole number of at least 0", "Or leave it out.")
+
+
+def check_fork(
+    record: RequestRecord, branch: int, params: SamplingParams, cache: KVCache, model: DecoderLM
+) -> Sequence:
+    """Return the sequence to fork; raise `RequestError`, or `RequestFinished` if it has ended."""
+    if not isinstance(params, SamplingParams):
+        raise RequestError("params", params, "is not a SamplingParams", "Pass one, or leave it.")
+    if branch not in range(len(record.sequences)):
+        known = f"The request has {len(record.sequences)} so far."
+        raise RequestError("branch", branch, "no such branch", known)
+    if params.beam_width is not None or record.request.params.beam_width is not None:
+        raise RequestError("params.beam_width", params.beam_width, "beams cannot fork", "Use n.")
+    parent = record.sequences[branch]
+    if parent.finished:
+        raise AlreadyFinished(record.request.request_id, str(parent.finish_reason))
+    check_params(params, model.config.vocab_size)
+    limit = check_room(parent.num_prompt_tokens, params, model.config, cache)
+    if limit <= parent.num_tokens:
+        problem = f"the request has made {parent.num_output_tokens} already"
+        raise RequestError("max_tokens", params.max_tokens, problem, "Raise it.")
+    return parent
 
 
 def pair(

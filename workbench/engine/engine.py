@@ -10,25 +10,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Tokens
-from itertools import count
+from dataclasses import replace
 from typing import Any
 
 from workbench.batch import SampledTokens
 from workbench.cache import KVCache
 from workbench.describe import Described
+from workbench.engine import loops
 from workbench.engine.admission import check_splittable, make_request, make_sequence
-from workbench.engine.checks import check_parts, check_seed, pair
+from workbench.engine.brancher import Brancher
+from workbench.engine.checks import check_fork, check_parts, check_seed
 from workbench.engine.output import make_output
-from workbench.engine.record import Laps, StepRecord
-from workbench.errors import ConfigError, EngineClosed, RequestError, UnknownRequest
+from workbench.engine.record import Laps, NewToken, StepRecord, new_tokens
+from workbench.engine.requests import RequestBook, RequestRecord
+from workbench.engine.strategies import make_strategy
+from workbench.errors import ConfigError, EngineClosed, RequestError
 from workbench.errors import RequestFinished as AlreadyFinished
 from workbench.events import EventBus, RequestAdded, StepDone
 from workbench.interrupts import shielded
 from workbench.models import DecoderLM
 from workbench.ops import get_backend
-from workbench.request import RequestOutput, SamplingParams, Sequence
+from workbench.request import RequestOutput
 from workbench.run import Runner
 from workbench.sample import Sampler
+from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Policy, Scheduler, get_policy
 
 
@@ -61,8 +66,8 @@ class Engine(Described):
         self.bus = bus or EventBus()
         cache.blocks.bus = scheduler.bus = self.bus
         self.closed = False
-        self._sequences: dict[str, Sequence] = {}
-        self._num_added = 0
+        self._book = RequestBook()
+        self._brancher = Brancher(model, scheduler, self._book)
 
     # --- the step -----------------------------------------------------------------------------
 
@@ -80,15 +85,16 @@ class Engine(Described):
         rows = [plan.sequences[row] for row in plan.sampled]
         sampled = self.sampler(logits, rows) if logits is not None and rows else SampledTokens([])
         laps.lap("sample")
-        new = [(s, t) for s, t in zip(rows, sampled.token_ids, strict=True) if not s.finished]
+        new = new_tokens(rows, sampled)
         with shielded():  # a step that is committed is also told
             finished = self.scheduler.commit(plan, sampled)
+            finished += self._book.advance(self._brancher)
             laps.lap("commit")
             if self.bus:
                 ids = tuple((sequence.sequence_id, token) for sequence, token in new)
                 free = self.cache.blocks.num_free
                 self.bus.emit(StepDone(plan.step, ids, laps.seconds, free))
-        tokens = [(sequence.request.request_id, token) for sequence, token in new]
+        tokens = [NewToken(s.request.request_id, s.index, token) for s, token in new]
         return StepRecord(plan, tokens, finished, laps.seconds)
 
     @property
@@ -114,36 +120,55 @@ class Engine(Described):
         request_id: str | None = None,
         priority: int = 0,
         namespace: str = "",
+        timeout: float | None = None,
     ) -> str:
         """Queue a request and return its id.
 
         prompt: text, or token ids. priority: used by the `priority` policy. namespace: keeps prefix
-        reuse apart from other namespaces. Raises `RequestError` for anything that could not run to
-        its end; nothing is queued then.
+        reuse apart (a cache salt). timeout: seconds after which it ends as it is. Raises
+        `RequestError` for anything that could not run to its end; nothing is queued then.
         """
         self.require_open()
-        if request_id is None:
-            names = (f"r{number}" for number in count(self._num_added))
-            request_id = next(name for name in names if name not in self._sequences)
+        request_id = self._book.free_name() if request_id is None else request_id
         params = SamplingParams() if params is None else params
         request = make_request(
-            request_id, prompt, params, priority, namespace, self.model, self.tokenizer
+            request_id, prompt, params, priority, namespace, timeout, self.model, self.tokenizer
         )
-        if request_id in self._sequences:
-            raise RequestError("request_id", request_id, "already in use", "Choose another.")
+        self._book.require_free(request_id)
         check_splittable(len(request.prompt_token_ids), self.scheduler.config)
-        config = self.model.config
-        sequence = make_sequence(
-            request, self._num_added, config, self.cache, self.tokenizer, self.seed
-        )
+        config, number = self.model.config, self._book.next_number()
+        sequence = make_sequence(request, number, config, self.cache, self.tokenizer, self.seed)
+        record = RequestRecord(request, [sequence], make_strategy(params, sequence.num_tokens))
         with shielded():
-            self._num_added += 1
-            self._sequences[request_id] = sequence
+            self._book.add(record)
             self.scheduler.add(sequence)
             if self.bus:
-                ids = self.scheduler.step, request_id, sequence.sequence_id
+                ids = self.scheduler.step, request_id, number
                 self.bus.emit(RequestAdded(*ids, sequence.num_prompt_tokens, params.max_tokens))
         return request_id
+
+    def fork(
+        self,
+        request_id: str,
+        params: SamplingParams | None = None,
+        *,
+        branch: int = 0,
+        new_id: str | None = None,
+    ) -> str:
+        """Continue a running request a second time, from where it stands; return the twin's id.
+
+        The twin shares the blocks computed so far. params: how it goes on (None: as the original);
+        its `max_tokens` counts from the prompt. branch: which of several sequences to follow.
+        Raises `RequestError` where it could not go on, `RequestFinished` if there is none to fork.
+        """
+        self._require_between_steps("fork")
+        original = self.find(request_id)
+        new_id = self._book.free_name() if new_id is None else new_id
+        self._book.require_free(new_id)
+        params = original.request.params if params is None else params
+        parent = check_fork(original, branch, params, self.cache, self.model)
+        self._brancher.twin(parent, replace(original.request, request_id=new_id, params=params))
+        return new_id
 
     def abort(self, request_id: str) -> RequestOutput:
         """End a request between steps, keeping what it made; return its output.
@@ -151,15 +176,15 @@ class Engine(Described):
         Raises `UnknownRequest`, or `RequestFinished` if it has already ended.
         """
         self._require_between_steps("abort")
-        sequence = self._sequence(request_id)
-        if sequence.finished:
-            raise AlreadyFinished(request_id, str(sequence.finish_reason))
-        self.scheduler.finish(sequence, "abort")
+        record = self.find(request_id)
+        if record.finished:
+            raise AlreadyFinished(request_id, str(record.sequences[0].finish_reason))
+        self._end(record)
         return self.output(request_id)
 
     def output(self, request_id: str) -> RequestOutput:
         """Return what a request has produced so far."""
-        return make_output(self._sequence(request_id), self.tokenizer)
+        return make_output(self.find(request_id), self.tokenizer)
 
     def forget(self, request_id: str) -> RequestOutput:
         """Return a finished request's output and drop the engine's record of it.
@@ -169,71 +194,48 @@ class Engine(Described):
         output = self.output(request_id)
         if not output.finished:
             raise RequestError("request_id", request_id, "is still running", "Abort it first.")
-        del self._sequences[request_id]
+        self._book.drop(request_id)
         return output
 
-    @property
-    def requests(self) -> dict[str, Sequence]:
-        """Every request the engine knows, by id (a copy)."""
-        return dict(self._sequences)
+    def discard(self, request_ids: Iterable[str]) -> None:
+        """Abort and forget these requests, in whatever state; unknown ones are fine."""
+        with shielded():
+            for record in filter(None, map(self._book.drop, request_ids)):
+                self._end(record)
 
-    def _sequence(self, request_id: str) -> Sequence:
+    @property
+    def requests(self) -> dict[str, RequestRecord]:
+        """Every request the engine knows, by id (a copy)."""
+        return dict(self._book.records)
+
+    def find(self, request_id: str) -> RequestRecord:
+        """Return a request's record, or raise `UnknownRequest`."""
         self.require_open()
-        if request_id not in self._sequences:
-            raise UnknownRequest(request_id, self._sequences)
-        return self._sequences[request_id]
+        return self._book.find(request_id)
+
+    def _end(self, record: RequestRecord) -> None:
+        self._book.end(record, lambda sequence: self.scheduler.finish(sequence, "abort"))
 
     # --- loops over step ----------------------------------------------------------------------
 
     def stream(self, request_id: str) -> Iterator[RequestOutput]:
         """Step the engine until this request ends, yielding its output after each of its tokens."""
-        sequence = self._sequence(request_id)
-        seen = sequence.num_output_tokens
-        while not sequence.finished:
-            self.step()
-            if sequence.num_output_tokens > seen or sequence.finished:
-                seen = sequence.num_output_tokens
-                yield self.output(request_id)
+        return loops.stream(self, request_id)
 
     def generate(
         self,
         prompts: Iterable[str | Tokens[int]],
         params: SamplingParams | list[SamplingParams] | None = None,
         *,
-        on_finish: Callable[[Sequence], Any] | None = None,
+        on_finish: Callable[[RequestRecord], Any] | None = None,
     ) -> list[RequestOutput]:
         """Run these prompts to their end, all in flight together, and return outputs in order.
 
         Either all are queued or none: a bad one raises before any runs. `on_finish` is called with
-        each of these sequences as it ends.
+        each of these requests as it ends.
         """
         self._require_between_steps("generate")
-        request_ids: list[str] = []
-        try:
-            for prompt, own in pair(prompts, params):
-                with shielded():  # what is added is also noted
-                    request_ids.append(self.add(prompt, own))
-            self._run_until_finished(set(request_ids), on_finish)
-            return [self.forget(request_id) for request_id in request_ids]
-        except BaseException:
-            self._discard(request_ids)
-            raise
-
-    def _run_until_finished(
-        self, request_ids: set[str], on_finish: Callable[[Sequence], Any] | None
-    ) -> None:
-        while request_ids and self.has_work:  # an observer may have aborted some
-            for sequence in self.step().finished:
-                if sequence.request.request_id in request_ids:
-                    request_ids.remove(sequence.request.request_id)
-                    if on_finish is not None:
-                        on_finish(sequence)
-
-    def _discard(self, request_ids: list[str]) -> None:
-        with shielded():
-            for request_id in request_ids:
-                if (sequence := self._sequences.pop(request_id, None)) is not None:
-                    self.scheduler.finish(sequence, "abort")
+        return loops.generate(self, prompts, params, on_finish)
 
     # --- changing and ending ------------------------------------------------------------------
 
@@ -260,13 +262,11 @@ class Engine(Described):
             return
         self._require_between_steps("close")
         with shielded():
-            for sequence in list(self._sequences.values()):
-                self.scheduler.finish(sequence, "abort")
+            self.discard(list(self._book.records))
             self.closed = True
-            self._sequences.clear()
             self.cache.close()
             self.runner.close()
-            del self.model, self.runner, self.sampler
+            del self.model, self.runner, self.sampler, self._brancher
 
     def __enter__(self) -> Engine:
         """Use the engine as a context manager: it is closed at the end."""

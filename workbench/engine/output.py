@@ -5,33 +5,63 @@ Called by `Engine.output` and all that rests on it. It changes no sequence.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from workbench.request import CompletionOutput, RequestOutput, Sequence, TextStream
+from workbench.engine.requests import RequestRecord
+from workbench.request import (
+    CompletionOutput,
+    RequestOutput,
+    Sequence,
+    TextStream,
+    TokenLogprobs,
+)
 
 if TYPE_CHECKING:
     from workbench.models.tokenizer import Tokenizer
 
 
-def make_output(sequence: Sequence, tokenizer: Tokenizer | None) -> RequestOutput:
-    """Return a sequence's output so far. Without a tokenizer the text is empty."""
-    completion = CompletionOutput(
-        index=0,
-        text=text_of(sequence, tokenizer),
-        token_ids=sequence.output_token_ids,
-        finish_reason=sequence.finish_reason,
-        stop_reason=sequence.stop_reason,
-        logprobs=sequence.logprobs,
-    )
-    request = sequence.request
+def make_output(record: RequestRecord, tokenizer: Tokenizer | None) -> RequestOutput:
+    """Return a request's output so far. Without a tokenizer the texts are empty."""
+    request = record.request
     return RequestOutput(
         request_id=request.request_id,
         prompt=request.prompt,
         prompt_token_ids=list(request.prompt_token_ids),
-        outputs=[completion],
-        finished=sequence.finished,
-        metrics=sequence.metrics,
+        outputs=[
+            _completion(place, sequence, tokenizer)
+            for place, sequence in enumerate(record.selected)
+        ],
+        finished=record.finished,
+        metrics=record.metrics,
     )
+
+
+def _completion(place: int, sequence: Sequence, tokenizer: Tokenizer | None) -> CompletionOutput:
+    params = sequence.request.params
+    text = text_of(sequence, tokenizer)
+    if params.echo and tokenizer is not None:
+        prompt = sequence.request.prompt
+        text = (prompt or tokenizer.decode(list(sequence.request.prompt_token_ids))) + text
+    return CompletionOutput(
+        index=place,
+        text=text,
+        token_ids=sequence.output_token_ids,
+        finish_reason=sequence.finish_reason,
+        stop_reason=sequence.stop_reason,
+        logprobs=_reported(sequence),
+        error=sequence.error,
+    )
+
+
+def _reported(sequence: Sequence) -> list[TokenLogprobs] | None:
+    """Return as many top log-probabilities as were asked for; more may have been noted."""
+    params, entries = sequence.request.params, sequence.logprobs
+    if params.logprobs is None or entries is None:
+        return None
+    if params.logprobs == params.tracked_logprobs:
+        return entries
+    return [replace(entry, top=entry.top[: params.logprobs]) for entry in entries]
 
 
 def text_of(sequence: Sequence, tokenizer: Tokenizer | None) -> str:

@@ -7,24 +7,32 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from workbench.batch import StepPlan
+from workbench.batch import SampledTokens, StepPlan
 from workbench.describe import Described
 from workbench.request import Sequence
+
+
+class NewToken(NamedTuple):
+    """A token that a step made, for a branch of a request."""
+
+    request_id: str
+    branch: int
+    token_id: int
 
 
 @dataclass(slots=True)
 class StepRecord(Described):
     """The account of one `Engine.step()`.
 
-    tokens: (request_id, token_id) of every token made. finished: the sequences that ended. seconds:
+    tokens: every token made. finished: the sequences that ended. seconds:
     wall time of `schedule`, `run` (forward), `sample` (on CUDA this one waits for the forward) and
     `commit`.
     """
 
     plan: StepPlan
-    tokens: list[tuple[str, int]] = field(default_factory=list)
+    tokens: list[NewToken] = field(default_factory=list)
     finished: list[Sequence] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -44,6 +52,15 @@ class StepRecord(Described):
             "preempted": len(self.plan.preempted),
             **{f"{part} ms": round(1e3 * value, 3) for part, value in self.seconds.items()},
         }
+
+
+def new_tokens(rows: list[Sequence], sampled: SampledTokens) -> list[tuple[Sequence, int]]:
+    """Return the tokens that a step is about to append: of rows that still run, without an error,
+    and without a chooser that decides later."""
+    pairs = list(zip(rows, sampled.token_ids, strict=True))
+    for place in sorted(sampled.errors, reverse=True):
+        del pairs[place]
+    return [(s, t) for s, t in pairs if s.chooser is None and not s.finished]
 
 
 class Laps:

@@ -19,7 +19,7 @@ from workbench.describe import Described
 from workbench.errors import CheckpointError, RequestError
 from workbench.models.detokenize import ByteStream, Detokenizer, WindowStream, byte_of_character
 from workbench.models.text_stream import IncrementalText
-from workbench.request import SamplingParams
+from workbench.sampling_params import SamplingParams
 
 
 class Tokenizer(Described):

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from workbench.errors import RequestError
-from workbench.request import SamplingParams, Sequence
+from workbench.request import Sequence
 from workbench.sample.random import stream_keys
+from workbench.sampling_params import SamplingParams
 
 # Up to this many candidates a partial selection beats sorting the vocabulary.
 NARROW = 1024
@@ -92,7 +93,7 @@ class SamplingTensors:
             groups=groups,
             keys=stream_keys(seeds) if seeds else None,
             num_greedy=len(params) - len(sampled),
-            logprob_rows=tuple(i for i, p in enumerate(params) if p.logprobs is not None),
+            logprob_rows=tuple(i for i, p in enumerate(params) if p.tracked_logprobs is not None),
         )
 
     def fits(self, sequences: list[Sequence], logits: Tensor) -> bool:

@@ -11,14 +11,29 @@ from workbench.request import FinishReason, Sequence, Status, TokenLogprobs
 
 
 def append(sequence: Sequence, token_id: int, entry: TokenLogprobs | None) -> bool:
-    """Append a token and what is reported of it; return whether it ends the sequence."""
+    """Append a token and what is reported of it; return whether it ends the sequence.
+
+    A sequence with a chooser only tells it, and one with an error ends without the token.
+    """
+    if sequence.error is not None:
+        sequence.finish_reason = "error"
+        return True
+    if sequence.chooser is not None:
+        assert entry is not None, "a chooser's sequence reports its candidates"
+        sequence.chooser.take(sequence, entry)
+        return False
+    record(sequence, token_id, entry)
+    return ends(sequence, token_id)
+
+
+def record(sequence: Sequence, token_id: int, entry: TokenLogprobs | None) -> None:
+    """Append a token and what is reported of it."""
     sequence.token_ids.append(token_id)
     if len(sequence.token_ids) - sequence.num_prompt_tokens == 1:
         sequence.metrics.first_token = time.monotonic()
     if entry is not None:
         sequence.logprobs = sequence.logprobs or []
         sequence.logprobs.append(entry)
-    return ends(sequence, token_id)
 
 
 def ends(sequence: Sequence, token_id: int) -> bool:

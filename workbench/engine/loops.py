@@ -1,0 +1,79 @@
+"""Loops over `Engine.step`: one request as a stream, or a batch of prompts to its end.
+
+Called through the methods of the same names; they use the engine's public face alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Tokens
+from typing import Any, Protocol
+
+from workbench.engine.checks import pair
+from workbench.engine.record import StepRecord
+from workbench.engine.requests import RequestRecord
+from workbench.interrupts import shielded
+from workbench.request import RequestOutput
+from workbench.sampling_params import SamplingParams
+
+OnFinish = Callable[[RequestRecord], Any]
+
+
+class Steppable(Protocol):
+    """What the loops need of an engine; see `Engine` for what each does."""
+
+    @property
+    def has_work(self) -> bool: ...
+
+    def step(self) -> StepRecord: ...
+
+    def add(self, prompt: str | Tokens[int], params: SamplingParams | None = None) -> str: ...
+
+    def find(self, request_id: str) -> RequestRecord: ...
+
+    def output(self, request_id: str) -> RequestOutput: ...
+
+    def forget(self, request_id: str) -> RequestOutput: ...
+
+    def discard(self, request_ids: Iterable[str]) -> None: ...
+
+
+def stream(engine: Steppable, request_id: str) -> Iterator[RequestOutput]:
+    """Step the engine until this request ends, yielding its output after each of its tokens."""
+    record = engine.find(request_id)
+    seen = record.num_output_tokens
+    while not record.finished:
+        engine.step()
+        if record.num_output_tokens > seen or record.finished:
+            seen = record.num_output_tokens
+            yield engine.output(request_id)
+
+
+def generate(
+    engine: Steppable,
+    prompts: Iterable[str | Tokens[int]],
+    params: SamplingParams | list[SamplingParams] | None,
+    on_finish: OnFinish | None,
+) -> list[RequestOutput]:
+    """Run these prompts to their end, all in flight together; see `Engine.generate`."""
+    request_ids: list[str] = []
+    try:
+        for prompt, own in pair(prompts, params):
+            with shielded():  # what is added is also noted
+                request_ids.append(engine.add(prompt, own))
+        _run(engine, set(request_ids), on_finish)
+        return [engine.forget(request_id) for request_id in request_ids]
+    except BaseException:
+        engine.discard(request_ids)
+        raise
+
+
+def _run(engine: Steppable, request_ids: set[str], on_finish: OnFinish | None) -> None:
+    while request_ids and engine.has_work:  # an observer may have aborted some
+        for sequence in engine.step().finished:
+            request_id = sequence.request.request_id
+            if request_id not in request_ids or not engine.find(request_id).finished:
+                continue
+            request_ids.remove(request_id)
+            if on_finish is not None:
+                on_finish(engine.find(request_id))

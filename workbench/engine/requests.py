@@ -1,0 +1,140 @@
+"""`RequestRecord`: a request and the sequences that run for it; `RequestBook`: all an engine knows.
+
+Most requests run one sequence. A `Strategy` makes more of them (`n`, beams) as copies that share
+blocks, and says which are returned. The book never touches queues or blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Protocol
+
+from workbench.describe import Described
+from workbench.errors import RequestError, UnknownRequest
+from workbench.request import FinishReason, Request, RequestMetrics, Sequence, TokenLogprobs
+
+
+class Branching(Protocol):
+    """What a strategy may do to its request's sequences, between two steps."""
+
+    def branch(self, record: RequestRecord, parent: Sequence, num_tokens: int) -> Sequence:
+        """Return a new branch of the record, queued or running: `parent`'s first `num_tokens`."""
+
+    def extend(self, sequence: Sequence, token_id: int, entry: TokenLogprobs) -> None:
+        """Append a token to a sequence."""
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """End a sequence, keeping what it made."""
+
+
+class Strategy(Protocol):
+    """Runs several sequences for one request; one object per request."""
+
+    settled: bool  # whether it will change the set of sequences no more
+
+    def advance(self, record: RequestRecord, engine: Branching) -> list[Sequence]:
+        """Called after each committed step until `settled`; return the sequences it finished."""
+
+    def selected(self, record: RequestRecord) -> list[Sequence]:
+        """Return the sequences that stand for the request's outputs now, best first."""
+
+
+@dataclass(slots=True, eq=False)
+class RequestRecord(Described):
+    """A request with its sequences, by branch. `strategy` is None for a single one."""
+
+    request: Request
+    sequences: list[Sequence]
+    strategy: Strategy | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every sequence has ended and no further one will come."""
+        settled = self.strategy is None or self.strategy.settled
+        return settled and all(sequence.finished for sequence in self.sequences)
+
+    @property
+    def selected(self) -> list[Sequence]:
+        """The sequences that stand for the request's outputs now, best first."""
+        return self.sequences if self.strategy is None else self.strategy.selected(self)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far, over all sequences."""
+        return sum(sequence.num_output_tokens for sequence in self.sequences)
+
+    @property
+    def metrics(self) -> RequestMetrics:
+        """The request's times and counts: of its only sequence, or over all of them."""
+        first, *others = (sequence.metrics for sequence in self.sequences)
+        return RequestMetrics.over([first, *others]) if others else first
+
+    def describe(self) -> dict[str, Any]:
+        """Return where the request stands."""
+        states = [f"{s.index}: {s.status.value}, {s.num_output_tokens}" for s in self.sequences]
+        return {
+            "request": self.request.request_id,
+            "prompt": len(self.request.prompt_token_ids),
+            "branches (output tokens)": "; ".join(states),
+            "finished": self.finished,
+        }
+
+
+class RequestBook:
+    """The requests of an engine by id, and those whose strategy is still at work."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, RequestRecord] = {}
+        self.unsettled: dict[str, RequestRecord] = {}
+        self._numbers, self._names = count(), count()
+
+    def next_number(self) -> int:
+        """Return the next sequence id."""
+        return next(self._numbers)
+
+    def free_name(self) -> str:
+        """Return a request id that nobody has."""
+        names = (f"r{number}" for number in self._names)
+        return next(name for name in names if name not in self.records)
+
+    def require_free(self, request_id: str) -> None:
+        """Raise `RequestError` if the id is taken."""
+        if request_id in self.records:
+            raise RequestError("request_id", request_id, "already in use", "Choose another.")
+
+    def add(self, record: RequestRecord) -> None:
+        """Enter a record."""
+        self.records[record.request.request_id] = record
+        if record.strategy is not None and not record.strategy.settled:
+            self.unsettled[record.request.request_id] = record
+
+    def find(self, request_id: str) -> RequestRecord:
+        """Return a record, or raise `UnknownRequest`."""
+        if request_id not in self.records:
+            raise UnknownRequest(request_id, self.records)
+        return self.records[request_id]
+
+    def drop(self, request_id: str) -> RequestRecord | None:
+        """Take a record out and return it; None if it is not there."""
+        self.unsettled.pop(request_id, None)
+        return self.records.pop(request_id, None)
+
+    def advance(self, engine: Branching) -> list[Sequence]:
+        """Let every strategy at work take the last step in; return what they finished."""
+        finished: list[Sequence] = []
+        for request_id, record in list(self.unsettled.items()):
+            assert record.strategy is not None
+            finished += record.strategy.advance(record, engine)
+            if record.strategy.settled or all(s.finished for s in record.sequences):
+                del self.unsettled[request_id]
+        return finished
+
+    def end(self, record: RequestRecord, finish: Callable[[Sequence], Any]) -> None:
+        """End a request early: no further branch comes, and `finish` is called with each one."""
+        if record.strategy is not None:
+            record.strategy.settled = True
+        self.unsettled.pop(record.request.request_id, None)
+        for sequence in list(record.sequences):
+            finish(sequence)

@@ -1,0 +1,44 @@
+"""`Branches`: `n` and `best_of`, independent draws from one prompt that is computed once.
+
+The first sequence computes the prompt; the others are forked from it then, share its full blocks,
+and compute the prompt's last token again, each to draw its own first token with its own seed.
+"""
+
+from __future__ import annotations
+
+from workbench.engine.requests import Branching, RequestRecord
+from workbench.request import Sequence
+
+
+class Branches:
+    """`num_made` sequences of which the `num_returned` likeliest are the outputs.
+
+    num_tokens: tokens that all of them share. The likeliest has the largest sum of
+    log-probabilities; while any runs, and where all are returned, they stand in order of branch.
+    """
+
+    def __init__(self, num_made: int, num_returned: int, num_tokens: int) -> None:
+        self.num_made, self.num_returned, self.num_tokens = num_made, num_returned, num_tokens
+        self.settled = False
+
+    def advance(self, record: RequestRecord, engine: Branching) -> list[Sequence]:
+        """Fork once the shared tokens are computed."""
+        first = record.sequences[0]
+        if first.num_computed >= self.num_tokens or first.finished:
+            for _ in range(1, self.num_made):
+                engine.branch(record, first, self.num_tokens)
+            self.settled = True
+        return []
+
+    def selected(self, record: RequestRecord) -> list[Sequence]:
+        """Return the outputs, likeliest first once all have ended."""
+        if self.num_made == self.num_returned:
+            return record.sequences
+        if not record.finished:
+            return record.sequences[: self.num_returned]
+        ranked = sorted(record.sequences, key=_log_probability, reverse=True)
+        return ranked[: self.num_returned]
+
+
+def _log_probability(sequence: Sequence) -> float:
+    return sum(entry.logprob for entry in sequence.logprobs or ())

@@ -1,0 +1,120 @@
+"""`Planner`: fills a step's plan, row by row, until a budget or the blocks run out.
+
+Decodes first, then running sequences that are further behind (chunks of a prompt), then waiting
+ones in policy order. Called by `Scheduler.schedule` alone, under its books.
+"""
+
+from __future__ import annotations
+
+from workbench.batch import StepPlan
+from workbench.config import SchedulerConfig
+from workbench.request import Sequence, Status
+from workbench.scheduler.policy import GuardedPolicy
+from workbench.scheduler.queues import Queues
+
+
+class Planner:
+    """Plans over `queues` and their blocks, within the budgets of `config`, in `order`."""
+
+    def __init__(self, queues: Queues, config: SchedulerConfig, order: GuardedPolicy) -> None:
+        self.queues, self.config, self.order = queues, config, order
+        self.blocks = queues.blocks
+
+    def fill(self, plan: StepPlan) -> None:
+        """Add rows to an empty plan, with blocks allocated for everything in it."""
+        budget = self._decodes(plan, self.config.max_batch_tokens)
+        budget = self._chunks(plan, budget)
+        if not plan.preempted:  # what was just evicted must not come straight back
+            self._admit(plan, budget)
+        plan.copies = list(self.blocks.pending_copies)
+
+    def _decodes(self, plan: StepPlan, budget: int) -> int:
+        """Plan the sequences that are one token behind; they come first in the packed batch."""
+        blocks, block_size = self.blocks, self.blocks.block_size
+        tables, ref_counts = blocks.tables, blocks.ref_counts
+        sequences, starts = plan.sequences, plan.starts
+        for sequence in list(self.queues.running.values()):
+            start = sequence.num_computed
+            if len(sequence.token_ids) - start != 1 or sequence.status is not Status.RUNNING:
+                continue
+            # Usual case, inlined because it is run for every sequence in every step: the last block
+            # has room and nobody shares it.
+            block_ids = tables[sequence.sequence_id].block_ids
+            index = start // block_size
+            full = index >= len(block_ids) or ref_counts[block_ids[index]] > 1
+            if full and not self._make_room(plan, sequence, start, start + 1):
+                continue
+            sequences.append(sequence)
+            starts.append(start)
+        plan.num_decodes = len(sequences)
+        plan.num_new = [1] * len(sequences)
+        plan.sampled = list(range(len(sequences)))
+        if plan.preempted:
+            plan.drop_waiting()
+        return budget - plan.num_decodes
+
+    def _chunks(self, plan: StepPlan, budget: int) -> int:
+        """Plan running sequences that are further behind: chunks of a prompt."""
+        for sequence in list(self.queues.running.values()):
+            start, behind = sequence.num_computed, sequence.num_tokens - sequence.num_computed
+            if behind <= 1 or sequence.status is not Status.RUNNING or budget <= 0:
+                continue  # 0 behind: its chooser has not decided yet
+            if not self._may_start(plan, behind, budget):
+                continue
+            num_new = min(behind, budget) if self.config.chunked_prefill else behind
+            grown = self._make_room(plan, sequence, start, start + num_new)
+            plan.drop_waiting()
+            if grown:
+                plan.append(sequence, num_new)
+                budget -= num_new
+        return budget
+
+    def _admit(self, plan: StepPlan, budget: int) -> None:
+        """Start waiting sequences in order, until one finds no budget or no blocks."""
+        waiting, running = self.queues.waiting, self.queues.running
+        admitted = 0
+        for sequence in waiting:
+            if budget <= 0 or len(running) >= self.config.max_sequences:
+                break
+            lookup = None
+            namespace = sequence.request.namespace
+            if self.config.prefix_reuse:
+                lookup = self.blocks.lookup(sequence.token_ids, namespace)
+            num_cached = lookup.num_tokens if lookup else 0
+            behind = sequence.num_tokens - num_cached
+            if not self._may_start(plan, behind, budget):
+                break
+            if not self._fits(sequence, lookup.block_ids if lookup else ()):
+                break
+            self.blocks.open(sequence.sequence_id, lookup, namespace)
+            reason = lookup.reason if lookup else "prefix reuse is off"
+            self.queues.start(sequence, num_cached, reason)
+            num_new = min(behind, budget) if self.config.chunked_prefill else behind
+            self.blocks.grow(sequence.sequence_id, num_cached, num_cached + num_new)
+            plan.append(sequence, num_new)
+            budget -= num_new
+            admitted += 1
+        del waiting[:admitted]
+
+    def _may_start(self, plan: StepPlan, behind: int, budget: int) -> bool:
+        """Whether the budget allows it: an unsplittable prompt may exceed it, but one at a time."""
+        alone = len(plan.sequences) == plan.num_decodes
+        return self.config.chunked_prefill or behind <= budget or alone
+
+    def _fits(self, sequence: Sequence, found: tuple[int, ...]) -> bool:
+        """Whether all its tokens fit into free blocks, so that it can start undisturbed."""
+        revived = sum(1 for block_id in found if self.blocks.ref_counts[block_id] == 0)
+        needed = self.blocks.blocks_for(sequence.num_tokens) - len(found)
+        return needed + revived <= self.blocks.num_free
+
+    def _make_room(self, plan: StepPlan, sequence: Sequence, start: int, stop: int) -> bool:
+        """Grow a table, preempting while blocks lack; False if this sequence was."""
+        blocks = self.blocks
+        while blocks.num_missing(sequence.sequence_id, start, stop) > blocks.num_free:
+            victim = self.order.last(self.queues.running.values())
+            self.queues.preempt(victim, f"no free block for sequence {sequence.sequence_id}")
+            plan.preempted.append(victim)
+            if victim is sequence:
+                return False
+        blocks.grow(sequence.sequence_id, start, stop)
+        return True
