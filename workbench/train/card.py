@@ -18,6 +18,8 @@ _LIMITS = """\
 - It knows Python and nothing else: no conversation, no instructions, little English prose.
 - It is small. It writes plausible, mostly valid code with the shape of what was asked; it does not
   reason about what the code does, and the code can be wrong.
+- Greedy completions tend to repeat themselves: methods written twice, doctests without end. The
+  prompts above were picked from about twenty; `def is_even(n):`, for one, never leaves its doctest.
 - The chat template gives chat servers something to render. The model was not tuned for it.
 - Trained with windows of {context} tokens; positions beyond that are untrained."""
 

@@ -18,9 +18,9 @@ from workbench.data.cleaning import Rejected, parse
 PROMPTS = (
     "def fibonacci(n):\n",
     "class Stack:\n",
-    "def quicksort(items):\n",
     "import json\n\n\ndef load_config(path):\n",
-    "def is_prime(n):\n",
+    "class Point:\n    def __init__(self, x, y):\n",
+    "class Counter:\n    def __init__(self):\n        self.counts = {}\n\n",
 )
 
 

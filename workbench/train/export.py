@@ -11,9 +11,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, LlamaForCausalLM
+import torch
+from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
 from workbench.train.card import model_card
+from workbench.train.completion import complete
 
 SHARD_SIZE = "15MB"
 
@@ -37,6 +39,19 @@ def export_model(
     model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tokenizer_folder / name, folder / name)
+    write_card(folder, metrics)
+
+
+def write_card(folder: Path, metrics: dict[str, Any]) -> None:
+    """Write the figures, and the card made from them."""
     text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"
     (folder / "metrics.json").write_text(text, encoding="utf-8")
     (folder / "README.md").write_text(model_card(metrics), encoding="utf-8")
+
+
+def complete_again(folder: Path) -> None:
+    """Complete the card's prompts anew with the weights in `folder`; all else stays as recorded."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    metrics["completions"] = complete(model, AutoTokenizer.from_pretrained(folder))
+    write_card(folder, metrics)
