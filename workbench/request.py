@@ -14,7 +14,8 @@ from typing import Any, Literal, Protocol
 from workbench.describe import Described
 from workbench.sampling_params import SamplingParams
 
-FinishReason = Literal["stop", "length", "abort", "error", "timeout"]
+# `dropped`: a beam that fell out of the search; it is never among the outputs.
+FinishReason = Literal["stop", "length", "abort", "error", "timeout", "dropped"]
 
 
 class Status(enum.Enum):
@@ -130,7 +131,9 @@ class Sequence(Described):
 
     The one rule: `num_computed` catches up with `num_tokens`. `token_ids` holds prompt and output;
     the KV of the first `num_computed` of them is in the cache. `sequence_id` counts arrivals;
-    `index` is its place among its request's branches. `error` says why it ended with an error.
+    `index` is its place among its request's branches, and `leader` the first of them where it is
+    another: policies rank them by it, so that they stand together. `num_tracked` is how many top
+    log-probabilities are noted beside each token (None: nothing). `error` says why it ended so.
     """
 
     sequence_id: int
@@ -143,6 +146,8 @@ class Sequence(Described):
     max_num_tokens: int
     stream: TextStream | None = None
     index: int = 0
+    leader: Sequence | None = None
+    num_tracked: int | None = None
     chooser: Chooser | None = None
     num_computed: int = 0
     status: Status = Status.WAITING

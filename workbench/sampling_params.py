@@ -88,27 +88,13 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
-        return self.temperature == 0.0
+        """Whether nothing is drawn: the likeliest token is taken, or beam search decides."""
+        return self.temperature == 0.0 or self.beam_width is not None
 
     @property
     def num_branches(self) -> int:
         """How many sequences this request runs: beams, or `best_of`, or `n`."""
         return self.beam_width or self.best_of or self.n
-
-    @property
-    def tracked_logprobs(self) -> int | None:
-        """How many top log-probabilities the sampler must note beside each token; None: nothing.
-
-        More than `logprobs` where the branches are ranked by them: beam search looks at two
-        candidates a beam, and past those that diverse groups have taken.
-        """
-        if self.beam_width is not None:
-            wanted = 2 * self.beam_width + (self.beam_width if self.beam_groups > 1 else 0)
-            return max(wanted, self.logprobs or 0)
-        if self.logprobs is None and self.num_branches > self.n:
-            return 0
-        return self.logprobs
 
     def _freeze(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop

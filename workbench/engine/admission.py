@@ -144,6 +144,7 @@ def make_sequence(
     if params.stop and tokenizer is None:
         problem = "the engine has no tokenizer to find text with"
         raise RequestError("stop", params.stop, problem, "Use stop_token_ids.")
+    stop_ids = _stop_ids(params, config)
     return Sequence(
         sequence_id=sequence_id,
         request=request,
@@ -151,7 +152,8 @@ def make_sequence(
         num_prompt_tokens=len(request.prompt_token_ids),
         metrics=RequestMetrics(arrival=time.monotonic()),
         seed=_seed(params, sequence_id, default_seed),
-        stop_ids=_stop_ids(params, config),
+        stop_ids=stop_ids,
+        num_tracked=num_tracked(params, stop_ids),
         max_num_tokens=limit,
         stream=_stream(request, (), tokenizer),
     )
@@ -173,6 +175,7 @@ def make_branch(
     tokens = parent.token_ids[:num_tokens]
     limit = parent.num_prompt_tokens + request.params.max_tokens
     seed = parent.seed if request.params.seed is None else request.params.seed
+    stop_ids = _stop_ids(request.params, model.config)
     return Sequence(
         sequence_id=sequence_id,
         request=request,
@@ -180,12 +183,29 @@ def make_branch(
         num_prompt_tokens=parent.num_prompt_tokens,
         metrics=replace(parent.metrics, num_preemptions=0),
         seed=seed + index,
-        stop_ids=_stop_ids(request.params, model.config),
+        stop_ids=stop_ids,
+        num_tracked=num_tracked(request.params, stop_ids),
         max_num_tokens=min(limit, model.config.context),
         stream=_stream(request, tokens[parent.num_prompt_tokens :], model.tokenizer),
         index=index,
+        leader=(parent.leader or parent) if request is parent.request else None,
         logprobs=parent.logprobs[:shared] if parent.logprobs else None,
     )
+
+
+def num_tracked(params: SamplingParams, stop_ids: frozenset[int]) -> int | None:
+    """Return how many top log-probabilities must be noted beside each token; None: nothing.
+
+    More than `logprobs` where branches are ranked by them. Beam search looks at enough candidates
+    that as many as there are beams go on even if every end token is among them, and past those that
+    other groups have taken.
+    """
+    if params.beam_width is None:
+        ranked = params.logprobs is None and params.num_branches > params.n
+        return 0 if ranked else params.logprobs
+    taken = params.beam_width if params.beam_groups > 1 else 0
+    wanted = params.beam_width * (1 + max(1, len(stop_ids))) + taken
+    return max(wanted, params.logprobs or 0)
 
 
 def _stop_ids(params: SamplingParams, config: ModelConfig) -> frozenset[int]:

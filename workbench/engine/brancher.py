@@ -12,7 +12,7 @@ from workbench.events import RequestAdded
 from workbench.interrupts import shielded
 from workbench.models import DecoderLM
 from workbench.request import FinishReason, Request, Sequence, TokenLogprobs
-from workbench.scheduler import Scheduler
+from workbench.scheduler import Scheduler, append_token, ends, mark_finished
 
 
 class Brancher:
@@ -21,10 +21,20 @@ class Brancher:
     def __init__(self, model: DecoderLM, scheduler: Scheduler, book: RequestBook) -> None:
         self.model, self.scheduler, self.book = model, scheduler, book
 
-    def branch(self, record: RequestRecord, parent: Sequence, num_tokens: int) -> Sequence:
-        """Return a new branch of the record, queued or running: `parent`'s first `num_tokens`."""
+    def branch(
+        self,
+        record: RequestRecord,
+        parent: Sequence,
+        num_tokens: int,
+        entry: TokenLogprobs | None = None,
+    ) -> Sequence:
+        """Return a new branch of the record, queued or running: `parent`'s first `num_tokens`, and
+        the token of `entry`."""
         index, number = len(record.sequences), self.book.next_number()
         child = make_branch(parent, num_tokens, record.request, number, index, self.model)
+        child.chooser = parent.chooser
+        if entry is not None:
+            append_token(child, entry.token_id, entry)
         record.sequences.append(child)
         self.scheduler.fork(parent, child)
         return child
@@ -33,7 +43,7 @@ class Brancher:
         """Enter a new request that goes on from all of `parent`'s tokens."""
         number, length = self.book.next_number(), parent.num_tokens
         child = make_branch(parent, length, request, number, 0, self.model)
-        strategy = make_strategy(request.params, length)
+        strategy = make_strategy(request.params)
         bus, step = self.scheduler.bus, self.scheduler.step
         with shielded():
             self.book.add(RequestRecord(request, [child], strategy))
@@ -42,9 +52,20 @@ class Brancher:
                 bus.emit(RequestAdded(step, request.request_id, number, *sizes))
             self.scheduler.fork(parent, child)
 
-    def extend(self, sequence: Sequence, token_id: int, entry: TokenLogprobs) -> None:
-        """Append a token to a sequence."""
-        self.scheduler.extend(sequence, token_id, entry)
+    def ended_copy(self, parent: Sequence, entry: TokenLogprobs) -> Sequence | None:
+        """Return what `parent` makes with the token of `entry` if that ends it, else None."""
+        number, length = parent.sequence_id, parent.num_tokens
+        copy = make_branch(parent, length, parent.request, number, parent.index, self.model)
+        append_token(copy, entry.token_id, entry)
+        if not ends(copy, entry.token_id):
+            return None
+        assert copy.finish_reason is not None
+        mark_finished(copy, copy.finish_reason)
+        return copy
+
+    def extend(self, sequence: Sequence, entry: TokenLogprobs) -> None:
+        """Append the token of `entry` to a sequence, whose chooser looks after its end."""
+        self.scheduler.extend(sequence, entry)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence, keeping what it made."""

@@ -9,12 +9,13 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
 
 from workbench.cache import KVCache
+from workbench.config import SchedulerConfig
 from workbench.engine.admission import check_room
 from workbench.engine.requests import RequestRecord
 from workbench.errors import ConfigError, RequestError
 from workbench.errors import RequestFinished as AlreadyFinished
 from workbench.models import DecoderLM
-from workbench.request import Sequence
+from workbench.request import Request, Sequence
 from workbench.run import Runner
 from workbench.sample import check_params
 from workbench.sampling_params import SamplingParams
@@ -61,6 +62,24 @@ def check_fork(
         problem = f"the request has made {parent.num_output_tokens} already"
         raise RequestError("max_tokens", params.max_tokens, problem, "Raise it.")
     return parent
+
+
+def check_beams(limit: int, request: Request, cache: KVCache, config: SchedulerConfig) -> None:
+    """Raise `RequestError` unless all beams fit at once: each waits for the others.
+
+    limit: tokens that a beam may reach. The prompt's full blocks are shared, all others are not.
+    """
+    width = request.params.beam_width
+    if width is None:
+        return
+    if width > config.max_sequences:
+        problem = f"more beams than max_sequences={config.max_sequences}"
+        raise RequestError("beam_width", width, problem, "Lower it, or raise max_sequences.")
+    shared = (len(request.prompt_token_ids) - 1) // cache.block_size
+    blocks = shared + width * (cache.blocks.blocks_for(limit) - shared)
+    if blocks > cache.num_blocks:
+        problem = f"may need {blocks} blocks and the whole cache has {cache.num_blocks}"
+        raise RequestError("beam_width", width, problem, "Lower it, or max_tokens.")
 
 
 def pair(

@@ -19,7 +19,7 @@ from workbench.describe import Described
 from workbench.engine import loops
 from workbench.engine.admission import check_splittable, make_request, make_sequence
 from workbench.engine.brancher import Brancher
-from workbench.engine.checks import check_fork, check_parts, check_seed
+from workbench.engine.checks import check_beams, check_fork, check_parts, check_seed
 from workbench.engine.output import make_output
 from workbench.engine.record import Laps, NewToken, StepRecord, new_tokens
 from workbench.engine.requests import RequestBook, RequestRecord
@@ -138,7 +138,8 @@ class Engine(Described):
         check_splittable(len(request.prompt_token_ids), self.scheduler.config)
         config, number = self.model.config, self._book.next_number()
         sequence = make_sequence(request, number, config, self.cache, self.tokenizer, self.seed)
-        record = RequestRecord(request, [sequence], make_strategy(params, sequence.num_tokens))
+        check_beams(sequence.max_num_tokens, request, self.cache, self.scheduler.config)
+        record = RequestRecord(request, [sequence], make_strategy(params))
         with shielded():
             self._book.add(record)
             self.scheduler.add(sequence)
@@ -187,10 +188,7 @@ class Engine(Described):
         return make_output(self.find(request_id), self.tokenizer)
 
     def forget(self, request_id: str) -> RequestOutput:
-        """Return a finished request's output and drop the engine's record of it.
-
-        Raises `RequestError` if it is still running: abort it first.
-        """
+        """Return a finished request's output and drop its record; `RequestError` if it runs."""
         output = self.output(request_id)
         if not output.finished:
             raise RequestError("request_id", request_id, "is still running", "Abort it first.")

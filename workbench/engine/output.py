@@ -59,7 +59,7 @@ def _reported(sequence: Sequence) -> list[TokenLogprobs] | None:
     params, entries = sequence.request.params, sequence.logprobs
     if params.logprobs is None or entries is None:
         return None
-    if params.logprobs == params.tracked_logprobs:
+    if params.logprobs == sequence.num_tracked:
         return entries
     return [replace(entry, top=entry.top[: params.logprobs]) for entry in entries]
 

@@ -19,11 +19,21 @@ from workbench.request import FinishReason, Request, RequestMetrics, Sequence, T
 class Branching(Protocol):
     """What a strategy may do to its request's sequences, between two steps."""
 
-    def branch(self, record: RequestRecord, parent: Sequence, num_tokens: int) -> Sequence:
-        """Return a new branch of the record, queued or running: `parent`'s first `num_tokens`."""
+    def branch(
+        self,
+        record: RequestRecord,
+        parent: Sequence,
+        num_tokens: int,
+        entry: TokenLogprobs | None = None,
+    ) -> Sequence:
+        """Return a new branch of the record, queued or running: `parent`'s first `num_tokens`, and
+        the token of `entry`."""
 
-    def extend(self, sequence: Sequence, token_id: int, entry: TokenLogprobs) -> None:
-        """Append a token to a sequence."""
+    def ended_copy(self, parent: Sequence, entry: TokenLogprobs) -> Sequence | None:
+        """Return what `parent` makes with the token of `entry` if that ends it, else None."""
+
+    def extend(self, sequence: Sequence, entry: TokenLogprobs) -> None:
+        """Append the token of `entry` to a sequence, whose chooser looks after its end."""
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence, keeping what it made."""
@@ -33,6 +43,9 @@ class Strategy(Protocol):
     """Runs several sequences for one request; one object per request."""
 
     settled: bool  # whether it will change the set of sequences no more
+
+    def begin(self, first: Sequence) -> None:
+        """Called once, with the request's first sequence, before it runs."""
 
     def advance(self, record: RequestRecord, engine: Branching) -> list[Sequence]:
         """Called after each committed step until `settled`; return the sequences it finished."""
@@ -107,7 +120,8 @@ class RequestBook:
     def add(self, record: RequestRecord) -> None:
         """Enter a record."""
         self.records[record.request.request_id] = record
-        if record.strategy is not None and not record.strategy.settled:
+        if record.strategy is not None:
+            record.strategy.begin(record.sequences[0])
             self.unsettled[record.request.request_id] = record
 
     def find(self, request_id: str) -> RequestRecord:

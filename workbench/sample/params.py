@@ -93,7 +93,7 @@ class SamplingTensors:
             groups=groups,
             keys=stream_keys(seeds) if seeds else None,
             num_greedy=len(params) - len(sampled),
-            logprob_rows=tuple(i for i, p in enumerate(params) if p.tracked_logprobs is not None),
+            logprob_rows=tuple(i for i, s in enumerate(sequences) if s.num_tracked is not None),
         )
 
     def fits(self, sequences: list[Sequence], logits: Tensor) -> bool:

@@ -117,7 +117,7 @@ class Sampler(Described):
         self, logits: Tensor, tokens: Tensor, tensors: SamplingTensors
     ) -> list[TokenLogprobs | None]:
         rows = list(tensors.logprob_rows)
-        wanted = [tensors.sequences[i].request.params.tracked_logprobs or 0 for i in rows]
+        wanted = [tensors.sequences[i].num_tracked or 0 for i in rows]
         index = to_device(torch.tensor(rows), logits.device)
         entries = token_logprobs(logits[index], tokens[index], wanted)
         found = dict(zip(rows, entries, strict=True))

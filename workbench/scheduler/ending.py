@@ -22,11 +22,11 @@ def append(sequence: Sequence, token_id: int, entry: TokenLogprobs | None) -> bo
         assert entry is not None, "a chooser's sequence reports its candidates"
         sequence.chooser.take(sequence, entry)
         return False
-    record(sequence, token_id, entry)
+    append_token(sequence, token_id, entry)
     return ends(sequence, token_id)
 
 
-def record(sequence: Sequence, token_id: int, entry: TokenLogprobs | None) -> None:
+def append_token(sequence: Sequence, token_id: int, entry: TokenLogprobs | None) -> None:
     """Append a token and what is reported of it."""
     sequence.token_ids.append(token_id)
     if len(sequence.token_ids) - sequence.num_prompt_tokens == 1:

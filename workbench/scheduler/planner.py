@@ -26,6 +26,8 @@ class Planner:
         budget = self._chunks(plan, budget)
         if not plan.preempted:  # what was just evicted must not come straight back
             self._admit(plan, budget)
+        if not plan:
+            self._replace_idle(plan, budget)
         plan.copies = list(self.blocks.pending_copies)
 
     def _decodes(self, plan: StepPlan, budget: int) -> int:
@@ -95,6 +97,18 @@ class Planner:
             budget -= num_new
             admitted += 1
         del waiting[:admitted]
+
+    def _replace_idle(self, plan: StepPlan, budget: int) -> None:
+        """Where only sequences run that wait for their chooser, let waiting ones take their place.
+
+        The chooser may be waiting for just these; what a preempted beam has reported stays known.
+        """
+        while self.queues.waiting and self.queues.running and not plan:
+            victim = self.order.last(self.queues.running.values())
+            self.queues.preempt(victim, "others that it waits for need its place")
+            plan.preempted.append(victim)
+            self.order.sort(self.queues.waiting)
+            self._admit(plan, budget)
 
     def _may_start(self, plan: StepPlan, behind: int, budget: int) -> bool:
         """Whether the budget allows it: an unsplittable prompt may exceed it, but one at a time."""

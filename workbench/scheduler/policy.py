@@ -76,10 +76,10 @@ class GuardedPolicy:
             return
         before = list(waiting)
         try:
-            ordered = sorted(before, key=self.policy)
+            ordered = sorted(before, key=self._key)
         except Exception as error:  # noqa: BLE001 - user code
             self._replace(error)
-            ordered = sorted(before, key=fcfs)
+            ordered = sorted(before, key=self._key)
         if waiting != before:
             known = {sequence.sequence_id for sequence in before}
             added = [sequence for sequence in waiting if sequence.sequence_id not in known]
@@ -90,10 +90,14 @@ class GuardedPolicy:
         """Return the sequence that goes last."""
         candidates = list(sequences)
         try:
-            return max(candidates, key=self.policy)
+            return max(candidates, key=self._key)
         except Exception as error:  # noqa: BLE001 - user code
             self._replace(error)
-            return max(candidates, key=fcfs)
+            return max(candidates, key=self._key)
+
+    def _key(self, sequence: Sequence) -> tuple[Any, int]:
+        """Rank a request's branches together: beams that wait for each other must not be torn."""
+        return self.policy(sequence.leader or sequence), sequence.sequence_id
 
     def _replace(self, error: Exception) -> None:
         name = policy_name(self.policy)

@@ -16,7 +16,7 @@ from workbench.describe import Described
 from workbench.events import EventBus, PolicyFailed, StepPlanned
 from workbench.request import FinishReason, Sequence, Status, TokenLogprobs
 from workbench.scheduler.books import Books, StalePlan
-from workbench.scheduler.ending import append, record
+from workbench.scheduler.ending import append, append_token
 from workbench.scheduler.planner import Planner
 from workbench.scheduler.policy import GuardedPolicy, Policy, get_policy, policy_name
 from workbench.scheduler.queues import Queues
@@ -149,13 +149,13 @@ class Scheduler(Described):
             self._queues.finish(sequence, sequence.finish_reason)
         return finished
 
-    def extend(self, sequence: Sequence, token_id: int, entry: TokenLogprobs | None) -> None:
-        """Append a token that a chooser decided on, between two steps.
+    def extend(self, sequence: Sequence, entry: TokenLogprobs) -> None:
+        """Append the token of `entry`, which a chooser decided on, between two steps.
 
         Stops and lengths are the chooser's business; the sequence goes on until it is finished.
         """
         with self.books.open("extend"):
-            record(sequence, token_id, entry)
+            append_token(sequence, entry.token_id, entry)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence in any state and release its blocks; idempotent."""

@@ -13,13 +13,18 @@ from workbench.request import Sequence
 class Branches:
     """`num_made` sequences of which the `num_returned` likeliest are the outputs.
 
-    num_tokens: tokens that all of them share. The likeliest has the largest sum of
-    log-probabilities; while any runs, and where all are returned, they stand in order of branch.
+    The likeliest has the largest sum of log-probabilities; while any runs, and where all are
+    returned, they stand in order of branch.
     """
 
-    def __init__(self, num_made: int, num_returned: int, num_tokens: int) -> None:
-        self.num_made, self.num_returned, self.num_tokens = num_made, num_returned, num_tokens
+    def __init__(self, num_made: int, num_returned: int) -> None:
+        self.num_made, self.num_returned = num_made, num_returned
         self.settled = False
+        self.num_tokens = 0  # that all of them share
+
+    def begin(self, first: Sequence) -> None:
+        """Note how many tokens there are to share."""
+        self.num_tokens = first.num_tokens
 
     def advance(self, record: RequestRecord, engine: Branching) -> list[Sequence]:
         """Fork once the shared tokens are computed."""
