@@ -12,7 +12,9 @@ MAX_MEDIAN_LINES = 120
 MAX_FUNCTION_LINES = 60
 
 # Path -> why this one is better long. The number it may not pass is `MAX_EXCEPTION_LINES`.
-LONG_MODULES: dict[str, str] = {}
+LONG_MODULES: dict[str, str] = {
+    "workbench/engine/engine.py": "the engine's whole face: thin methods, mostly docstrings",
+}
 MAX_EXCEPTION_LINES = 400
 # "path::function" -> why this one is better long.
 LONG_FUNCTIONS: dict[str, str] = {}

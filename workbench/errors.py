@@ -90,6 +90,10 @@ class TraceError(WorkbenchError, ValueError):
     """A trace file is truncated, foreign or of another version."""
 
 
+class StateError(WorkbenchError, ValueError):
+    """A saved request is damaged, foreign, or belongs to another model."""
+
+
 class EngineClosed(WorkbenchError, RuntimeError):
     """The engine was closed and its memory given back; build a new one."""
 

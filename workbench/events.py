@@ -43,6 +43,13 @@ class SequenceAdmitted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class EngineRestored(Event):
+    """The engine went back to its state after `to_step`: all requests ended, then these came."""
+
+    to_step: int
+
+
+@dataclass(frozen=True, slots=True)
 class RequestFinished(Event):
     """A sequence ended and its blocks were released."""
 

@@ -34,6 +34,7 @@ EVENTS = [
     events.SubscriberFailed(1, "s", "Traceback:\n  …"),
     events.StepDone(1, ((0, 17), (1, 2)), {"schedule": 1.25e-05, "run": 0.1 + 0.2}, 9),
     events.RequestFinished(1, "r0 – “q”", 0, "length", 3),
+    events.EngineRestored(2, 1),
 ]
 
 

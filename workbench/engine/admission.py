@@ -144,7 +144,7 @@ def make_sequence(
     if params.stop and tokenizer is None:
         problem = "the engine has no tokenizer to find text with"
         raise RequestError("stop", params.stop, problem, "Use stop_token_ids.")
-    stop_ids = _stop_ids(params, config)
+    stop_ids = stop_ids_of(params, config)
     return Sequence(
         sequence_id=sequence_id,
         request=request,
@@ -153,9 +153,9 @@ def make_sequence(
         metrics=RequestMetrics(arrival=time.monotonic()),
         seed=_seed(params, sequence_id, default_seed),
         stop_ids=stop_ids,
-        num_tracked=num_tracked(params, stop_ids),
+        num_tracked=tracked_by(params, stop_ids),
         max_num_tokens=limit,
-        stream=_stream(request, (), tokenizer),
+        stream=output_stream(request, (), tokenizer),
     )
 
 
@@ -175,7 +175,7 @@ def make_branch(
     tokens = parent.token_ids[:num_tokens]
     limit = parent.num_prompt_tokens + request.params.max_tokens
     seed = parent.seed if request.params.seed is None else request.params.seed
-    stop_ids = _stop_ids(request.params, model.config)
+    stop_ids = stop_ids_of(request.params, model.config)
     return Sequence(
         sequence_id=sequence_id,
         request=request,
@@ -184,16 +184,16 @@ def make_branch(
         metrics=replace(parent.metrics, num_preemptions=0),
         seed=seed + index,
         stop_ids=stop_ids,
-        num_tracked=num_tracked(request.params, stop_ids),
+        num_tracked=tracked_by(request.params, stop_ids),
         max_num_tokens=min(limit, model.config.context),
-        stream=_stream(request, tokens[parent.num_prompt_tokens :], model.tokenizer),
+        stream=output_stream(request, tokens[parent.num_prompt_tokens :], model.tokenizer),
         index=index,
         leader=(parent.leader or parent) if request is parent.request else None,
         logprobs=parent.logprobs[:shared] if parent.logprobs else None,
     )
 
 
-def num_tracked(params: SamplingParams, stop_ids: frozenset[int]) -> int | None:
+def tracked_by(params: SamplingParams, stop_ids: frozenset[int]) -> int | None:
     """Return how many top log-probabilities must be noted beside each token; None: nothing.
 
     More than `logprobs` where branches are ranked by them. Beam search looks at enough candidates
@@ -208,12 +208,13 @@ def num_tracked(params: SamplingParams, stop_ids: frozenset[int]) -> int | None:
     return max(wanted, params.logprobs or 0)
 
 
-def _stop_ids(params: SamplingParams, config: ModelConfig) -> frozenset[int]:
+def stop_ids_of(params: SamplingParams, config: ModelConfig) -> frozenset[int]:
+    """Return the token ids that end a sequence."""
     stop_ids = frozenset(params.stop_token_ids)
     return stop_ids if params.ignore_eos else stop_ids | frozenset(config.eos_token_ids)
 
 
-def _stream(
+def output_stream(
     request: Request, output: Iterable[int], tokenizer: Tokenizer | None
 ) -> TextStream | None:
     """Return a text stream that has taken in `output`; None where no stop string is looked for."""

@@ -43,7 +43,7 @@ class Brancher:
         """Enter a new request that goes on from all of `parent`'s tokens."""
         number, length = self.book.next_number(), parent.num_tokens
         child = make_branch(parent, length, request, number, 0, self.model)
-        strategy = make_strategy(request.params)
+        strategy = make_strategy(request.params, child)
         bus, step = self.scheduler.bus, self.scheduler.step
         with shielded():
             self.book.add(RequestRecord(request, [child], strategy))
@@ -51,6 +51,22 @@ class Brancher:
                 sizes = child.num_prompt_tokens, request.params.max_tokens
                 bus.emit(RequestAdded(step, request.request_id, number, *sizes))
             self.scheduler.fork(parent, child)
+
+    def enter(self, record: RequestRecord) -> None:
+        """Enter a record that was packed before.
+
+        Sequences that have not ended wait, and compute what the cache does not have.
+        """
+        self.book.add(record)
+        params, name = record.request.params, record.request.request_id
+        for sequence in record.sequences:
+            if sequence.finished:
+                continue
+            if self.scheduler.bus:
+                sizes = sequence.num_prompt_tokens, params.max_tokens
+                ids = self.scheduler.step, name, sequence.sequence_id
+                self.scheduler.bus.emit(RequestAdded(*ids, *sizes))
+            self.scheduler.add(sequence)
 
     def ended_copy(self, parent: Sequence, entry: TokenLogprobs) -> Sequence | None:
         """Return what `parent` makes with the token of `entry` if that ends it, else None."""

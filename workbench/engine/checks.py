@@ -10,7 +10,7 @@ from collections.abc import Sequence as Tokens
 
 from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
-from workbench.engine.admission import check_room
+from workbench.engine.admission import check_room, check_splittable
 from workbench.engine.requests import RequestRecord
 from workbench.errors import ConfigError, RequestError
 from workbench.errors import RequestFinished as AlreadyFinished
@@ -80,6 +80,16 @@ def check_beams(limit: int, request: Request, cache: KVCache, config: SchedulerC
     if blocks > cache.num_blocks:
         problem = f"may need {blocks} blocks and the whole cache has {cache.num_blocks}"
         raise RequestError("beam_width", width, problem, "Lower it, or max_tokens.")
+
+
+def check_loaded(
+    request: Request, cache: KVCache, model: DecoderLM, config: SchedulerConfig
+) -> None:
+    """Raise `RequestError` if a request that was saved elsewhere cannot run to its end here."""
+    check_params(request.params, model.config.vocab_size)
+    limit = check_room(len(request.prompt_token_ids), request.params, model.config, cache)
+    check_beams(limit, request, cache, config)
+    check_splittable(len(request.prompt_token_ids), config)
 
 
 def pair(

@@ -11,22 +11,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Tokens
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from workbench.batch import SampledTokens
 from workbench.cache import KVCache
 from workbench.describe import Described
-from workbench.engine import loops
+from workbench.engine import files, loops
 from workbench.engine.admission import check_splittable, make_request, make_sequence
 from workbench.engine.brancher import Brancher
-from workbench.engine.checks import check_beams, check_fork, check_parts, check_seed
+from workbench.engine.checks import check_beams, check_fork, check_loaded, check_parts, check_seed
 from workbench.engine.output import make_output
 from workbench.engine.record import Laps, NewToken, StepRecord, new_tokens
 from workbench.engine.requests import RequestBook, RequestRecord
+from workbench.engine.state import EngineState, in_order, pack, unpack
 from workbench.engine.strategies import make_strategy
 from workbench.errors import ConfigError, EngineClosed, RequestError
 from workbench.errors import RequestFinished as AlreadyFinished
-from workbench.events import EventBus, RequestAdded, StepDone
+from workbench.events import EngineRestored, EventBus, RequestAdded, StepDone
 from workbench.interrupts import shielded
 from workbench.models import DecoderLM
 from workbench.ops import get_backend
@@ -139,7 +141,7 @@ class Engine(Described):
         config, number = self.model.config, self._book.next_number()
         sequence = make_sequence(request, number, config, self.cache, self.tokenizer, self.seed)
         check_beams(sequence.max_num_tokens, request, self.cache, self.scheduler.config)
-        record = RequestRecord(request, [sequence], make_strategy(params))
+        record = RequestRecord(request, [sequence], make_strategy(params, sequence))
         with shielded():
             self._book.add(record)
             self.scheduler.add(sequence)
@@ -213,6 +215,56 @@ class Engine(Described):
 
     def _end(self, record: RequestRecord) -> None:
         self._book.end(record, lambda sequence: self.scheduler.finish(sequence, "abort"))
+
+    # --- time ---------------------------------------------------------------------------------
+
+    def checkpoint(self) -> EngineState:
+        """Return every request as it stands, as plain data; takes no block and copies no KV."""
+        self._require_between_steps("checkpoint")
+        records = in_order(self._book.records.values(), self.scheduler.running)
+        return EngineState(self.scheduler.step, tuple(pack(record) for record in records))
+
+    def restore(self, state: EngineState) -> None:
+        """Go back to a checkpoint of this engine, as often as you like.
+
+        Later requests are gone, earlier ones go on from where they stood: their KV is computed
+        again where the prefix cache does not have it. Steps keep counting up. Raises `RequestError`
+        for anything but a checkpoint.
+        """
+        self._require_between_steps("restore")
+        if not isinstance(state, EngineState):
+            raise RequestError("state", state, "is no checkpoint", "Pass `engine.checkpoint()`.")
+        number = self._book.next_number
+        records = [unpack(request, self.model, number) for request in state.requests]
+        with shielded():
+            self.discard(list(self._book.records))
+            if self.bus:
+                self.bus.emit(EngineRestored(self.scheduler.step, state.step))
+            for record in records:
+                self._brancher.enter(record)
+
+    def save(self, request_id: str, path: str | Path) -> Path:
+        """Write a request, running or ended, to a JSON file; `RequestError` if it holds code."""
+        self._require_between_steps("save")
+        files.write(Path(path), pack(self.find(request_id)), self.model.config)
+        return Path(path)
+
+    def load(self, path: str | Path, *, request_id: str | None = None) -> str:
+        """Continue a saved request beside those that run; return its id (as saved, or the given).
+
+        Raises `StateError` for a file that is damaged or of another model, `RequestError` if the
+        request cannot run here.
+        """
+        self._require_between_steps("load")
+        state = files.read(Path(path), self.model.config)
+        if request_id is not None:
+            state = replace(state, request=replace(state.request, request_id=request_id))
+        self._book.require_free(state.request.request_id)
+        check_loaded(state.request, self.cache, self.model, self.scheduler.config)
+        record = unpack(state, self.model, self._book.next_number)
+        with shielded():
+            self._brancher.enter(record)
+        return state.request.request_id
 
     # --- loops over step ----------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ def _reported(sequence: Sequence) -> list[TokenLogprobs] | None:
     if params.logprobs is None or entries is None:
         return None
     if params.logprobs == sequence.num_tracked:
-        return entries
+        return list(entries)
     return [replace(entry, top=entry.top[: params.logprobs]) for entry in entries]
 
 

@@ -53,6 +53,12 @@ class Strategy(Protocol):
     def selected(self, record: RequestRecord) -> list[Sequence]:
         """Return the sequences that stand for the request's outputs now, best first."""
 
+    def pack(self, places: dict[int, int]) -> dict[str, Any]:
+        """Return its state as plain data. places: id() of the request's sequences -> position."""
+
+    def unpack(self, data: dict[str, Any], sequences: list[Sequence]) -> None:
+        """Take the state of `pack` on, with the sequences in their positions."""
+
 
 @dataclass(slots=True, eq=False)
 class RequestRecord(Described):
@@ -120,8 +126,7 @@ class RequestBook:
     def add(self, record: RequestRecord) -> None:
         """Enter a record."""
         self.records[record.request.request_id] = record
-        if record.strategy is not None:
-            record.strategy.begin(record.sequences[0])
+        if record.strategy is not None and not record.strategy.settled:
             self.unsettled[record.request.request_id] = record
 
     def find(self, request_id: str) -> RequestRecord:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from workbench.request import Sequence, TokenLogprobs
 from workbench.sampling_params import SamplingParams
@@ -69,6 +69,24 @@ class BeamGroup:
                 going_on[0].score, num_output, max_output
             )
         return going_on
+
+    def pack(self, places: dict[int, int]) -> dict[str, Any]:
+        """Return its state as plain data."""
+        return {
+            "live": [places[id(beam)] for beam in self.live],
+            "scores": list(self.scores),
+            "finished": [[score, places[id(beam)]] for score, beam in self.finished],
+            "may_improve": self.may_improve,
+            "out_of_candidates": self.out_of_candidates,
+        }
+
+    def unpack(self, data: dict[str, Any], sequences: list[Sequence]) -> None:
+        """Take the state of `pack` on."""
+        self.live = [sequences[place] for place in data["live"]]
+        self.scores = list(data["scores"])
+        self.finished = [Finished(score, sequences[place]) for score, place in data["finished"]]
+        self.may_improve = data["may_improve"]
+        self.out_of_candidates = data["out_of_candidates"]
 
     @property
     def is_done(self) -> bool:

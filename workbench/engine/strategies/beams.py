@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
+from workbench.engine.plain import pack_logprobs, unpack_logprobs
 from workbench.engine.requests import Branching, RequestRecord
 from workbench.engine.strategies.beam_group import BeamGroup, Candidate
 from workbench.request import Sequence, TokenLogprobs
@@ -64,6 +66,28 @@ class BeamSearch:
         if self._ended is not None:
             return [self._ended]
         return [*self._ranked(), *self._live()][: self.params.n] or record.sequences
+
+    def pack(self, places: dict[int, int]) -> dict[str, Any]:
+        """Return its state as plain data."""
+        ids = {beam.sequence_id: places[id(beam)] for beam in self._live()}
+        return {
+            "settled": self.settled,
+            "groups": [group.pack(places) for group in self.groups],
+            "offers": [[ids[i], pack_logprobs(entry)] for i, entry in self._offers.items()],
+            "ended": None if self._ended is None else places[id(self._ended)],
+        }
+
+    def unpack(self, data: dict[str, Any], sequences: list[Sequence]) -> None:
+        """Take the state of `pack` on."""
+        for group, state in zip(self.groups, data["groups"], strict=True):
+            group.unpack(state, sequences)
+        for sequence in sequences:
+            sequence.chooser = None if sequence.finished else self
+        self._offers = {
+            sequences[place].sequence_id: unpack_logprobs(entry) for place, entry in data["offers"]
+        }
+        self._ended = None if data["ended"] is None else sequences[data["ended"]]
+        self.settled = data["settled"]
 
     def _live(self) -> list[Sequence]:
         beams = {beam.sequence_id: beam for group in self.groups for beam in group.live}

@@ -6,6 +6,8 @@ and compute the prompt's last token again, each to draw its own first token with
 
 from __future__ import annotations
 
+from typing import Any
+
 from workbench.engine.requests import Branching, RequestRecord
 from workbench.request import Sequence
 
@@ -43,6 +45,14 @@ class Branches:
             return record.sequences[: self.num_returned]
         ranked = sorted(record.sequences, key=_log_probability, reverse=True)
         return ranked[: self.num_returned]
+
+    def pack(self, places: dict[int, int]) -> dict[str, Any]:
+        """Return its state as plain data."""
+        return {"settled": self.settled, "num_tokens": self.num_tokens}
+
+    def unpack(self, data: dict[str, Any], sequences: list[Sequence]) -> None:
+        """Take the state of `pack` on."""
+        self.settled, self.num_tokens = data["settled"], data["num_tokens"]
 
 
 def _log_probability(sequence: Sequence) -> float:
