@@ -16,7 +16,7 @@ import pytest
 # The part of a module's name after `workbench.` -> its floor.
 FLOORS = {
     **dict.fromkeys(("errors", "config", "sampling_params", "request", "batch", "events"), 0),
-    **dict.fromkeys(("describe", "interrupts"), 0),
+    **dict.fromkeys(("describe", "interrupts", "activations", "embeds"), 0),
     **dict.fromkeys(("kernels", "ops", "data"), 1),
     **dict.fromkeys(("layers", "probe"), 2),
     **dict.fromkeys(("models",), 3),
@@ -30,6 +30,7 @@ FLOORS = {
 SIBLINGS = {
     ("ops", "kernels"): "ops is the one door to the kernels",
     ("scheduler", "cache"): "the scheduler drives the cache",
+    ("run", "sample"): "a prompt is scored as tokens are",
     ("views", "trace"): "a view shows a trace",
     ("playground", "views"): "the playground lays views out",
     ("playground", "trace"): "the playground records what it runs",
@@ -40,7 +41,7 @@ SIBLINGS = {
 # Modules of the top folder are siblings: they may know those on their own floor, without a ring.
 TOP_FOLDER = {
     *("errors", "config", "sampling_params", "request", "batch", "events"),
-    *("describe", "interrupts"),
+    *("describe", "interrupts", "activations", "embeds"),
     *("engine", "build", "llm"),
 }
 # The package's own __init__ names everything; only the top floor may use it, as a user does.

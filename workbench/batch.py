@@ -9,7 +9,7 @@ treat them as one batch of decodes. `Backend` is the contract between layers and
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from workbench.describe import rows_table
 from workbench.request import Sequence, Status, TokenLogprobs
@@ -94,6 +94,30 @@ class SampledTokens:
     errors: dict[int, str] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class RowReport:
+    """What a row's request asked to know of its new tokens, as far as nothing is known of them yet.
+
+    prompt_logprobs: of the next prompt tokens, None where an embedding stands. activations: rows
+    [n, …] on the CPU by point, of the next n positions.
+    """
+
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    activations: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class ForwardOutput:
+    """What a forward pass gives out.
+
+    logits [R, vocab] of `StepPlan.sampled`, in the model's dtype, on its device; None where no row
+    samples. reports: by row of the plan, for rows whose requests ask for more than tokens.
+    """
+
+    logits: Tensor | None = None
+    reports: dict[int, RowReport] = field(default_factory=dict)
+
+
 class Backend(Protocol):
     """The operations a layer asks for. Implementations live in `workbench.ops`.
 
@@ -133,6 +157,13 @@ class Backend(Protocol):
         """Return silu(gate) * up for gate_up [T, 2N] = [gate | up]."""
 
 
+class EmbeddedRows(NamedTuple):
+    """Embeddings in place of token ids: rows [E, hidden] for the packed positions [E] int64."""
+
+    positions: Tensor
+    rows: Tensor
+
+
 @dataclass(slots=True)
 class ForwardContext:
     """The packed batch as tensors, an argument of every layer's forward; built by `run.inputs`.
@@ -143,7 +174,7 @@ class ForwardContext:
     tokens too). `kv` holds a tensor per layer, [2 (keys, values), num_blocks, block_size, K, D].
     With `kv` None there is no cache and each row attends to its own new tokens (training, a bare
     model's forward). rope_lens [T]: the sequence length a token's rotation is made for; only for
-    `dynamic` scaling.
+    `dynamic` scaling. embeds: None where every token of the batch is one of the vocabulary.
     """
 
     backend: Backend
@@ -157,6 +188,7 @@ class ForwardContext:
     block_tables: Tensor | None = None
     kv: list[Tensor] | None = None
     rope_lens: Tensor | None = None
+    embeds: EmbeddedRows | None = None
     prepared: Any = None
 
     @classmethod

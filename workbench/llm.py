@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.build import build
@@ -18,13 +19,11 @@ from workbench.config import EngineConfig, unknown_keyword
 from workbench.describe import Described
 from workbench.engine import Engine
 from workbench.errors import ConfigError, RequestError
-from workbench.request import RequestOutput
+from workbench.request import Prompt, RequestOutput
 from workbench.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from workbench.models.tokenizer import Tokenizer
-
-Prompt = str | Tokens[int]
 
 
 class LLM(Described):
@@ -58,8 +57,9 @@ class LLM(Described):
     ) -> list[RequestOutput]:
         """Generate for every prompt, all in flight together; return outputs in the prompts' order.
 
-        prompts: a text, a list of texts, or lists of token ids. params: one for all, or one each.
-        An invalid one raises `RequestError` before any runs. An interrupt discards the batch.
+        prompts: one, or a list of them: texts, lists of token ids, embeddings [tokens, hidden], or
+        lists of ids and embeddings. params: one for all, or one each. An invalid one raises
+        `RequestError` before any runs. An interrupt discards the batch.
         """
         many = as_prompts(prompts)
         with tqdm(total=len(many), disable=not progress, unit="request") as bar:
@@ -83,14 +83,14 @@ class LLM(Described):
 
 
 def as_prompts(prompts: Prompt | Tokens[Prompt]) -> list[Prompt]:
-    """Return a list of prompts: a bare text or a bare list of token ids counts as one."""
-    if isinstance(prompts, str):
+    """Return a list of prompts: a bare text, embeddings or a list with token ids counts as one."""
+    if isinstance(prompts, str | Tensor):
         return [prompts]
     if not isinstance(prompts, Iterable):
         raise RequestError("prompts", prompts, "is not a list of prompts", "Put it into a list.")
     items = list(prompts)
     if not items:
         raise RequestError("prompts", prompts, "is empty", "Give at least one prompt.")
-    if all(isinstance(item, int) for item in items):
+    if any(isinstance(item, int) for item in items):
         return [items]  # type: ignore[list-item]
     return items  # type: ignore[return-value]

@@ -1,19 +1,27 @@
 """What a user asks for and gets back, and the one record that travels through the engine.
 
 A `Request` (frozen) comes in; a `Sequence` is one of its token lists on its way, written by the
-scheduler alone; a `RequestOutput` goes out. Nothing here knows of tensors.
+scheduler alone; a `RequestOutput` goes out. Nothing here computes with tensors.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, Union
 
+from workbench.activations import Activations
 from workbench.describe import Described
+from workbench.embeds import PromptEmbeds
 from workbench.sampling_params import SamplingParams
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Text, embeddings [tokens, hidden], or a list of token ids and embeddings.
+Prompt: TypeAlias = Union[str, "Tensor", "Tokens[int | Tensor]"]
 # `dropped`: a beam that fell out of the search; it is never among the outputs.
 FinishReason = Literal["stop", "length", "abort", "error", "timeout", "dropped"]
 
@@ -113,7 +121,8 @@ class Request:
     """One validated request. `prompt` is None where token ids were given; `priority`: smaller is
     sooner; `deadline`: when it ends as it is, in seconds of `time.monotonic`.
 
-    `namespace` separates prefix reuse: blocks are only shared between requests of equal namespace.
+    `namespace` separates prefix reuse: blocks are only shared between requests of equal namespace,
+    and embeddings are part of it by their content. `embeds`: what stands in place of tokens.
     """
 
     request_id: str
@@ -123,6 +132,15 @@ class Request:
     priority: int = 0
     namespace: str = ""
     deadline: float | None = None
+    embeds: PromptEmbeds | None = field(default=None, compare=False)
+
+    @property
+    def text_token_ids(self) -> tuple[int, ...]:
+        """The prompt's token ids, without the places where embeddings stand."""
+        ids, embeds = self.prompt_token_ids, self.embeds
+        if embeds is None:
+            return ids
+        return tuple(token_id for i, token_id in enumerate(ids) if not embeds.covers(i))
 
 
 @dataclass(slots=True, eq=False)
@@ -134,6 +152,8 @@ class Sequence(Described):
     `index` is its place among its request's branches, and `leader` the first of them where it is
     another: policies rank them by it, so that they stand together. `num_tracked` is how many top
     log-probabilities are noted beside each token (None: nothing). `error` says why it ended so.
+    `prompt_logprobs` (of the first tokens, as far as known) and `activations` are None where nobody
+    asked.
     """
 
     sequence_id: int
@@ -155,6 +175,15 @@ class Sequence(Described):
     stop_reason: str | int | None = None
     error: str | None = None
     logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    activations: Activations | None = None
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Whether each token must pass through the model: of cached ones nothing can be said."""
+        scores = self.prompt_logprobs
+        unscored = scores is not None and len(scores) < self.num_prompt_tokens
+        return unscored or self.activations is not None
 
     @property
     def num_tokens(self) -> int:
@@ -199,8 +228,12 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
-class CompletionOutput:
-    """One generated continuation; `error` says why it ended with finish_reason `error`."""
+class CompletionOutput(Described):
+    """One generated continuation; `error` says why it ended with finish_reason `error`.
+
+    hidden_states: [prompt + output - 1, hidden] after the final norm; activations: rows for the
+    same tokens by point. Both on the CPU in the model's dtype, None where nobody asked.
+    """
 
     index: int
     text: str
@@ -209,16 +242,37 @@ class CompletionOutput:
     stop_reason: str | int | None
     logprobs: list[TokenLogprobs] | None
     error: str | None = None
+    hidden_states: Tensor | None = field(default=None, repr=False, compare=False)
+    activations: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @property
     def cumulative_logprob(self) -> float | None:
         """The sum of the chosen tokens' log-probabilities, where they were asked for."""
         return None if self.logprobs is None else sum(entry.logprob for entry in self.logprobs)
 
+    def describe(self) -> dict[str, Any]:
+        """Return the text and how it ended; of tensors the shapes."""
+        facts = {"output": self.text, "tokens": f"{len(self.token_ids)} ({self.finish_reason})"}
+        if self.hidden_states is not None:
+            facts["hidden states"] = _shape(self.hidden_states)
+        if self.activations is not None:
+            shapes = [f"{point} {_shape(rows)}" for point, rows in self.activations.items()]
+            facts["activations"] = "\n".join(shapes)
+        return facts
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput(Described):
-    """What a request has produced so far; `finished` says whether more will come."""
+    """What a request has produced so far; `finished` says whether more will come.
+
+    prompt_token_ids: 0 where an embedding stands. prompt_logprobs: one entry per prompt token
+    computed so far, None where nobody asked; an entry is None for the first token and for
+    embeddings.
+    """
 
     request_id: str
     prompt: str | None
@@ -226,13 +280,16 @@ class RequestOutput(Described):
     outputs: list[CompletionOutput]
     finished: bool
     metrics: RequestMetrics = field(repr=False)
+    prompt_logprobs: list[TokenLogprobs | None] | None = field(default=None, repr=False)
 
     def describe(self) -> dict[str, Any]:
         """Return the request with its text."""
         facts: dict[str, Any] = {"request": self.request_id, "finished": self.finished}
         if self.prompt is not None:
             facts["prompt"] = self.prompt
+        if self.prompt_logprobs is not None:
+            facts["prompt logprobs"] = f"{len(self.prompt_logprobs)} tokens"
         for output in self.outputs:
-            facts[f"output {output.index}"] = output.text
-            facts[f"tokens {output.index}"] = f"{len(output.token_ids)} ({output.finish_reason})"
+            for label, value in output.describe().items():
+                facts[f"{label} {output.index}"] = value
         return facts

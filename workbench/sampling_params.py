@@ -44,7 +44,9 @@ class SamplingParams:
     True ends with `beam_width` finished beams, False when no better one is likely, `never` when
     none is possible. beam_groups with diversity_penalty: diverse groups (Vijayakumar et al. 2016).
     Reports. logprobs: this many top log-probabilities beside each chosen token; prompt_logprobs:
-    the same for the prompt's. echo: the text begins with the prompt. truncate_prompt_tokens: keep
+    the same for the prompt's. hidden_states: keep what the model makes of each token, after the
+    final norm. activations: keep what these modules give out (`layers.3`, `layers.3.attention`; see
+    `model.activation_points`). echo: the text begins with the prompt. truncate_prompt_tokens: keep
     the prompt's last tokens only.
     """
 
@@ -61,6 +63,8 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    hidden_states: bool = False
+    activations: tuple[str, ...] = ()
     echo: bool = False
     truncate_prompt_tokens: int | None = None
     n: int = 1
@@ -96,11 +100,18 @@ class SamplingParams:
         """How many sequences this request runs: beams, or `best_of`, or `n`."""
         return self.beam_width or self.best_of or self.n
 
+    @property
+    def points(self) -> tuple[str, ...]:
+        """Where rows are kept of each token: `activations`, and "", the model's own output."""
+        return tuple(dict.fromkeys((*self.activations, *([""] if self.hidden_states else []))))
+
     def _freeze(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        points = (self.activations,) if isinstance(self.activations, str) else self.activations
         bias = self.logit_bias.items() if isinstance(self.logit_bias, Mapping) else self.logit_bias
         frozen = {
             "stop": _tuple_of("stop", stop, str),
+            "activations": _tuple_of("activations", points, str),
             "stop_token_ids": _tuple_of("stop_token_ids", self.stop_token_ids, int),
             "bad_words": tuple(_bad_word(word) for word in _items("bad_words", self.bad_words)),
             "logit_bias": tuple(_bias(pair) for pair in _items("logit_bias", bias)),
@@ -171,6 +182,9 @@ class SamplingParams:
     def _check_reports(self) -> None:
         _optional_whole("logprobs", self.logprobs, 0)
         _optional_whole("prompt_logprobs", self.prompt_logprobs, 0)
+        if not isinstance(self.hidden_states, bool):
+            fix = "Pass True or False."
+            raise RequestError("hidden_states", self.hidden_states, "is no bool", fix)
         _optional_whole("truncate_prompt_tokens", self.truncate_prompt_tokens, 1)
 
 

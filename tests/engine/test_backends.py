@@ -27,7 +27,7 @@ def test_logits_agree_step_by_step(make_engine: MakeEngine, device: str) -> None
             engine.add(prompt, greedy(12))
     while engines[0].has_work:
         plans = [engine.scheduler.schedule() for engine in engines]
-        logits = [e.runner.run(plan) for e, plan in zip(engines, plans, strict=True)]
+        logits = [e.runner.run(plan).logits for e, plan in zip(engines, plans, strict=True)]
         torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
         for engine, plan in zip(engines, plans, strict=True):
             rows = [plan.sequences[row] for row in plan.sampled]

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 
-from workbench.batch import SampledTokens, StepPlan
+from workbench.batch import ForwardOutput, SampledTokens, StepPlan
 from workbench.bench.measure import Samples
 from workbench.cache import KVCache
 from workbench.config import ModelConfig, SchedulerConfig
@@ -23,7 +23,7 @@ from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Scheduler
 
 SIZES = (1, 64, 256, 1024)
-_NO_LOGITS = torch.empty(0)
+_NOTHING = ForwardOutput(torch.empty(0))
 
 
 class NoRunner:
@@ -35,9 +35,9 @@ class NoRunner:
     def __init__(self, model: Any, cache: KVCache) -> None:
         self.model, self.cache = model, cache
 
-    def run(self, plan: StepPlan) -> torch.Tensor:
-        """Return no logits."""
-        return _NO_LOGITS
+    def run(self, plan: StepPlan) -> ForwardOutput:
+        """Return no logits to speak of."""
+        return _NOTHING
 
     def close(self) -> None:
         """Nothing to close."""

@@ -8,14 +8,16 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable
-from collections.abc import Sequence as Tokens
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from workbench.activations import Activations
 from workbench.cache import KVCache
 from workbench.config import ModelConfig, SchedulerConfig
+from workbench.engine.prompts import read_prompt, require_text
+from workbench.engine.reports import check_reports
 from workbench.errors import RequestError
-from workbench.request import Request, RequestMetrics, Sequence, TextStream
+from workbench.request import Prompt, Request, RequestMetrics, Sequence, TextStream
 from workbench.sample import check_params
 from workbench.sampling_params import SamplingParams
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 def make_request(
     request_id: str,
-    prompt: str | Tokens[int],
+    prompt: Prompt,
     params: SamplingParams,
     priority: int,
     namespace: str,
@@ -35,21 +37,21 @@ def make_request(
     tokenizer: Tokenizer | None,
 ) -> Request:
     """Return the request, or raise `RequestError` for whatever could trip up a later step."""
-    ids = encode_prompt(prompt, tokenizer, model.config.vocab_size)
     require_text("request_id", request_id)
     require_text("namespace", namespace)
     if not isinstance(params, SamplingParams):
         fix = "Pass `SamplingParams(max_tokens=…, …)`, or a list of them to `generate`."
         raise RequestError("params", params, "is not a SamplingParams", fix)
+    check_reports(params, model)
+    text, ids, embeds = read_prompt(prompt, params, model, tokenizer)
     if not isinstance(priority, int):
         raise RequestError("priority", priority, "must be a whole number", "Smaller is sooner.")
-    if params.truncate_prompt_tokens is not None:
-        ids = ids[-params.truncate_prompt_tokens :]
     # Where rotations depend on the prompt's length (dynamic RoPE), so must prefix reuse.
     scope = model.rope_scope(len(ids))
     namespace = namespace if scope is None else f"{namespace}\0rope-{scope}"
-    text = prompt if isinstance(prompt, str) else None
-    return Request(request_id, text, ids, params, priority, namespace, _deadline(timeout))
+    if embeds is not None:
+        namespace = f"{namespace}\0embeds-{embeds.digest()}"
+    return Request(request_id, text, ids, params, priority, namespace, _deadline(timeout), embeds)
 
 
 def _deadline(timeout: float | None) -> float | None:
@@ -59,47 +61,6 @@ def _deadline(timeout: float | None) -> float | None:
     if not number or not 0 < timeout < float("inf"):
         raise RequestError("timeout", timeout, "must be seconds above 0", "Or leave it out.")
     return time.monotonic() + timeout
-
-
-def require_text(field: str, value: object) -> None:
-    """Raise `RequestError` unless `value` is text that UTF-8 can hold."""
-    try:
-        valid = isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        valid = False
-    if not valid:
-        raise RequestError(field, value, "must be text that UTF-8 can hold", "Pass a plain str.")
-
-
-def encode_prompt(
-    prompt: str | Tokens[int], tokenizer: Tokenizer | None, vocab_size: int
-) -> tuple[int, ...]:
-    """Return a prompt's token ids; raise `RequestError` for none, or unknown ones."""
-    if not isinstance(prompt, Tokens) or isinstance(prompt, bytes | bytearray | memoryview):
-        problem = "is neither text nor a list of token ids"
-        raise RequestError("prompt", prompt, problem, "Of an array, pass `ids.tolist()`.")
-    if isinstance(prompt, str):
-        if tokenizer is None:
-            raise RequestError(
-                "prompt", prompt, "the engine has no tokenizer", "Pass token ids, or a tokenizer."
-            )
-        require_text("prompt", prompt)
-        ids = tuple(tokenizer.encode(prompt)) if prompt else ()
-    else:
-        ids = tuple(prompt)
-    if not ids:
-        raise RequestError("prompt", prompt, "is empty", "Give at least one token.")
-    for position, token_id in enumerate(ids):
-        if not isinstance(token_id, int) or isinstance(token_id, bool):
-            raise RequestError("prompt", token_id, f"token {position} is not an int", "Pass ints.")
-        if not 0 <= token_id < vocab_size:
-            raise RequestError(
-                "prompt",
-                token_id,
-                f"token {position} is outside the vocabulary of {vocab_size}",
-                "Use this model's tokenizer.",
-            )
-    return ids
 
 
 def check_room(num_prompt: int, params: SamplingParams, config: ModelConfig, cache: KVCache) -> int:
@@ -156,6 +117,9 @@ def make_sequence(
         num_tracked=tracked_by(params, stop_ids),
         max_num_tokens=limit,
         stream=output_stream(request, (), tokenizer),
+        # Nothing can be said of the first token: no distribution came before it.
+        prompt_logprobs=None if params.prompt_logprobs is None else [None],
+        activations=Activations(params.points) if params.points else None,
     )
 
 
@@ -173,9 +137,11 @@ def make_branch(
     """
     shared = num_tokens - parent.num_prompt_tokens
     tokens = parent.token_ids[:num_tokens]
-    limit = parent.num_prompt_tokens + request.params.max_tokens
-    seed = parent.seed if request.params.seed is None else request.params.seed
-    stop_ids = stop_ids_of(request.params, model.config)
+    params = request.params
+    limit = parent.num_prompt_tokens + params.max_tokens
+    seed = parent.seed if params.seed is None else params.seed
+    scores, kept = parent.prompt_logprobs, parent.activations
+    stop_ids = stop_ids_of(params, model.config)
     return Sequence(
         sequence_id=sequence_id,
         request=request,
@@ -184,12 +150,14 @@ def make_branch(
         metrics=replace(parent.metrics, num_preemptions=0),
         seed=seed + index,
         stop_ids=stop_ids,
-        num_tracked=tracked_by(request.params, stop_ids),
+        num_tracked=tracked_by(params, stop_ids),
         max_num_tokens=min(limit, model.config.context),
         stream=output_stream(request, tokens[parent.num_prompt_tokens :], model.tokenizer),
         index=index,
         leader=(parent.leader or parent) if request is parent.request else None,
         logprobs=parent.logprobs[:shared] if parent.logprobs else None,
+        prompt_logprobs=list(scores) if scores and params.prompt_logprobs is not None else None,
+        activations=kept.first(num_tokens, params.points) if kept and params.points else None,
     )
 
 
@@ -220,7 +188,7 @@ def output_stream(
     """Return a text stream that has taken in `output`; None where no stop string is looked for."""
     if tokenizer is None or not request.params.stop:
         return None
-    stream = tokenizer.stream(request.prompt_token_ids, request.params)
+    stream = tokenizer.stream(request.text_token_ids, request.params)
     for token_id in output:
         stream.push(token_id)
     return stream

@@ -6,16 +6,18 @@ Called by `Engine` before it keeps or queues anything.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from collections.abc import Sequence as Tokens
+
+from torch import Tensor
 
 from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
 from workbench.engine.admission import check_room, check_splittable
+from workbench.engine.reports import check_fork_reports, check_reports
 from workbench.engine.requests import RequestRecord
 from workbench.errors import ConfigError, RequestError
 from workbench.errors import RequestFinished as AlreadyFinished
 from workbench.models import DecoderLM
-from workbench.request import Request, Sequence
+from workbench.request import Prompt, Request, Sequence
 from workbench.run import Runner
 from workbench.sample import check_params
 from workbench.sampling_params import SamplingParams
@@ -57,6 +59,8 @@ def check_fork(
     if parent.finished:
         raise AlreadyFinished(record.request.request_id, str(parent.finish_reason))
     check_params(params, model.config.vocab_size)
+    check_reports(params, model)
+    check_fork_reports(parent.request.params, params)
     limit = check_room(parent.num_prompt_tokens, params, model.config, cache)
     if limit <= parent.num_tokens:
         problem = f"the request has made {parent.num_output_tokens} already"
@@ -93,10 +97,10 @@ def check_loaded(
 
 
 def pair(
-    prompts: Iterable[str | Tokens[int]], params: SamplingParams | list[SamplingParams] | None
-) -> list[tuple[str | Tokens[int], SamplingParams | None]]:
+    prompts: Iterable[Prompt], params: SamplingParams | list[SamplingParams] | None
+) -> list[tuple[Prompt, SamplingParams | None]]:
     """Return each prompt with its parameters; raise `RequestError` unless there are as many."""
-    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+    if isinstance(prompts, str | Tensor) or not isinstance(prompts, Iterable):
         raise RequestError("prompts", prompts, "is not a list of prompts", "Put it into a list.")
     many = list(prompts)
     each = params if isinstance(params, list) else [params] * len(many)

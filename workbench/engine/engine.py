@@ -9,12 +9,11 @@ makes no decisions: it connects a scheduler, a runner and a sampler, and keeps t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Sequence as Tokens
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from workbench.batch import SampledTokens
+from workbench.batch import ForwardOutput, SampledTokens
 from workbench.cache import KVCache
 from workbench.describe import Described
 from workbench.engine import files, loops
@@ -22,17 +21,17 @@ from workbench.engine.admission import check_splittable, make_request, make_sequ
 from workbench.engine.brancher import Brancher
 from workbench.engine.checks import check_beams, check_fork, check_loaded, check_parts, check_seed
 from workbench.engine.output import make_output
-from workbench.engine.record import Laps, NewToken, StepRecord, new_tokens
+from workbench.engine.record import Laps, NewToken, StepRecord, new_tokens, step_done
 from workbench.engine.requests import RequestBook, RequestRecord
 from workbench.engine.state import EngineState, in_order, pack, unpack
 from workbench.engine.strategies import make_strategy
 from workbench.errors import ConfigError, EngineClosed, RequestError
 from workbench.errors import RequestFinished as AlreadyFinished
-from workbench.events import EngineRestored, EventBus, RequestAdded, StepDone
+from workbench.events import EngineRestored, EventBus, RequestAdded
 from workbench.interrupts import shielded
 from workbench.models import DecoderLM
 from workbench.ops import get_backend
-from workbench.request import RequestOutput
+from workbench.request import Prompt, RequestOutput
 from workbench.run import Runner
 from workbench.sample import Sampler
 from workbench.sampling_params import SamplingParams
@@ -82,20 +81,20 @@ class Engine(Described):
         laps = Laps()
         plan = self.scheduler.schedule()
         laps.lap("schedule")
-        logits = self.runner.run(plan) if plan else None
+        output = self.runner.run(plan) if plan else ForwardOutput()
         laps.lap("run")
         rows = [plan.sequences[row] for row in plan.sampled]
-        sampled = self.sampler(logits, rows) if logits is not None and rows else SampledTokens([])
+        logits = output.logits
+        sampled = SampledTokens([]) if logits is None else self.sampler(logits, rows)
         laps.lap("sample")
         new = new_tokens(rows, sampled)
         with shielded():  # a step that is committed is also told
-            finished = self.scheduler.commit(plan, sampled)
+            finished = self.scheduler.commit(plan, sampled, output.reports)
             finished += self._book.advance(self._brancher)
             laps.lap("commit")
             if self.bus:
-                ids = tuple((sequence.sequence_id, token) for sequence, token in new)
                 free = self.cache.blocks.num_free
-                self.bus.emit(StepDone(plan.step, ids, laps.seconds, free))
+                self.bus.emit(step_done(plan.step, new, laps.seconds, free))
         tokens = [NewToken(s.request.request_id, s.index, token) for s, token in new]
         return StepRecord(plan, tokens, finished, laps.seconds)
 
@@ -116,7 +115,7 @@ class Engine(Described):
 
     def add(
         self,
-        prompt: str | Tokens[int],
+        prompt: Prompt,
         params: SamplingParams | None = None,
         *,
         request_id: str | None = None,
@@ -126,9 +125,10 @@ class Engine(Described):
     ) -> str:
         """Queue a request and return its id.
 
-        prompt: text, or token ids. priority: used by the `priority` policy. namespace: keeps prefix
-        reuse apart (a cache salt). timeout: seconds after which it ends as it is. Raises
-        `RequestError` for anything that could not run to its end; nothing is queued then.
+        prompt: text, embeddings [tokens, hidden], or a list of token ids and embeddings. priority:
+        used by the `priority` policy. namespace: keeps prefix reuse apart (a cache salt). timeout:
+        seconds after which it ends as it is. Raises `RequestError` for anything that could not run
+        to its end; nothing is queued then.
         """
         self.require_open()
         request_id = self._book.free_name() if request_id is None else request_id
@@ -274,7 +274,7 @@ class Engine(Described):
 
     def generate(
         self,
-        prompts: Iterable[str | Tokens[int]],
+        prompts: Iterable[Prompt],
         params: SamplingParams | list[SamplingParams] | None = None,
         *,
         on_finish: Callable[[RequestRecord], Any] | None = None,

@@ -6,14 +6,13 @@ Called through the methods of the same names; they use the engine's public face 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Sequence as Tokens
 from typing import Any, Protocol
 
 from workbench.engine.checks import pair
 from workbench.engine.record import StepRecord
 from workbench.engine.requests import RequestRecord
 from workbench.interrupts import shielded
-from workbench.request import RequestOutput
+from workbench.request import Prompt, RequestOutput
 from workbench.sampling_params import SamplingParams
 
 OnFinish = Callable[[RequestRecord], Any]
@@ -27,7 +26,7 @@ class Steppable(Protocol):
 
     def step(self) -> StepRecord: ...
 
-    def add(self, prompt: str | Tokens[int], params: SamplingParams | None = None) -> str: ...
+    def add(self, prompt: Prompt, params: SamplingParams | None = None) -> str: ...
 
     def find(self, request_id: str) -> RequestRecord: ...
 
@@ -51,7 +50,7 @@ def stream(engine: Steppable, request_id: str) -> Iterator[RequestOutput]:
 
 def generate(
     engine: Steppable,
-    prompts: Iterable[str | Tokens[int]],
+    prompts: Iterable[Prompt],
     params: SamplingParams | list[SamplingParams] | None,
     on_finish: OnFinish | None,
 ) -> list[RequestOutput]:

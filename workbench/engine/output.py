@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from workbench.engine.requests import RequestRecord
 from workbench.request import (
     CompletionOutput,
@@ -34,15 +36,16 @@ def make_output(record: RequestRecord, tokenizer: Tokenizer | None) -> RequestOu
         ],
         finished=record.finished,
         metrics=record.metrics,
+        prompt_logprobs=_prompt_logprobs(record),
     )
 
 
 def _completion(place: int, sequence: Sequence, tokenizer: Tokenizer | None) -> CompletionOutput:
-    params = sequence.request.params
+    request = sequence.request
     text = text_of(sequence, tokenizer)
-    if params.echo and tokenizer is not None:
-        prompt = sequence.request.prompt
-        text = (prompt or tokenizer.decode(list(sequence.request.prompt_token_ids))) + text
+    if request.params.echo and tokenizer is not None:
+        text = (request.prompt or tokenizer.decode(request.text_token_ids)) + text
+    hidden_states, activations = _kept(sequence)
     return CompletionOutput(
         index=place,
         text=text,
@@ -51,7 +54,31 @@ def _completion(place: int, sequence: Sequence, tokenizer: Tokenizer | None) -> 
         stop_reason=sequence.stop_reason,
         logprobs=_reported(sequence),
         error=sequence.error,
+        hidden_states=hidden_states,
+        activations=activations,
     )
+
+
+def _prompt_logprobs(record: RequestRecord) -> list[TokenLogprobs | None] | None:
+    """Return what is known of the prompt's tokens: of its one run, whatever the branches."""
+    num_top, entries = record.request.params.prompt_logprobs, record.sequences[0].prompt_logprobs
+    if num_top is None or entries is None:
+        return None
+    return [entry and replace(entry, top=entry.top[:num_top]) for entry in entries]
+
+
+def _kept(sequence: Sequence) -> tuple[Tensor | None, dict[str, Tensor] | None]:
+    """Return a sequence's hidden states and activations, of all tokens but the last.
+
+    The last token is not fed back; where a step failed, more may be known than belongs to it.
+    """
+    kept, params = sequence.activations, sequence.request.params
+    if kept is None:
+        return None, None
+    rows = {point: kept.tensor(point, sequence.num_tokens - 1) for point in kept.points}
+    asked = {point: rows[point] for point in params.activations}
+    found = {point: part for point, part in asked.items() if part is not None}
+    return rows.get(""), found if params.activations else None
 
 
 def _reported(sequence: Sequence) -> list[TokenLogprobs] | None:
@@ -74,7 +101,7 @@ def text_of(sequence: Sequence, tokenizer: Tokenizer | None) -> str:
     if stream is None:
         if tokenizer is None:
             return ""
-        stream = tokenizer.stream(sequence.request.prompt_token_ids)
+        stream = tokenizer.stream(sequence.request.text_token_ids)
         for token_id in sequence.output_token_ids:
             stream.push(token_id)
     if not sequence.finished:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from workbench.batch import SampledTokens, StepPlan
 from workbench.describe import Described
+from workbench.events import StepDone
 from workbench.request import Sequence
 
 
@@ -61,6 +62,14 @@ def new_tokens(rows: list[Sequence], sampled: SampledTokens) -> list[tuple[Seque
     for place in sorted(sampled.errors, reverse=True):
         del pairs[place]
     return [(s, t) for s, t in pairs if s.chooser is None and not s.finished]
+
+
+def step_done(
+    step: int, new: list[tuple[Sequence, int]], seconds: dict[str, float], num_free_blocks: int
+) -> StepDone:
+    """Return the event of a committed step."""
+    ids = tuple((sequence.sequence_id, token) for sequence, token in new)
+    return StepDone(step, ids, seconds, num_free_blocks)
 
 
 class Laps:

@@ -1,11 +1,15 @@
 """The token embedding: `nn.Embedding` whose rows start as uninitialised memory.
 
-A checkpoint overwrites them. With a tied head, the head's weight is the same parameter.
+A checkpoint overwrites them. With a tied head, the head's weight is the same parameter. Where a
+batch holds embeddings in place of tokens, they are put in here, so that a probe of this module sees
+what the layers see.
 """
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
+
+from workbench.batch import ForwardContext
 
 
 class Embedding(nn.Embedding):
@@ -13,3 +17,13 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         """Leave the table as it is: it comes from a checkpoint or from `init_weights`."""
+
+    def forward(self, token_ids: Tensor, ctx: ForwardContext | None = None) -> Tensor:
+        """Map token ids [T] to [T, hidden], the rows of `ctx.embeds` in their places.
+
+        Without a context it is the plain table: `model.embedding(ids)` makes embeddings of tokens.
+        """
+        x = super().forward(token_ids)
+        if ctx is None or ctx.embeds is None:
+            return x
+        return x.index_copy(0, ctx.embeds.positions, ctx.embeds.rows)

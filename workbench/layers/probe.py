@@ -2,8 +2,14 @@
 
 Built on forward hooks; whatever happens inside the block, the model leaves it as it came. Points
 are module names (`layers.3.attention`, `embedding`, `head`); a decoder layer stands for the
-residual stream after it. A model replayed from a CUDA graph does not call its modules, so run it
-eagerly.
+residual stream after it. Works on a bare model and on a live engine alike, between any two steps:
+
+    with probe(engine.model, {"layers.3": lambda stream: stream + direction}):
+        engine.step()
+
+There a tensor holds the packed batch, a row per token of `plan`'s rows in turn; `head` sees only
+the rows whose logits are asked for. Modules are called whatever backend multiplies for them, also
+with packed or replaced weights, but not by a replayed CUDA graph: run eagerly.
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from workbench.errors import ConfigError
@@ -29,7 +36,9 @@ def probe(
 
     points: {name: function}, or just names to read. A function gets the live tensor ([T, hidden]
     for most points) and may return a replacement of the same shape; None leaves it. Yields a dict
-    that holds, per point, a copy of what the latest pass computed there, before any replacement.
+    that holds, per point, a copy of what the latest pass computed there, before any replacement:
+    an ordinary tensor even where the engine runs in inference mode, so that one can train on it.
+    "" is the model itself, whose output are the hidden states after the final norm.
 
     Raises `ConfigError` for a name that is no module of the model, or a replacement of another
     shape.
@@ -61,7 +70,8 @@ def _hook(
 ) -> Callable[[nn.Module, Any, Any], Any]:
     def hook(module: nn.Module, _: Any, output: Any) -> Any:
         value = _activation(module, output)
-        captured[name] = value.detach().clone()  # a later operation may reuse the memory
+        with torch.inference_mode(False):
+            captured[name] = value.detach().clone()  # a later operation may reuse the memory
         new = None if function is None else function(value)
         if new is None:
             return output

@@ -67,6 +67,19 @@ class DecoderLM(nn.Module, Described):
         out: Tensor = self.head(hidden)
         return out
 
+    @property
+    def activation_points(self) -> tuple[str, ...]:
+        """The modules whose output has a row for each token: what a request may keep of each.
+
+        A family with modules that see only some of the tokens leaves those out.
+        """
+        named = ((name, module) for name, module in self.named_modules() if name)
+        return tuple(
+            name
+            for name, module in named
+            if name.split(".")[0] not in ("head", "rope") and not isinstance(module, nn.ModuleList)
+        )
+
     def tie_head(self) -> None:
         """Make the head's weight the embedding's table (one parameter) where the config says so."""
         if self.config.tied_head:

@@ -124,7 +124,7 @@ class LlamaForCausalLM(DecoderLM):
     def forward(self, token_ids: Tensor, ctx: ForwardContext) -> Tensor:
         """Map token ids [T] to hidden states after the final norm [T, hidden]."""
         rope = self.rope(ctx.positions, self._rope_lens(ctx))
-        x: Tensor = self.embedding(token_ids)
+        x: Tensor = self.embedding(token_ids, ctx)
         residual: Tensor | None = None
         for layer in self.layers:
             x, residual = layer(x, residual, rope, ctx)

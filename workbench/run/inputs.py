@@ -8,12 +8,13 @@ by the runner once per step; it reads sequences and block tables and changes nei
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.batch import Backend, ForwardContext, StepPlan
+from workbench.batch import Backend, EmbeddedRows, ForwardContext, StepPlan
 from workbench.cache import KVCache
 
 
@@ -65,6 +66,7 @@ class InputBuilder:
             block_tables=small_t[2 * rows + 1 :].view(rows, -1),
             kv=self.cache.layers,
             rope_lens=rope[0] if rope else None,
+            embeds=self._embeds(plan),
         )
         ctx.prepared = backend.prepare(ctx)
         return StepInputs(token_ids, ctx, logit_rows_t)
@@ -77,6 +79,25 @@ class InputBuilder:
             else:
                 flat.extend(sequence.token_ids[start : start + count])
         return np.array(flat, dtype=np.int64)
+
+    def _embeds(self, plan: StepPlan) -> EmbeddedRows | None:
+        """Return the embeddings among this step's tokens; None where there are none."""
+        embedded = [i for i, s in enumerate(plan.sequences) if s.request.embeds is not None]
+        if not embedded:
+            return None
+        offsets = list(accumulate(plan.num_new, initial=0))
+        places: list[int] = []
+        rows: list[Tensor] = []
+        for i in embedded:
+            embeds, start = plan.sequences[i].request.embeds, plan.starts[i]
+            assert embeds is not None
+            span = embeds.within(start, start + plan.num_new[i])
+            places += [offsets[i] + position - start for position in embeds.positions[span]]
+            rows.append(embeds.rows[span])
+        if not places:
+            return None
+        packed = torch.tensor(places).to(self.device, non_blocking=True)
+        return EmbeddedRows(packed, torch.cat(rows).to(self.device, non_blocking=True))
 
     def _block_tables(self, plan: StepPlan) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
         """Return the rows' block ids, padded with 0: [S, B]."""

@@ -1,7 +1,8 @@
 """`Runner`: one forward pass of the model over a plan's packed batch.
 
-Takes a `StepPlan`, returns the logits of the rows that sample. It carries out the plan's block
-copies first, and writes KV only through the attention op; sequences and blocks it just reads.
+Takes a `StepPlan`, returns the logits of the rows that sample, and what else requests want to know
+of their tokens. It carries out the plan's block copies first, and writes KV only through the
+attention op; sequences and blocks it just reads.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from workbench.batch import Backend, StepPlan
+from workbench.batch import Backend, ForwardOutput, StepPlan
 from workbench.cache import KVCache
 from workbench.describe import Described
 from workbench.errors import ConfigError
+from workbench.layers import probe
 from workbench.models import DecoderLM
 from workbench.ops import get_backend
 from workbench.run.inputs import InputBuilder
+from workbench.run.reports import make_reports, points_of
 
 
 class Runner(Described):
@@ -48,14 +50,18 @@ class Runner(Described):
             )
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> Tensor:
-        """Return logits [R, vocab] of `plan.sampled`, in the model's dtype, on its device."""
+    def run(self, plan: StepPlan) -> ForwardOutput:
+        """Return the logits of `plan.sampled`, and a report for each row that asks for one."""
         self.cache.copy_blocks(plan.copies)
         inputs = self.inputs.build(plan, self.backend)
-        hidden = self.model(inputs.token_ids, inputs.ctx)
+        with probe(self.model, points_of(plan)) as seen:
+            hidden = self.model(inputs.token_ids, inputs.ctx)
+        reports = make_reports(plan, self.model, hidden, seen)
+        if not plan.sampled:
+            return ForwardOutput(None, reports)
         if len(plan.sampled) < hidden.shape[0]:
             hidden = hidden[inputs.logit_rows]
-        return self.model.logits(hidden)
+        return ForwardOutput(self.model.logits(hidden), reports)
 
     def close(self) -> None:
         """Drop the model and the cache."""

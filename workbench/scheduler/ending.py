@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 
+from workbench.batch import RowReport
 from workbench.request import FinishReason, Sequence, Status, TokenLogprobs
 
 
@@ -34,6 +35,16 @@ def append_token(sequence: Sequence, token_id: int, entry: TokenLogprobs | None)
     if entry is not None:
         sequence.logprobs = sequence.logprobs or []
         sequence.logprobs.append(entry)
+
+
+def note(sequence: Sequence, report: RowReport) -> None:
+    """Keep what a step reports of a running sequence's tokens."""
+    if sequence.status is not Status.RUNNING:
+        return  # aborted while the step ran
+    if sequence.prompt_logprobs is not None:
+        sequence.prompt_logprobs += report.prompt_logprobs
+    if sequence.activations is not None and report.activations:
+        sequence.activations.extend(report.activations)
 
 
 def ends(sequence: Sequence, token_id: int) -> bool:

@@ -78,10 +78,13 @@ class Planner:
         for sequence in waiting:
             if budget <= 0 or len(running) >= self.config.max_sequences:
                 break
-            lookup = None
+            lookup, reason = None, "prefix reuse is off"
             namespace = sequence.request.namespace
-            if self.config.prefix_reuse:
+            if sequence.needs_whole_prompt:
+                reason = "the request asks about every token"
+            elif self.config.prefix_reuse:
                 lookup = self.blocks.lookup(sequence.token_ids, namespace)
+                reason = lookup.reason
             num_cached = lookup.num_tokens if lookup else 0
             behind = sequence.num_tokens - num_cached
             if not self._may_start(plan, behind, budget):
@@ -89,7 +92,6 @@ class Planner:
             if not self._fits(sequence, lookup.block_ids if lookup else ()):
                 break
             self.blocks.open(sequence.sequence_id, lookup, namespace)
-            reason = lookup.reason if lookup else "prefix reuse is off"
             self.queues.start(sequence, num_cached, reason)
             num_new = min(behind, budget) if self.config.chunked_prefill else behind
             self.blocks.grow(sequence.sequence_id, num_cached, num_cached + num_new)

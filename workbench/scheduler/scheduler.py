@@ -7,16 +7,17 @@ one writer of `Sequence` and drives the cache's block manager; it never sees a t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from workbench.batch import SampledTokens, StepPlan
+from workbench.batch import RowReport, SampledTokens, StepPlan
 from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
 from workbench.describe import Described
 from workbench.events import EventBus, PolicyFailed, StepPlanned
 from workbench.request import FinishReason, Sequence, Status, TokenLogprobs
 from workbench.scheduler.books import Books, StalePlan
-from workbench.scheduler.ending import append, append_token
+from workbench.scheduler.ending import append, append_token, note
 from workbench.scheduler.planner import Planner
 from workbench.scheduler.policy import GuardedPolicy, Policy, get_policy, policy_name
 from workbench.scheduler.queues import Queues
@@ -113,10 +114,16 @@ class Scheduler(Described):
             self._plan = plan
             return plan
 
-    def commit(self, plan: StepPlan, sampled: SampledTokens) -> list[Sequence]:
+    def commit(
+        self,
+        plan: StepPlan,
+        sampled: SampledTokens,
+        reports: Mapping[int, RowReport] | None = None,
+    ) -> list[Sequence]:
         """Take a step's results in: advance every row, append its token; return what finished.
 
-        Raises `StalePlan` for any but the latest plan, and for one that was committed before.
+        reports: by row, what the pass says of sequences that keep more than tokens. Raises
+        `StalePlan` for any but the latest plan, and for one that was committed before.
         """
         with self.books.open("commit"):
             if plan is not self._plan:
@@ -124,6 +131,8 @@ class Scheduler(Described):
             self._plan = None
             self.blocks.finish_copies()
             self._advance(plan)
+            for row, report in (reports or {}).items():
+                note(plan.sequences[row], report)
             return plan.ended + self._append_tokens(plan, sampled)
 
     def _advance(self, plan: StepPlan) -> None:
