@@ -14,6 +14,7 @@ from tiny import random_prompts
 from torch import Tensor
 
 from workbench.activations import Activations
+from workbench.batch import SampledTokens
 from workbench.engine import Engine
 from workbench.errors import RequestError
 from workbench.events import Preempted
@@ -177,6 +178,19 @@ def test_unfinished_and_aborted(
     expected = alone_with([*prompt, *aborted.token_ids[:-1]])
     close(aborted.hidden_states, expected[""])
     close(early, expected[""][:16])
+
+
+def test_a_request_that_ends_with_an_error(make_engine: MakeEngine) -> None:
+    """The token that was to follow never came, so the last one computed has no place."""
+    engine = make_engine()
+    name = engine.add(PROMPTS[1], greedy(9, hidden_states=True))
+    engine.run(3)
+    engine.sampler = lambda logits, rows: SampledTokens([0], errors={0: "mine"})  # type: ignore[assignment]
+    engine.step()
+    [output] = engine.output(name).outputs
+    assert (output.finish_reason, output.error, len(output.token_ids)) == ("error", "mine", 3)
+    assert output.hidden_states is not None
+    assert len(output.hidden_states) == len(PROMPTS[1]) + 2
 
 
 def test_they_are_ordinary_tensors_to_train_on(make_engine: MakeEngine) -> None:
