@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptEmbeds:
-    """rows [E, hidden], on the CPU in the model's dtype; positions: their places in the prompt,
-    rising, E of them. The prompt's token ids hold 0 there, and mean nothing.
+    """rows [E, hidden], on the CPU, in the dtype of the model they were given to; positions: their
+    E places in the prompt, rising. The prompt's token ids hold 0 there, and mean nothing.
     """
 
     rows: Tensor

@@ -179,11 +179,13 @@ class Sequence(Described):
     activations: Activations | None = None
 
     @property
-    def needs_whole_prompt(self) -> bool:
-        """Whether each token must pass through the model: of cached ones nothing can be said."""
-        scores = self.prompt_logprobs
-        unscored = scores is not None and len(scores) < self.num_prompt_tokens
-        return unscored or self.activations is not None
+    def num_reusable(self) -> int:
+        """How many first tokens need not pass through the model if their KV is in the cache: those
+        of which all that was asked is known."""
+        known, scores = self.num_tokens, self.prompt_logprobs
+        if scores is not None and len(scores) < self.num_prompt_tokens:
+            known = len(scores) - 1
+        return known if self.activations is None else min(known, self.activations.num_positions)
 
     @property
     def num_tokens(self) -> int:

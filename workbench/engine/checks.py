@@ -12,6 +12,7 @@ from torch import Tensor
 from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
 from workbench.engine.admission import check_room, check_splittable
+from workbench.engine.prompts import check_embeds
 from workbench.engine.reports import check_fork_reports, check_reports
 from workbench.engine.requests import RequestRecord
 from workbench.errors import ConfigError, RequestError
@@ -91,6 +92,8 @@ def check_loaded(
 ) -> None:
     """Raise `RequestError` if a request that was saved elsewhere cannot run to its end here."""
     check_params(request.params, model.config.vocab_size)
+    check_reports(request.params, model)
+    check_embeds(request.embeds, len(request.prompt_token_ids), model)
     limit = check_room(len(request.prompt_token_ids), request.params, model.config, cache)
     check_beams(limit, request, cache, config)
     check_splittable(len(request.prompt_token_ids), config)

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from workbench.config import ModelConfig
+from workbench.embeds import PromptEmbeds
+from workbench.engine.plain import pack_tensor, unpack_tensor
 from workbench.engine.state import RequestState
 from workbench.errors import RequestError, StateError, WorkbenchError
 from workbench.request import Request, RequestMetrics
 from workbench.sampling_params import SamplingParams
 
-FORMAT, VERSION = "workbench-request", 1
+FORMAT, VERSION = "workbench-request", 2
 _AGAIN = "Save it again with `engine.save(request_id, path)`."
 _TIMES = ("arrival", "first_scheduled", "first_token", "finished")
 
@@ -32,12 +34,13 @@ def write(path: Path, state: RequestState, config: ModelConfig) -> None:
     request = {field.name: getattr(state.request, field.name) for field in fields(Request)}
     deadline = state.request.deadline
     request |= {"params": asdict(params), "deadline": None if deadline is None else deadline - now}
+    request |= {"embeds": _pack_embeds(state.request.embeds)}
     content = {
         "format": FORMAT,
         "version": VERSION,
         "model": _identity(config),
         "request": request,
-        "sequences": [_shifted(data, -now) for data in state.sequences],
+        "sequences": [_shifted(_packed(data), -now) for data in state.sequences],
         "strategy": state.strategy,
     }
     path.write_text(json.dumps(content), encoding="utf-8")
@@ -61,9 +64,11 @@ def read(path: Path, config: ModelConfig) -> RequestState:
         request["params"] = SamplingParams(**request["params"])
         request["prompt_token_ids"] = tuple(request["prompt_token_ids"])
         request["deadline"] = None if deadline is None else deadline + now
-        sequences = tuple(_shifted(data, now) for data in content["sequences"])
+        request["embeds"] = _unpack_embeds(request["embeds"])
+        params = request["params"]
+        sequences = tuple(_shifted(_unpacked(data, params), now) for data in content["sequences"])
         return RequestState(Request(**request), sequences, content["strategy"])
-    except (KeyError, TypeError, ValueError, WorkbenchError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, WorkbenchError) as error:
         raise StateError(f"{path}: a field is wrong ({error!r}). {_AGAIN}") from error
 
 
@@ -83,3 +88,43 @@ def _shifted(data: dict[str, Any], seconds: float) -> dict[str, Any]:
             metrics[name] += seconds
     assert set(metrics) == {field.name for field in fields(RequestMetrics)}
     return {**data, "metrics": metrics}
+
+
+def _pack_embeds(embeds: PromptEmbeds | None) -> dict[str, Any] | None:
+    if embeds is None:
+        return None
+    return {"rows": pack_tensor(embeds.rows), "positions": list(embeds.positions)}
+
+
+def _unpack_embeds(data: dict[str, Any] | None) -> PromptEmbeds | None:
+    if data is None:
+        return None
+    return PromptEmbeds(unpack_tensor(data["rows"]), tuple(map(int, data["positions"])))
+
+
+def _packed(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a sequence's data with its tensors packed."""
+    kept = data["activations"]
+    if kept is None:
+        return data
+    packed = {p: None if rows is None else pack_tensor(rows) for p, rows in kept.items()}
+    return {**data, "activations": packed}
+
+
+def _unpacked(data: dict[str, Any], params: SamplingParams) -> dict[str, Any]:
+    """Return a sequence's data with its tensors; `ValueError` unless they belong to its tokens."""
+    scores = data["prompt_logprobs"]
+    if (scores is None) != (params.prompt_logprobs is None):
+        raise ValueError("prompt_logprobs of a request that asked otherwise")
+    if scores is not None and not 0 < len(scores) <= data["num_prompt_tokens"]:
+        raise ValueError(f"prompt_logprobs of {len(scores)} tokens")
+    if not params.points and data["activations"] is None:
+        return data
+    packed = data["activations"].items()
+    kept = {p: None if rows is None else unpack_tensor(rows) for p, rows in packed}
+    lengths = {0 if rows is None else len(rows) for rows in kept.values()}
+    if set(kept) != set(params.points) or len(lengths) != 1:
+        raise ValueError(f"activations at {list(kept)} of {lengths} tokens")
+    if max(lengths) > len(data["token_ids"]):
+        raise ValueError(f"activations of {max(lengths)} tokens")
+    return {**data, "activations": kept}

@@ -6,6 +6,7 @@ Called once for each request by `make_request`. Whatever is wrong with a prompt 
 from __future__ import annotations
 
 from collections.abc import Sequence as Tokens
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -115,6 +116,18 @@ def _rows(part: Tensor, model: DecoderLM) -> Tensor:
         problem = f"holds NaN or infinity, or does in the model's {model.config.dtype}"
         raise RequestError("prompt", shown, problem, "Look at how the embeddings were made.")
     return rows
+
+
+def check_embeds(embeds: PromptEmbeds | None, num_tokens: int, model: DecoderLM) -> None:
+    """Raise `RequestError` unless embeddings that were saved elsewhere fit prompt and model."""
+    if embeds is None:
+        return
+    _rows(embeds.rows, model)
+    places = embeds.positions
+    rising = all(a < b for a, b in pairwise((-1, *places, num_tokens)))
+    if not rising or len(places) != len(embeds.rows):
+        problem = f"no places of {len(embeds.rows)} embeddings in {num_tokens} tokens"
+        raise RequestError("prompt", places, problem, "Save the request again.")
 
 
 def _without(embeds: PromptEmbeds | None, dropped: int) -> PromptEmbeds | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from workbench.activations import Activations
 from workbench.describe import Described
 from workbench.engine.admission import output_stream, stop_ids_of, tracked_by
 from workbench.engine.plain import pack_logprobs, unpack_logprobs
@@ -84,7 +85,7 @@ def in_order(records: Iterable[RequestRecord], running: list[Sequence]) -> list[
 
 
 def _pack(sequence: Sequence) -> dict[str, Any]:
-    entries = sequence.logprobs
+    entries, scores, kept = sequence.logprobs, sequence.prompt_logprobs, sequence.activations
     return {
         "sequence_id": sequence.sequence_id,
         "token_ids": list(sequence.token_ids),
@@ -96,6 +97,8 @@ def _pack(sequence: Sequence) -> dict[str, Any]:
         "stop_reason": sequence.stop_reason,
         "error": sequence.error,
         "logprobs": None if entries is None else [pack_logprobs(entry) for entry in entries],
+        "prompt_logprobs": None if scores is None else [e and pack_logprobs(e) for e in scores],
+        "activations": None if kept is None else kept.state(),
         "metrics": asdict(sequence.metrics),
     }
 
@@ -103,7 +106,7 @@ def _pack(sequence: Sequence) -> dict[str, Any]:
 def _unpack(data: dict[str, Any], request: Request, model: DecoderLM) -> Sequence:
     stop_ids = stop_ids_of(request.params, model.config)
     output = data["token_ids"][data["num_prompt_tokens"] :]
-    entries = data["logprobs"]
+    entries, scores, kept = (data[k] for k in ("logprobs", "prompt_logprobs", "activations"))
     return Sequence(
         sequence_id=data["sequence_id"],
         request=request,
@@ -121,4 +124,6 @@ def _unpack(data: dict[str, Any], request: Request, model: DecoderLM) -> Sequenc
         stop_reason=data["stop_reason"],
         error=data["error"],
         logprobs=None if entries is None else [unpack_logprobs(entry) for entry in entries],
+        prompt_logprobs=None if scores is None else [e and unpack_logprobs(e) for e in scores],
+        activations=None if kept is None else Activations.from_state(kept),
     )

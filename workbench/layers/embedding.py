@@ -26,4 +26,4 @@ class Embedding(nn.Embedding):
         x = super().forward(token_ids)
         if ctx is None or ctx.embeds is None:
             return x
-        return x.index_copy(0, ctx.embeds.positions, ctx.embeds.rows)
+        return x.index_copy(0, ctx.embeds.positions, ctx.embeds.rows.to(x.dtype))

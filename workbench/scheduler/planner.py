@@ -6,7 +6,10 @@ ones in policy order. Called by `Scheduler.schedule` alone, under its books.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from workbench.batch import StepPlan
+from workbench.cache import PrefixLookup
 from workbench.config import SchedulerConfig
 from workbench.request import Sequence, Status
 from workbench.scheduler.policy import GuardedPolicy
@@ -78,20 +81,15 @@ class Planner:
         for sequence in waiting:
             if budget <= 0 or len(running) >= self.config.max_sequences:
                 break
-            lookup, reason = None, "prefix reuse is off"
-            namespace = sequence.request.namespace
-            if sequence.needs_whole_prompt:
-                reason = "the request asks about every token"
-            elif self.config.prefix_reuse:
-                lookup = self.blocks.lookup(sequence.token_ids, namespace)
-                reason = lookup.reason
+            lookup = self._lookup(sequence) if self.config.prefix_reuse else None
             num_cached = lookup.num_tokens if lookup else 0
             behind = sequence.num_tokens - num_cached
             if not self._may_start(plan, behind, budget):
                 break
             if not self._fits(sequence, lookup.block_ids if lookup else ()):
                 break
-            self.blocks.open(sequence.sequence_id, lookup, namespace)
+            self.blocks.open(sequence.sequence_id, lookup, sequence.request.namespace)
+            reason = lookup.reason if lookup else "prefix reuse is off"
             self.queues.start(sequence, num_cached, reason)
             num_new = min(behind, budget) if self.config.chunked_prefill else behind
             self.blocks.grow(sequence.sequence_id, num_cached, num_cached + num_new)
@@ -111,6 +109,20 @@ class Planner:
             plan.preempted.append(victim)
             self.order.sort(self.queues.waiting)
             self._admit(plan, budget)
+
+    def _lookup(self, sequence: Sequence) -> PrefixLookup:
+        """Return the cached prefix that a sequence may use.
+
+        A forward pass says nothing of cached tokens, so one that reports on each of its tokens uses
+        those alone that it has reported on.
+        """
+        known, namespace = sequence.num_reusable, sequence.request.namespace
+        if known >= sequence.num_tokens - 1:
+            return self.blocks.lookup(sequence.token_ids, namespace)
+        found = self.blocks.lookup(sequence.token_ids[: known + 1], namespace)
+        if found.num_tokens + self.blocks.block_size <= known:
+            return found
+        return replace(found, reason=f"the request asks about every token from {known} on")
 
     def _may_start(self, plan: StepPlan, behind: int, budget: int) -> bool:
         """Whether the budget allows it: an unsplittable prompt may exceed it, but one at a time."""
