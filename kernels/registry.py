@@ -1,0 +1,23 @@
+"""`SPECS`: every kernel by name. The test of all kernels, the tuner and the benchmark walk it.
+
+A kernel that is not in it is not tested: a test holds every file with a `SPEC` to be listed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from workbench.errors import ConfigError
+from workbench.kernels import rms_norm, silu_mul
+from workbench.kernels.spec import KernelSpec
+
+_MODULES = (rms_norm, silu_mul)
+SPECS: Mapping[str, KernelSpec] = MappingProxyType({m.SPEC.name: m.SPEC for m in _MODULES})
+
+
+def get_spec(name: str) -> KernelSpec:
+    """Return the spec of a kernel; raise `ConfigError` for a name that is not in `SPECS`."""
+    if name not in SPECS:
+        raise ConfigError("kernel", name, "no such kernel", f"Known: {', '.join(SPECS)}.")
+    return SPECS[name]
