@@ -136,6 +136,8 @@ def survey(
     for config in islice(configs, 0, 1 + sample * step, step):
         for launch in spec.plan(**inputs, config=config).launches:
             for target in targets:
+                if int(target.partition(":")[2]) < spec.cases[case].min_capability:
+                    continue
                 yield dict(config), compile_launch(launch, target)
 
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from workbench.errors import ConfigError
-from workbench.kernels import rms_norm, silu_mul
+from workbench.kernels import paged_decode_spec, rms_norm, rope_and_cache, silu_mul
 from workbench.kernels.spec import KernelSpec
 
-_MODULES = (rms_norm, silu_mul)
-SPECS: Mapping[str, KernelSpec] = MappingProxyType({m.SPEC.name: m.SPEC for m in _MODULES})
+MODULES = (rms_norm, silu_mul, rope_and_cache, paged_decode_spec)
+SPECS: Mapping[str, KernelSpec] = MappingProxyType({m.SPEC.name: m.SPEC for m in MODULES})
 
 
 def get_spec(name: str) -> KernelSpec:

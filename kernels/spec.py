@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import itertools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +30,14 @@ class Case:
     """A named input. `params` are keywords of `make_inputs`.
 
     small: awkward but little, for the interpreter too; others are real models' shapes, for a GPU.
-    quick: one of the shapes that `--quick` measures.
+    quick: one of the shapes that `--quick` measures. min_capability: 89 for fp8, as 10 * major +
+    minor.
     """
 
     params: Params
     small: bool = True
     quick: bool = False
+    min_capability: int = 80
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,6 @@ class KernelSpec:
         for path in (Path(own), *(folder / name for name in self.sources)):
             digest.update(path.read_bytes())
         return digest.hexdigest()[:16]
-
-    @property
-    def module(self) -> Any:
-        """Return the module that the kernel is written in."""
-        return sys.modules[self.plan.__module__]
 
 
 def check_limits(kernel: str, limits: Mapping[str, tuple[int, int]], **quantities: int) -> None:

@@ -16,13 +16,26 @@ import pytest
 import torch
 
 from workbench.errors import ConfigError
-from workbench.kernels.registry import SPECS, get_spec
-from workbench.kernels.spec import KernelSpec
+from workbench.kernels.paged import FP8
+from workbench.kernels.registry import MODULES, SPECS, get_spec
+from workbench.kernels.spec import Case, KernelSpec
 
 GPU = torch.cuda.is_available()
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if GPU else [])]
+
+
+def runs_here(case: Case) -> bool:
+    """Whether a case can run on this machine: natively, or small enough to interpret."""
+    if not GPU:
+        return case.small
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor >= case.min_capability
+
+
+# A kernel that quantises may round a tie, or a sum's last bit, the other way.
+ONE_STEP = {torch.int8: (0.0, 1.0), FP8: (0.13, 2**-9)}
 ALL = [(spec, case) for spec in SPECS.values() for case in spec.cases]
-HERE = [(spec, case) for spec, case in ALL if GPU or spec.cases[case].small]
+HERE = [(spec, case) for spec, case in ALL if runs_here(spec.cases[case])]
 
 
 def named(value: Any) -> str | None:
@@ -45,7 +58,12 @@ def check(spec: KernelSpec, inputs: dict[str, Any], dtype: torch.dtype, **settin
     assert len(actual) == len(expected)
     for got, wanted in zip(actual, expected, strict=True):
         assert got.dtype == wanted.dtype
-        torch.testing.assert_close(got.float(), wanted.float(), rtol=rtol, atol=atol)
+        if got.dtype == FP8 and not GPU:
+            continue  # triton's interpreter rounds fp8 wrongly: judged on a GPU
+        step_rtol, step_atol = ONE_STEP.get(got.dtype, (rtol, atol))
+        torch.testing.assert_close(
+            got.float(), wanted.float(), rtol=step_rtol, atol=step_atol, equal_nan=True
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=named)
@@ -114,7 +132,7 @@ def test_every_kernel_file_is_in_the_registry(repository: Path) -> None:
         for path in (repository / "kernels").glob("*.py")
         if re.search(r"^SPEC\b", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
-    assert files == {spec.module.__name__.rpartition(".")[2] for spec in SPECS.values()}
+    assert files == {module.__name__.rpartition(".")[2] for module in MODULES}
 
 
 def test_unknown_names() -> None:
