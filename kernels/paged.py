@@ -21,9 +21,9 @@ LARGEST = {torch.int8: 127.0, FP8: 448.0}
 def to_cache(x, INT8: tl.constexpr, FP8: tl.constexpr):
     """Return float32 x, already divided by its scale, within the range of the cache's dtype."""
     if INT8:
-        return tl.floor(tl.clamp(x, -127.0, 127.0) + 0.5)
+        x = tl.floor(tl.clamp(x, -127.0, 127.0) + 0.5)
     if FP8:  # out of range would become NaN
-        return tl.clamp(x, -448.0, 448.0)
+        x = tl.clamp(x, -448.0, 448.0)
     return x
 
 

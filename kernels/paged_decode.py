@@ -179,27 +179,30 @@ def merge_splits_kernel(
 def choose_splits(rows: int, kv_heads: int, longest: int, total: int, num_sms: int) -> int:
     """Return into how many parts each context is cut, from lengths known on the host.
 
-    Two programs fit a multiprocessor. The cost of a cut is the number of waves times a part's
-    tokens, with 128 tokens' worth for starting a program; parts go down to about 256 tokens. For a
-    graph to be captured, pass the largest lengths that it must serve.
+    At least two programs fit a multiprocessor. The cost of a cut is the time of its programs, each
+    with 64 tokens' worth for its start, and half a program for the uneven end of more than one
+    wave; merging costs 256 tokens' worth. For a graph that is to be captured, pass the largest
+    lengths that it must serve.
     """
     slots = 2 * num_sms
-    even = max(256, cdiv(total * kv_heads, slots))
-    least = cdiv(max(longest, 1), even)
+    longest = max(longest, 1)
+    even = cdiv(longest, max(256, cdiv(total * kv_heads, slots)))
     best, best_cost = 1, float("inf")
-    for splits in {1, *(least * factor for factor in (1, 2, 3, 4))}:
-        tokens = cdiv(max(longest, 1), splits)
-        if splits > MAX_SPLITS or (splits > 1 and tokens < 192):
+    candidates = {1, even - 1, *(even * factor for factor in (1, 2, 3, 4))}
+    for splits in sorted({min(max(1, candidate), MAX_SPLITS) for candidate in candidates}):
+        if splits > 1 and longest < 192 * splits:
             continue
-        waves = cdiv(kv_heads * max(rows, cdiv(total, tokens)), slots)
-        cost = waves * (tokens + 128) + (256 if splits > 1 else 0)  # 256: the merging kernel
-        if (cost, splits) < (best_cost, best):
+        tokens = cdiv(longest, splits)
+        programs = kv_heads * max(rows, cdiv(total, tokens))
+        waves = 1.0 if programs <= slots else programs / slots + 0.5
+        cost = waves * (tokens + 64) + (256 if splits > 1 else 0)
+        if cost < best_cost:
             best, best_cost = splits, cost
     return best
 
 
 def default(q: Tensor, kv: Tensor, **_: Any) -> Config:
-    """Return 64 keys a step, three steps in flight; keys as the tile's rows (SWAP) for halves."""
+    """Return 64 keys a step, keys as the tile's rows (SWAP) where halves allow it."""
     wide = power_of_2(kv.shape[4]) * kv.element_size() > 256
     halves = kv.element_size() == 2 and q.element_size() == 2
     return {
@@ -207,7 +210,7 @@ def default(q: Tensor, kv: Tensor, **_: Any) -> Config:
         "MIN_SPLIT": 128,
         "SWAP": int(halves and not wide),
         "num_warps": 4,
-        "num_stages": 2 if wide else 3,
+        "num_stages": 3,
     }
 
 

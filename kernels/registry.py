@@ -9,10 +9,16 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from workbench.errors import ConfigError
-from workbench.kernels import paged_decode_spec, rms_norm, rope_and_cache, silu_mul
+from workbench.kernels import (
+    paged_decode_spec,
+    prefill_attention_spec,
+    rms_norm,
+    rope_and_cache,
+    silu_mul,
+)
 from workbench.kernels.spec import KernelSpec
 
-MODULES = (rms_norm, silu_mul, rope_and_cache, paged_decode_spec)
+MODULES = (rms_norm, silu_mul, rope_and_cache, paged_decode_spec, prefill_attention_spec)
 SPECS: Mapping[str, KernelSpec] = MappingProxyType({m.SPEC.name: m.SPEC for m in MODULES})
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_checks import check
 
 from workbench.errors import ConfigError
-from workbench.kernels.paged import FP8
 from workbench.kernels.registry import MODULES, SPECS, get_spec
 from workbench.kernels.spec import Case, KernelSpec
 
@@ -32,8 +32,6 @@ def runs_here(case: Case) -> bool:
     return 10 * major + minor >= case.min_capability
 
 
-# A kernel that quantises may round a tie, or a sum's last bit, the other way.
-ONE_STEP = {torch.int8: (0.0, 1.0), FP8: (0.13, 2**-9)}
 ALL = [(spec, case) for spec in SPECS.values() for case in spec.cases]
 HERE = [(spec, case) for spec, case in ALL if runs_here(spec.cases[case])]
 
@@ -43,27 +41,6 @@ def named(value: Any) -> str | None:
     if isinstance(value, KernelSpec):
         return value.name
     return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
-
-
-def tensors(outputs: Any) -> tuple[torch.Tensor, ...]:
-    """Return outputs as a tuple."""
-    return outputs if isinstance(outputs, tuple) else (outputs,)
-
-
-def check(spec: KernelSpec, inputs: dict[str, Any], dtype: torch.dtype, **settings: Any) -> None:
-    """Hold a kernel's outputs to its reference's, within the spec's tolerance."""
-    expected = tensors(spec.reference(**inputs))
-    actual = tensors(spec(**inputs, **settings))
-    rtol, atol = spec.tolerance[dtype]
-    assert len(actual) == len(expected)
-    for got, wanted in zip(actual, expected, strict=True):
-        assert got.dtype == wanted.dtype
-        if got.dtype == FP8 and not GPU:
-            continue  # triton's interpreter rounds fp8 wrongly: judged on a GPU
-        step_rtol, step_atol = ONE_STEP.get(got.dtype, (rtol, atol))
-        torch.testing.assert_close(
-            got.float(), wanted.float(), rtol=step_rtol, atol=step_atol, equal_nan=True
-        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=named)
