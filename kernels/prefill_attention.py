@@ -254,6 +254,7 @@ def plan(
     tokens, heads, dim = q.shape
     kv_heads, paged = k.shape[-2], block_tables is not None
     block_size = k.shape[1] if paged else 1
+    table_stride = 0 if block_tables is None else block_tables.stride(0)
     check_limits(
         "prefill_attention", LIMITS, head_dim=dim, group=heads // kv_heads, block_size=block_size
     )
@@ -269,7 +270,7 @@ def plan(
         "k_scale": k_scale, "v_scale": v_scale, "sinks": sinks, "alibi": alibi,
         "ancestors": ancestors, "out": out, "num_rows": rows, "num_tiles": num_tiles,
         "window": window or 0, "q_stride": q.stride(0), "k_stride": k.stride(-3),
-        "v_stride": v.stride(-3), "table_stride": block_tables.stride(0) if paged else 0,
+        "v_stride": v.stride(-3), "table_stride": table_stride,
         "scale": scale, "cap": soft_cap or 0.0, "K": kv_heads, "G": heads // kv_heads, "D": dim,
         "TILE_D": max(16, power_of_2(dim)), "BLOCK_SIZE": block_size,
         "WORDS": 0 if ancestors is None else ancestors.shape[1], "PAGED": paged,

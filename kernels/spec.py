@@ -13,6 +13,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ class KernelSpec:
         """Run the kernel and return its outputs."""
         return self.plan(**inputs, config=config).run()
 
-    @property
+    @cached_property
     def source_hash(self) -> str:
         """Return a hash of the files that the kernel is written in: a tuned table's validity."""
         own = inspect.getfile(self.plan)
