@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from workbench.errors import ConfigError
 from workbench.kernels import (
+    gemv,
     paged_decode_spec,
     prefill_attention_spec,
     rms_norm,
@@ -18,7 +19,7 @@ from workbench.kernels import (
 )
 from workbench.kernels.spec import KernelSpec
 
-MODULES = (rms_norm, silu_mul, rope_and_cache, paged_decode_spec, prefill_attention_spec)
+MODULES = (rms_norm, silu_mul, rope_and_cache, paged_decode_spec, prefill_attention_spec, gemv)
 SPECS: Mapping[str, KernelSpec] = MappingProxyType({m.SPEC.name: m.SPEC for m in MODULES})
 
 
