@@ -6,29 +6,25 @@ from typing import Any
 
 import torch
 
+from workbench.kernels.accuracy import accuracy, tensors, tolerance
 from workbench.kernels.paged import FP8
 from workbench.kernels.spec import KernelSpec
 
-# A kernel that quantises may round a tie, or a sum's last bit, the other way.
-ONE_STEP = {torch.int8: (0.0, 1.0), FP8: (0.13, 2**-9)}
-
-
-def tensors(outputs: Any) -> tuple[torch.Tensor, ...]:
-    """Return outputs as a tuple."""
-    return outputs if isinstance(outputs, tuple) else (outputs,)
-
 
 def check(spec: KernelSpec, inputs: dict[str, Any], dtype: torch.dtype, **settings: Any) -> None:
-    """Hold a kernel's outputs to its reference's, within the spec's tolerance."""
+    """Assert that a kernel's outputs are its reference's, and that `accuracy` says the same."""
     expected = tensors(spec.reference(**inputs))
     actual = tensors(spec(**inputs, **settings))
-    rtol, atol = spec.tolerance[dtype]
-    assert len(actual) == len(expected)
-    for got, wanted in zip(actual, expected, strict=True):
-        assert got.dtype == wanted.dtype
-        if got.dtype == FP8 and not torch.cuda.is_available():
-            continue  # triton's interpreter rounds fp8 wrongly: judged on a GPU
-        step_rtol, step_atol = ONE_STEP.get(got.dtype, (rtol, atol))
+    assert [x.dtype for x in actual] == [x.dtype for x in expected]
+    pairs = [
+        (got, wanted)
+        for got, wanted in zip(actual, expected, strict=True)
+        # triton's interpreter rounds fp8 wrongly: judged on a GPU
+        if got.dtype != FP8 or torch.cuda.is_available()
+    ]
+    for got, wanted in pairs:
+        rtol, atol = tolerance(spec, dtype, got)
         torch.testing.assert_close(
-            got.float(), wanted.float(), rtol=step_rtol, atol=step_atol, equal_nan=True
+            got.float(), wanted.float(), rtol=rtol, atol=atol, equal_nan=True
         )
+    assert accuracy(spec, dtype, *(tuple(side) for side in zip(*pairs, strict=True))).ok
