@@ -61,7 +61,10 @@ def _load(source, table, first_row, start, d, head, first, end, stride,
             tile = tl.where(inside[:, None], tile, 0.0).to(tile.dtype)
     else:
         if PAGED:
-            block = tl.load(table + position // BLOCK_SIZE, mask=inside, other=0)
+            if MASKED:
+                block = tl.load(table + position // BLOCK_SIZE, mask=inside, other=0)
+            else:
+                block = tl.load(table + position // BLOCK_SIZE)
             rows = block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE
         else:
             rows = (first_row + position).to(tl.int64)
