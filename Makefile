@@ -14,10 +14,11 @@ INSTALLER ?= auto
 LAB_ARGS ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 JOBS ?= 2
 TORCH_PIN := 2.13.0
 
-.PHONY: help setup lab demo test test-gpu lint doctor browser constraints clean
+.PHONY: help setup lab demo test test-gpu lint doctor bench-gpu browser constraints clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/'
@@ -61,6 +62,10 @@ test: lint browser ## lint, then every test that this machine can run
 
 test-gpu: $(STAMP) ## the tests that need a CUDA GPU
 	$(BIN)/pytest -m "gpu or multi_gpu" $(PYTEST_ARGS)
+
+bench-gpu: $(STAMP) ## on a CUDA GPU: check every kernel, then tune and time them (ten minutes)
+	$(BIN)/pytest -m gpu tests/kernels tests/ops $(PYTEST_ARGS)
+	$(BIN)/workbench bench kernels --tune --quick $(BENCH_ARGS)
 
 # Only root on Debian or Ubuntu gets Chromium unasked; elsewhere the browser tests say what they miss.
 browser: $(STAMP)

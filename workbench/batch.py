@@ -138,9 +138,13 @@ class Backend(Protocol):
         ctx: ForwardContext,
         *,
         scale: float,
+        rope: tuple[Tensor, Tensor] | None = None,
         window: int | None = None,
     ) -> Tensor:
-        """Write k, v [T, K, D] to the cache, attend from q [T, H, D] causally; return [T, H, D]."""
+        """Write k, v [T, K, D] to the cache, attend from q [T, H, D] causally; return [T, H, D].
+
+        rope: (cos, sin) that q and k are rotated by first, as by `rope`.
+        """
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Return x [T, N] over its root mean square, times weight [N]; statistics in float32."""

@@ -16,6 +16,7 @@ from workbench.config import EngineConfig, ModelConfig, require_positive
 from workbench.engine import Engine
 from workbench.engine.checks import check_seed
 from workbench.models import DecoderLM, load_model
+from workbench.models.loader import resolve_device
 from workbench.ops import get_backend
 from workbench.run import Runner
 from workbench.sample import Sampler
@@ -46,7 +47,7 @@ def check(config: EngineConfig) -> None:
     """Raise `ConfigError` for what can be seen to be wrong before anything is loaded."""
     check_seed(config.seed)
     get_policy(config.policy)
-    get_backend(config.backend)
+    get_backend(config.backend, resolve_device(config.device))
     require_positive("block_size", config.block_size)
     if config.num_blocks is not None:
         require_positive("num_blocks", config.num_blocks)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from drive import Alone, MakeEngine, tokens_of
+from interpreter import interpret_without_gpu
 from tiny import write_checkpoint
 
 from workbench.cache import KVCache
@@ -19,6 +20,8 @@ from workbench.models import DecoderLM, load_model
 from workbench.run import Runner
 from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Scheduler
+
+interpret_without_gpu()
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +43,11 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["reference", "sdpa"])
-def backend(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=["reference", "sdpa", pytest.param("triton", marks=pytest.mark.gpu)])
+def backend(request: pytest.FixtureRequest, device: str) -> str:
     """Which backend the test runs on."""
+    if request.param == "triton" and device == "cpu":
+        pytest.skip("in the interpreter all of these would take hours: lifted by a GPU")
     return request.param
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from interpreter import interpret_without_gpu
 
 from workbench.batch import Backend
 from workbench.ops import get_backend
+
+interpret_without_gpu()
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -14,7 +18,9 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["reference", "sdpa"])
+@pytest.fixture(params=["reference", "sdpa", "triton"])
 def backend(request: pytest.FixtureRequest, device: str) -> Backend:
-    """Each backend, on each device."""
+    """Each backend, on each device that it runs on."""
+    if request.param == "triton" and device == "cpu" and torch.cuda.is_available():
+        pytest.skip("kernels run on the GPU here: lifted by TRITON_INTERPRET=1 on a CPU")
     return get_backend(request.param, device)

@@ -16,13 +16,23 @@ if TYPE_CHECKING:
 def add_parser(commands: Commands) -> None:
     """Add the subcommand to the command line."""
     add_programs(
-        commands, "bench", "measure the engine", {"cpu": run_cpu, "scheduler": run_scheduler}
+        commands,
+        "bench",
+        "measure the engine",
+        {"cpu": run_cpu, "kernels": run_kernels, "scheduler": run_scheduler},
     )
 
 
 def run_cpu(arguments: list[str]) -> int:
     """The engine against Hugging Face `generate`, same weights, same process."""
     from workbench.bench.cpu import main
+
+    return main(arguments)
+
+
+def run_kernels(arguments: list[str]) -> int:
+    """Each Triton kernel checked, timed and, on request, tuned; needs a GPU."""
+    from workbench.bench.kernels import main
 
     return main(arguments)
 

@@ -38,9 +38,8 @@ class Attention(nn.Module):
         q = q.unflatten(-1, (self.num_heads, self.head_dim))
         k = k.unflatten(-1, (self.num_kv_heads, self.head_dim))
         v = v.unflatten(-1, (self.num_kv_heads, self.head_dim))
-        q, k = ctx.backend.rope(q, k, *rope)
         attended = ctx.backend.attention(
-            q, k, v, self.layer, ctx, scale=self.scale, window=self.window
+            q, k, v, self.layer, ctx, scale=self.scale, rope=rope, window=self.window
         )
         out: Tensor = self.o_proj(attended.flatten(1))
         return out

@@ -54,7 +54,7 @@ def load_model(
     Raises `ConfigError` (unknown model, architecture, device, dtype; a config that cannot run) or
     `CheckpointError` (one that lists all faults of the weights).
     """
-    target = _device(device)
+    target = resolve_device(device)
     wanted = _dtype(dtype)
     folder = resolve_model(model)
     hf = _read_config(folder)
@@ -79,7 +79,8 @@ def load_model(
     return loaded.eval()
 
 
-def _device(device: str | torch.device) -> torch.device:
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return the device meant, `auto` being CUDA where there is one; `ConfigError` if not here."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

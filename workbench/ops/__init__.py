@@ -13,17 +13,19 @@ from workbench.batch import Backend
 from workbench.errors import ConfigError
 from workbench.ops.reference import ReferenceBackend
 from workbench.ops.sdpa import SDPABackend
+from workbench.ops.triton import TritonBackend
 
 BACKENDS: dict[str, type[ReferenceBackend]] = {
     "reference": ReferenceBackend,
     "sdpa": SDPABackend,
+    "triton": TritonBackend,
 }
 
 
 def get_backend(name: str = "auto", device: torch.device | str = "cpu") -> Backend:
     """Return the backend of that name for a device; `auto` is `sdpa`, the faster on every device.
 
-    Raises `ConfigError` for a name that is not in `BACKENDS`.
+    Raises `ConfigError` for a name that is not in `BACKENDS`, and for one that cannot run here.
     """
     chosen = "sdpa" if name == "auto" else name
     if chosen not in BACKENDS:
@@ -32,4 +34,4 @@ def get_backend(name: str = "auto", device: torch.device | str = "cpu") -> Backe
     return BACKENDS[chosen](torch.device(device))
 
 
-__all__ = ["BACKENDS", "Backend", "ReferenceBackend", "SDPABackend", "get_backend"]
+__all__ = ["BACKENDS", "Backend", "ReferenceBackend", "SDPABackend", "TritonBackend", "get_backend"]

@@ -42,9 +42,12 @@ class ReferenceBackend(Described):
         ctx: ForwardContext,
         *,
         scale: float,
+        rope: tuple[Tensor, Tensor] | None = None,
         window: int | None = None,
     ) -> Tensor:
         """Write k, v to the cache (if any) and attend row by row; see `Backend.attention`."""
+        if rope is not None:
+            q, k = self.rope(q, k, *rope)
         outputs = []
         for row, keys, values, queries in self._rows(q, k, v, layer, ctx):
             mask = causal_mask(ctx.query_lens[row], ctx.kv_lens[row], window, q.device)

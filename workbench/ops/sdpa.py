@@ -129,9 +129,12 @@ class SDPABackend(ReferenceBackend):
         ctx: ForwardContext,
         *,
         scale: float,
+        rope: tuple[Tensor, Tensor] | None = None,
         window: int | None = None,
     ) -> Tensor:
         """Write k, v to the cache (if any) and attend; see `Backend.attention`."""
+        if rope is not None:
+            q, k = self.rope(q, k, *rope)
         prepared: _Prepared = ctx.prepared
         kv = None
         if ctx.kv is not None:

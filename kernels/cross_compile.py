@@ -1,0 +1,166 @@
+"""Compile kernels for GPUs that are not there, and read what they take: registers, spills, memory.
+
+`compile_launch` compiles one `Launch` for a target such as `cuda:90`; nothing runs. As a program
+(`python -m workbench.kernels.cross_compile --targets cuda:90`) it walks the registry and prints a
+line of JSON per launch. It needs a process without the interpreter, and no driver.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from workbench.errors import ConfigError
+from workbench.kernels.launch import INTERPRETED, Launch
+from workbench.kernels.registry import SPECS, get_spec
+from workbench.kernels.spec import KernelSpec
+
+_TYPES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float8_e4m3fn: "fp8e4nv",
+    torch.float8_e5m2: "fp8e5",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+_COUNTED = ("HGMMA", "UTCHMMA", "HMMA", "LDGSTS", "UTMALDG", "LDG", "STL", "LDL")
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a compiled kernel takes: per thread registers and stack bytes, shared bytes a program.
+
+    spills: how many store and load instructions to local memory. instructions: how many of those
+    that say which path it took (HGMMA tensor cores of Hopper, HMMA older ones, LDGSTS copies).
+    """
+
+    kernel: str
+    target: str
+    registers: int
+    stack: int
+    shared: int
+    spills: int
+    instructions: dict[str, int] = field(default_factory=dict)
+
+
+def compile_launch(launch: Launch, target: str) -> Resources:
+    """Compile a launch for `cuda:<capability>`; raise `ConfigError` under the interpreter."""
+    if INTERPRETED:
+        raise ConfigError(
+            "TRITON_INTERPRET", "1", "kernels are interpreted in this process", "Unset it."
+        )
+    backend, _, arch = target.partition(":")
+    if backend != "cuda" or not arch.isdigit():
+        raise ConfigError("target", target, "no such target", "Write it as `cuda:90`.")
+    options = {k: v for k, v in launch.config.items() if k in ("num_warps", "num_stages")}
+    compiled = triton.compile(_source(launch), GPUTarget("cuda", int(arch), 32), options)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = _tool("cuobjdump", "--dump-resource-usage", cubin)
+        code = _tool("nvdisasm", "-c", cubin)
+    counts = {name: len(re.findall(rf"\b{name}\b", code)) for name in _COUNTED}
+    return Resources(
+        kernel=launch.kernel.__name__,
+        target=target,
+        registers=int(re.findall(r"REG:(\d+)", usage)[-1]),
+        stack=int(re.findall(r"STACK:(\d+)", usage)[-1]),
+        shared=compiled.metadata.shared,
+        spills=counts.pop("STL") + counts.pop("LDL"),
+        instructions={name: count for name, count in counts.items() if count},
+    )
+
+
+def _source(launch: Launch) -> ASTSource:
+    values = {**launch.arguments, **launch.config}
+    signature, constants, attributes = {}, {}, {}
+    for place, param in enumerate(launch.kernel.params):
+        value = values[param.name]
+        kind = "constexpr" if param.is_constexpr else _kind(value)
+        signature[param.name] = kind
+        if kind == "constexpr":
+            constants[param.name] = value
+        elif kind.startswith("*") or (
+            kind in ("i32", "i64") and not param.do_not_specialize and value % 16 == 0
+        ):
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    return ASTSource(launch.kernel, signature, constants, attributes)
+
+
+def _kind(value: Any) -> str:
+    """Return how Triton's signature spells an argument's type."""
+    if value is None or isinstance(value, bool):
+        return "constexpr"
+    if isinstance(value, torch.Tensor):
+        return f"*{_TYPES[value.dtype]}"
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    if isinstance(value, float):
+        return "fp32"
+    block = ",".join(map(str, value.block_shape))  # a host-made tensor descriptor
+    return f"tensordesc<{_TYPES[value.base.dtype]}[{block}]>"
+
+
+def _tool(name: str, *arguments: str | Path) -> str:
+    """Run one of the tools that come with triton and return what it prints."""
+    binary = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run(
+        [binary, *map(str, arguments)], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def survey(
+    spec: KernelSpec, case: str, dtype: torch.dtype, targets: list[str], sample: int
+) -> Iterator[tuple[dict[str, int], Resources]]:
+    """Yield (configuration, resources) for the default and `sample` others of a case's space."""
+    inputs = spec.inputs(case, dtype)
+    configs = list(spec.configs(inputs))
+    step = max(1, len(configs) // (sample + 1))
+    for config in islice(configs, 0, 1 + sample * step, step):
+        for launch in spec.plan(**inputs, config=config).launches:
+            for target in targets:
+                if int(target.partition(":")[2]) < spec.cases[case].min_capability:
+                    continue
+                yield dict(config), compile_launch(launch, target)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compile small cases of the chosen kernels; print a line of JSON each; return 0."""
+    parser = argparse.ArgumentParser(prog="workbench.kernels.cross_compile", description=__doc__)
+    parser.add_argument("--kernel", choices=[*SPECS, "all"], default="all")
+    parser.add_argument("--case", help="only this case (default: every small one)")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--targets", default="cuda:90", help="comma-separated")
+    parser.add_argument("--sample", type=int, default=0, help="configurations beside the default")
+    arguments = parser.parse_args(argv)
+    specs = list(SPECS.values()) if arguments.kernel == "all" else [get_spec(arguments.kernel)]
+    dtype = getattr(torch, arguments.dtype)
+    targets = arguments.targets.split(",")
+    for spec in specs:
+        small = [name for name, case in spec.cases.items() if case.small]
+        for case in [arguments.case] if arguments.case else small:
+            for config, found in survey(spec, case, dtype, targets, arguments.sample):
+                row = {"spec": spec.name, "case": case, "config": config, **asdict(found)}
+                sys.stdout.write(json.dumps(row) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

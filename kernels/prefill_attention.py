@@ -1,0 +1,292 @@
+"""Causal attention of many new tokens per sequence: packed queries of any lengths, old contexts.
+
+Compute-bound. A program takes one KV head and a tile of BLOCK_M query rows: BLOCK_M // G tokens of
+one sequence times the G query heads of that KV head, so that a key is loaded once for the group.
+Keys come from the paged cache, or, where no sequence has an old context, from the new tokens
+themselves (PAGED false), which spares the gather. Tiles that every query sees run without a mask.
+Which sequence a tile belongs to is found on the device: the grid depends on capacities alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from workbench.kernels.attention_math import LOG2E, soft_capped, with_sink
+from workbench.kernels.launch import INTERPRETED, Config, Launch, Plan, cdiv, power_of_2
+from workbench.kernels.spec import check_limits
+
+LIMITS = {"head_dim": (1, 256), "group": (1, 64), "block_size": (1, 1024)}
+
+
+@triton.jit
+def _find_row(starts, num_rows, tile, BLOCK_Q: tl.constexpr):
+    """Return (row, tile within the row): the last row whose first tile is not after `tile`.
+
+    Row r begins at tile (starts[r] - starts[0]) // BLOCK_Q + r, which leaves it enough of them.
+    """
+    base = tl.load(starts)
+    low, high = 0, num_rows
+    while high - low > 1:
+        middle = (low + high) // 2
+        if (tl.load(starts + middle) - base) // BLOCK_Q + middle <= tile:
+            low = middle
+        else:
+            high = middle
+    return low, tile - ((tl.load(starts + low) - base) // BLOCK_Q + low)
+
+
+@triton.jit
+def _load(source, table, first_row, start, d, head, first, end, stride,
+          K: tl.constexpr, D: tl.constexpr, TILE_D: tl.constexpr, BLOCK_N: tl.constexpr,
+          BLOCK_SIZE: tl.constexpr, PAGED: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
+          ):  # fmt: skip
+    """Return keys or values start : start + BLOCK_N of one head, zero outside first : end.
+
+    What lies outside is a stranger's, and a weight of 0 times NaN is NaN.
+    """
+    position = start + tl.arange(0, BLOCK_N)
+    inside = (position >= first) & (position < end)
+    if TMA:
+        row = first_row + start
+        if PAGED:  # a tile lies within one block
+            row = tl.load(table + start // BLOCK_SIZE) * BLOCK_SIZE + start % BLOCK_SIZE
+        tile = source.load([row, head * D])
+        if MASKED:
+            tile = tl.where(inside[:, None], tile, 0.0).to(tile.dtype)
+    else:
+        if PAGED:
+            if MASKED:
+                block = tl.load(table + position // BLOCK_SIZE, mask=inside, other=0)
+            else:
+                block = tl.load(table + position // BLOCK_SIZE)
+            rows = block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE
+        else:
+            rows = (first_row + position).to(tl.int64)
+        places = source + rows[:, None] * stride + (head * D + d)[None, :]
+        if MASKED:
+            tile = tl.load(places, mask=inside[:, None] & (d < D)[None, :], other=0.0)
+        elif D == TILE_D:
+            tile = tl.load(places)
+        else:
+            tile = tl.load(places, mask=(d < D)[None, :], other=0.0)
+    return tile
+
+
+@triton.jit
+def _scores(q, k, factor, cap, slope, own, key, end, window, old, ancestors, word_row,
+            CAPPED: tl.constexpr, ALIBI: tl.constexpr, WINDOWED: tl.constexpr,
+            TREE: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """Return (score, unit): exp2(score * unit) is the softmax's exponential; -inf: not seen."""
+    score = tl.dot(q, tl.trans(k), input_precision="ieee")
+    unit = factor
+    if CAPPED or ALIBI:
+        score = score * factor
+        unit = LOG2E
+    if CAPPED:
+        score = soft_capped(score, cap)
+    if ALIBI:
+        score = score - slope[:, None] * tl.abs(own[:, None] - key[None, :]).to(tl.float32)
+    if MASKED:
+        if TREE:
+            new = tl.maximum(key - old, 0)
+            is_new = (key >= old) & (key < end)
+            words = tl.load(
+                ancestors + word_row[:, None] + new[None, :] // 32, mask=is_new[None, :], other=-1
+            )
+            seen = (((words >> (new[None, :] % 32)) & 1) != 0) & (key < end)[None, :]
+        else:
+            seen = (key[None, :] <= own[:, None]) & (key < end)[None, :]
+        if WINDOWED:
+            seen = seen & (key[None, :] > own[:, None] - window)
+        score = tl.where(seen, score, float("-inf"))
+    return score, unit
+
+
+@triton.jit
+def _attend(acc, norm, peak, q, k, v, table, first_row, low, high, head, first, end, own, slope,
+            factor, cap, window, old, ancestors, word_row, k_stride, v_stride,
+            K: tl.constexpr, D: tl.constexpr, TILE_D: tl.constexpr, BLOCK_N: tl.constexpr,
+            BLOCK_SIZE: tl.constexpr, PAGED: tl.constexpr, TMA: tl.constexpr,
+            CAPPED: tl.constexpr, ALIBI: tl.constexpr, WINDOWED: tl.constexpr,
+            TREE: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """Run the online softmax over the key tiles from `low` to `high`."""
+    d = tl.arange(0, TILE_D)
+    for start in range(low, high, BLOCK_N):
+        key = start + tl.arange(0, BLOCK_N)
+        keys = _load(k, table, first_row, start, d, head, first, end, k_stride, K, D, TILE_D,
+                     BLOCK_N, BLOCK_SIZE, PAGED, TMA, MASKED).to(q.dtype)  # fmt: skip
+        score, unit = _scores(q, keys, factor, cap, slope, own, key, end, window, old, ancestors,
+                              word_row, CAPPED, ALIBI, WINDOWED, TREE, MASKED)  # fmt: skip
+        higher = tl.maximum(peak, tl.max(score, axis=1) * unit)
+        floor = higher
+        if MASKED and (WINDOWED or TREE):  # nothing seen yet: no peak to subtract
+            floor = tl.where(higher == float("-inf"), 0.0, higher)
+        weight = tl.exp2(score * unit - floor[:, None])
+        shrink = tl.exp2(peak - floor)
+        norm = norm * shrink + tl.sum(weight, axis=1)
+        acc = acc * shrink[:, None]
+        values = _load(v, table, first_row, start, d, head, first, end, v_stride, K, D, TILE_D,
+                       BLOCK_N, BLOCK_SIZE, PAGED, TMA, MASKED).to(q.dtype)  # fmt: skip
+        acc = tl.dot(weight.to(q.dtype), values, acc, input_precision="ieee")
+        peak = higher
+    return acc, norm, peak
+
+
+@triton.jit(do_not_specialize=["num_rows", "window", "num_tiles"])
+def prefill_attention_kernel(
+    q, k, v, starts, context_lens, tables, k_scale, v_scale, sinks, alibi, ancestors, out,
+    num_rows, num_tiles, window, q_stride, k_stride, v_stride, table_stride, scale, cap,
+    K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, TILE_D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, WORDS: tl.constexpr, PAGED: tl.constexpr, CAPPED: tl.constexpr,
+    WINDOWED: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """Attend from one tile of one row's new tokens, for the G query heads of one KV head."""
+    BLOCK_Q: tl.constexpr = BLOCK_M // G
+    ALIBI: tl.constexpr = alibi is not None
+    TREE: tl.constexpr = ancestors is not None
+    head = tl.program_id(0)
+    # The last tiles see most keys: they start first, so that the end of the grid is even.
+    row, tile = _find_row(starts, num_rows, num_tiles - 1 - tl.program_id(1), BLOCK_Q)
+    first_token = tl.load(starts + row)
+    num_new = tl.load(starts + row + 1) - first_token
+    if tile * BLOCK_Q >= num_new:
+        return
+    end = tl.load(context_lens + row)
+    old = end - num_new
+    m, d = tl.arange(0, BLOCK_M), tl.arange(0, TILE_D)
+    new = tile * BLOCK_Q + m // G  # among the row's new tokens
+    heads = head * G + m % G
+    wanted = (m // G < BLOCK_Q) & (new < num_new)
+    inside = wanted[:, None] & (d < D)[None, :]
+    token = (first_token + new).to(tl.int64)
+    queries = tl.load(
+        q + (token * q_stride + heads * D)[:, None] + d[None, :], mask=inside, other=0.0
+    )
+    if UPCAST:
+        queries = queries.to(tl.float32)
+    slope = tl.load(alibi + heads, mask=wanted, other=0.0) if ALIBI else 0.0
+    word_row = token * WORDS if TREE else token
+    factor = scale if CAPPED or ALIBI else scale * LOG2E
+    if k_scale is not None:
+        factor *= tl.load(k_scale + head)
+    own = old + new
+    lowest = old + tile * BLOCK_Q
+    first = tl.maximum(lowest - window + 1, 0) if WINDOWED else 0
+    low = first // BLOCK_N * BLOCK_N
+    high = end if TREE else tl.minimum(end, lowest + BLOCK_Q)
+    # Keys below `last_open` are seen by all queries (but for the window's lower edge).
+    last_open = tl.maximum(low, (old if TREE else lowest + 1) // BLOCK_N * BLOCK_N)
+    acc = tl.zeros([BLOCK_M, TILE_D], tl.float32)
+    norm = tl.zeros([BLOCK_M], tl.float32)
+    peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    table = tables + row * table_stride if PAGED else starts
+    first_open = low
+    if WINDOWED:
+        first_open = tl.cdiv(tl.maximum(lowest + BLOCK_Q - window, 0), BLOCK_N) * BLOCK_N
+        first_open = tl.minimum(tl.maximum(first_open, low), last_open)
+    for part in tl.static_range(0 if WINDOWED else 1, 3):  # the window's edge, open, the diagonal
+        acc, norm, peak = _attend(
+            acc, norm, peak, queries, k, v, table, first_token,
+            low if part == 0 else (first_open if part == 1 else last_open),
+            first_open if part == 0 else (last_open if part == 1 else high),
+            head, first, end, own, slope, factor, cap, window, old, ancestors, word_row,
+            k_stride, v_stride, K, D, TILE_D, BLOCK_N, BLOCK_SIZE, PAGED, TMA, CAPPED, ALIBI,
+            WINDOWED, TREE, part != 1,
+        )  # fmt: skip
+    if sinks is not None:
+        sink = tl.load(sinks + heads, mask=wanted, other=0.0).to(tl.float32) * LOG2E
+        acc, norm = with_sink(acc, norm, peak, sink, 1)
+    acc = acc / tl.where(norm > 0.0, norm, 1.0)[:, None]
+    if v_scale is not None:
+        acc *= tl.load(v_scale + head)
+    place = out + ((token * K * G + heads) * D)[:, None] + d[None, :]
+    tl.store(place, acc.to(out.dtype.element_ty), mask=inside)
+
+
+def default(q: Tensor, k: Tensor, block_tables: Tensor | None = None, **_: Any) -> Config:
+    """Return 128 query rows (64 for wide heads or few tokens) against 64 keys."""
+    width, size = power_of_2(q.shape[2]), k.element_size()
+    group = q.shape[1] // k.shape[-2]
+    large = width <= 128 and q.element_size() == 2 and q.shape[0] * group >= 128
+    rows = max(128 if large else 64, power_of_2(group))
+    narrow = q.element_size() == 4
+    return {
+        "BLOCK_M": max(16, power_of_2(group)) if narrow and width > 64 else rows,
+        "BLOCK_N": 32 if width * size > 256 or narrow else 64,
+        "TMA": 0,
+        "num_warps": 8 if large else 4,
+        "num_stages": 2 if width * size > 256 else 3,
+    }
+
+
+def plan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    block_tables: Tensor | None = None,
+    *,
+    scale: float,
+    num_tokens: int | None = None,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+    alibi: Tensor | None = None,
+    ancestors: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    out: Tensor | None = None,
+    config: Config | None = None,
+) -> Plan:
+    """Plan attention from packed q [T, H, D]; returns out [T, H, D].
+
+    With block_tables [S, B]: k and v are the two halves of a layer's cache, each [blocks,
+    block_size, K, D], which holds the new tokens already. Without: k, v [T, K, D] are the new
+    tokens themselves and no row has older ones. query_starts [S + 1] int32 need not begin at 0 (the
+    rows of a larger batch); num_tokens is then how many tokens they hold (None: T). Other arguments
+    as of `attention_math.attend`; ancestors [T, W] int32.
+    """
+    tokens, heads, dim = q.shape
+    kv_heads, paged = k.shape[-2], block_tables is not None
+    block_size = k.shape[1] if paged else 1
+    table_stride = 0 if block_tables is None else block_tables.stride(0)
+    check_limits(
+        "prefill_attention", LIMITS, head_dim=dim, group=heads // kv_heads, block_size=block_size
+    )
+    assert q[:1].is_contiguous(), "the heads of a token are adjacent"
+    config = config or default(q, k)
+    if out is None:
+        out = torch.empty((tokens, heads, dim), dtype=q.dtype, device=q.device)
+    rows = len(context_lens)
+    block_q = config["BLOCK_M"] // (heads // kv_heads)
+    num_tiles = cdiv(tokens if num_tokens is None else num_tokens, block_q) + rows
+    arguments = {
+        "q": q, "starts": query_starts, "context_lens": context_lens, "tables": block_tables,
+        "k_scale": k_scale, "v_scale": v_scale, "sinks": sinks, "alibi": alibi,
+        "ancestors": ancestors, "out": out, "num_rows": rows, "num_tiles": num_tiles,
+        "window": window or 0, "q_stride": q.stride(0), "k_stride": k.stride(-3),
+        "v_stride": v.stride(-3), "table_stride": table_stride,
+        "scale": scale, "cap": soft_cap or 0.0, "K": kv_heads, "G": heads // kv_heads, "D": dim,
+        "TILE_D": max(16, power_of_2(dim)), "BLOCK_SIZE": block_size,
+        "WORDS": 0 if ancestors is None else ancestors.shape[1], "PAGED": paged,
+        "CAPPED": soft_cap is not None, "WINDOWED": window is not None, "UPCAST": INTERPRETED,
+    }  # fmt: skip
+    for name, side in (("k", k), ("v", v)):
+        arguments[name] = _descriptor(side, config, dim) if config["TMA"] else side
+    launches = (Launch(prefill_attention_kernel, (kv_heads, num_tiles), arguments, config),)
+    return Plan(launches if tokens and rows else (), out)
+
+
+def _descriptor(side: Tensor, config: Config, dim: int) -> Any:
+    """Return a descriptor of keys or values as a matrix with a token's heads in a row."""
+    rows, width = side.numel() // (side.shape[-2] * dim), side.shape[-2] * dim
+    block = [config["BLOCK_N"], max(16, power_of_2(dim))]
+    return TensorDescriptor(side, [rows, width], [side.stride(-3), 1], block)

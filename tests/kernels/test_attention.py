@@ -1,0 +1,82 @@
+"""What attention kernels promise beyond one case each: any split, either fetch, padding, graphs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_checks import check
+
+from workbench.kernels.paged_decode import choose_splits
+from workbench.kernels.registry import get_spec
+
+DECODE, PREFILL = get_spec("paged_decode"), get_spec("prefill_attention")
+
+
+@pytest.mark.parametrize("case", ["whole prompts", "window, new tokens", "blocks of 64"])
+def test_the_copy_engine_fetches_the_same_tiles(case: str, device: torch.device) -> None:
+    inputs = PREFILL.inputs(case, torch.float16, device)
+    configs = [c for c in PREFILL.configs(inputs) if c["TMA"] and c["BLOCK_M"] == 64]
+    assert configs
+    for config in configs[:: max(1, len(configs) // 3)]:
+        check(PREFILL, inputs, torch.float16, config=config)
+
+
+@pytest.mark.parametrize("splits", [1, 2, 3, 7, 128])
+def test_any_number_of_splits(splits: int, device: torch.device) -> None:
+    inputs = DECODE.inputs("ragged", torch.float32, device) | {"num_splits": splits}
+    check(DECODE, inputs, torch.float32)
+
+
+def test_lengths_may_change_under_a_plan(device: torch.device) -> None:
+    """A captured graph keeps the grid and the tensors; what they hold is rewritten."""
+    inputs = DECODE.inputs("split", torch.float32, device)
+    plan = DECODE.plan(**inputs)
+    for lens in ([1, 1], [0, 5], [299, 3], [300, 5]):
+        inputs["context_lens"].copy_(torch.tensor(lens))
+        torch.testing.assert_close(plan.run(), DECODE.reference(**inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_a_larger_batch(device: torch.device) -> None:
+    """Query starts need not begin at 0, and other rows' outputs stay as they are."""
+    inputs = PREFILL.inputs("chunks and decodes", torch.float32, device)
+    whole = PREFILL.reference(**inputs)
+    out = torch.full_like(whole, 7.0)
+    first = int(inputs["query_starts"][2])
+    part = inputs | {
+        "query_starts": inputs["query_starts"][2:],
+        "context_lens": inputs["context_lens"][2:],
+        "block_tables": inputs["block_tables"][2:],
+        "num_tokens": len(whole) - first,
+        "out": out,
+    }
+    PREFILL(**part)
+    torch.testing.assert_close(out[first:], whole[first:], rtol=1e-4, atol=1e-5)
+    assert (out[:first] == 7.0).all()
+
+
+def test_decode_is_prefill_of_one_token(device: torch.device) -> None:
+    inputs = DECODE.inputs("ragged", torch.float32, device)
+    rows = len(inputs["context_lens"])
+    starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
+    inputs |= {"k": inputs["kv"][0], "v": inputs["kv"][1], "query_starts": starts}
+    del inputs["num_splits"], inputs["kv"]
+    expected = DECODE(**DECODE.inputs("ragged", torch.float32, device))
+    torch.testing.assert_close(PREFILL(**inputs), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "kv_heads", "longest"),
+    [(1, 8, 16384), (1, 1, 131072), (64, 8, 8192), (1024, 8, 8192), (1, 8, 1), (7, 2, 130)],
+)
+def test_splits_fill_the_gpu_and_are_not_too_short(rows: int, kv_heads: int, longest: int) -> None:
+    splits = choose_splits(rows, kv_heads, longest, rows * longest, 132)
+    assert 1 <= splits <= 128
+    assert splits == 1 or longest / splits >= 192
+    programs = rows * kv_heads * splits
+    assert programs >= 128 or splits == 128 or longest / splits < 512
+
+
+def test_one_long_sequence_among_short_ones_is_split() -> None:
+    alone = choose_splits(64, 8, 2048, 64 * 2048, 132)
+    beside = choose_splits(64, 8, 131072, 131072 + 63 * 2048, 132)
+    assert beside > 4 * alone

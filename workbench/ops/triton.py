@@ -1,0 +1,231 @@
+"""The backend on our own Triton kernels: CUDA natively, a CPU only through Triton's interpreter.
+
+A step's rows are split once, in `prepare`: decode rows go to `paged_decode`, the others to
+`prefill_attention`. Everything that decides a grid is taken from lengths that the host knows, so no
+call waits for the GPU. It has no gradients: training uses `reference` or `sdpa`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from workbench.batch import ForwardContext
+from workbench.errors import ConfigError
+from workbench.ops.reference import ReferenceBackend
+
+if TYPE_CHECKING:
+    from workbench.kernels.spec import KernelSpec
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Some rows of a batch, as the attention kernels take them; None where there is no cache."""
+
+    query_starts: Tensor | None
+    context_lens: Tensor | None
+    block_tables: Tensor | None
+    num_tokens: int
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """num_decodes rows go to the decode kernel in num_splits parts; chunks are the other rows.
+
+    fresh: no chunk has an older context, so its keys are the new tokens' own.
+    """
+
+    num_decodes: int
+    num_splits: int
+    decodes: _Rows
+    chunks: _Rows
+    fresh: bool
+
+
+class TritonBackend(ReferenceBackend):
+    """`Backend` on `workbench.kernels`, with the tuned configurations of the GPU it runs on.
+
+    `kernels` holds the specs by name and may be changed between steps: put your own `KernelSpec`
+    there and the engine runs it.
+    """
+
+    name = "triton"
+
+    def __init__(self, device: torch.device) -> None:
+        """Raise `ConfigError` where the kernels cannot run, saying what would work."""
+        super().__init__(device)
+        require_triton(device)
+        from workbench.kernels.launch import sm_count
+        from workbench.kernels.paged_decode import choose_splits
+        from workbench.kernels.registry import SPECS
+        from workbench.kernels.tuning import TunedTable
+
+        self.kernels: dict[str, KernelSpec] = dict(SPECS)
+        named = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        self.tuned = TunedTable.load(named)
+        self._choose_splits = choose_splits
+        self._num_sms = sm_count(device)
+
+    def describe(self) -> dict[str, Any]:
+        """Return where it runs and which tuned configurations it has used."""
+        return {**super().describe(), "tuned": self.tuned.describe()}
+
+    def _run(self, kernel: str, dtype: torch.dtype, **inputs: Any) -> Any:
+        spec = self.kernels[kernel]
+        config = self.tuned.config(spec, dtype, inputs)
+        return spec.plan(**inputs, config=config).run()
+
+    def prepare(self, ctx: ForwardContext) -> _Prepared:
+        """Split the rows into decodes and chunks, and choose how far decodes are split."""
+        cached = ctx.kv is not None
+        decodes = ctx.num_decodes if cached else 0
+        lens = ctx.kv_lens[:decodes]
+        splits = 1
+        if lens:
+            assert ctx.kv is not None, "decodes have a cache"
+            kv_heads = ctx.kv[0].shape[3]
+            splits = self._choose_splits(decodes, kv_heads, max(lens), sum(lens), self._num_sms)
+        chunk_lens = ctx.query_lens[decodes:]
+        fresh = not cached or chunk_lens == ctx.kv_lens[decodes:]
+        return _Prepared(
+            decodes,
+            splits,
+            _rows(ctx, slice(0, decodes), decodes),
+            _rows(ctx, slice(decodes, None), sum(chunk_lens)),
+            fresh,
+        )
+
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: int,
+        ctx: ForwardContext,
+        *,
+        scale: float,
+        rope: tuple[Tensor, Tensor] | None = None,
+        window: int | None = None,
+    ) -> Tensor:
+        """Rotate and write in one kernel, then attend; see `Backend.attention`."""
+        prepared: _Prepared = ctx.prepared
+        kv = None if ctx.kv is None else ctx.kv[layer]
+        cos, sin = rope or (None, None)
+        if kv is not None or rope is not None:
+            q, k, *_ = self._run(
+                "rope_and_cache",
+                q.dtype,
+                **{"q": q, "k": k, "v": v, "cos": cos, "sin": sin},
+                **{"kv": kv, "slot_mapping": ctx.slot_mapping},
+            )
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        settings: dict[str, Any] = {"scale": scale, "window": window}
+        if prepared.num_decodes:
+            self._decode(q, kv, prepared, settings, out)
+        if prepared.chunks.num_tokens:
+            self._chunks(q, k, v, kv, prepared, settings, out)
+        return out
+
+    def _decode(
+        self, q: Tensor, kv: Tensor | None, prepared: _Prepared, settings: Any, out: Tensor
+    ) -> None:
+        rows, count = prepared.decodes, prepared.num_decodes
+        self._run(
+            "paged_decode",
+            q.dtype,
+            q=q[:count],
+            kv=kv,
+            block_tables=rows.block_tables,
+            context_lens=rows.context_lens,
+            num_splits=prepared.num_splits,
+            out=out[:count],
+            **settings,
+        )
+
+    def _chunks(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv: Tensor | None,
+        prepared: _Prepared,
+        settings: Any,
+        out: Tensor,
+    ) -> None:
+        rows = prepared.chunks
+        # What a cache of another dtype holds is not what the new tokens say: read it back.
+        fresh = kv is None or (prepared.fresh and kv.dtype == k.dtype)
+        keys, values = (k, v) if kv is None or fresh else kv.unbind(0)
+        self._run(
+            "prefill_attention",
+            q.dtype,
+            q=q,
+            k=keys,
+            v=values,
+            query_starts=rows.query_starts,
+            context_lens=rows.context_lens,
+            block_tables=None if fresh else rows.block_tables,
+            num_tokens=rows.num_tokens,
+            out=out,
+            **settings,
+        )
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Return x over its root mean square, times weight; see `Backend.rms_norm`."""
+        out: Tensor = self._run("rms_norm", x.dtype, x=x, weight=weight, eps=eps)
+        return out
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return (rms_norm(x + residual), x + residual) from one kernel."""
+        inputs = {"x": x, "weight": weight, "eps": eps, "residual": residual}
+        normed, total = self._run("rms_norm", x.dtype, **inputs)
+        return normed, total
+
+    def rope(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotate q and k by cos, sin; see `Backend.rope`."""
+        q, k = self._run("rope_and_cache", q.dtype, q=q, k=k, v=k, cos=cos, sin=sin)
+        return q, k
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """Return silu(gate) * up of [gate | up]."""
+        out: Tensor = self._run("silu_mul", gate_up.dtype, gate_up=gate_up)
+        return out
+
+
+def _rows(ctx: ForwardContext, rows: slice, num_tokens: int) -> _Rows:
+    """Return the kernels' view of some rows."""
+    starts, lens, tables = ctx.query_starts, ctx.context_lens, ctx.block_tables
+    return _Rows(
+        None if starts is None else starts[rows.start :],
+        None if lens is None else lens[rows],
+        None if tables is None else tables[rows],
+        num_tokens,
+    )
+
+
+def require_triton(device: torch.device) -> None:
+    """Raise `ConfigError` unless Triton kernels can run on a device."""
+    problem, fix = "", "Use the `sdpa` backend"
+    if find_spec("triton") is None:
+        problem, fix = "triton is not installed", f"{fix}, or install triton (Linux only)."
+    elif device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8:
+            problem, fix = f"the GPU is of capability {major}.{minor}, below 8.0", f"{fix}."
+    else:
+        from workbench.kernels.launch import INTERPRETED
+
+        if not INTERPRETED:
+            problem = f"Triton has no compiler for device {device.type!r}"
+            fix += (
+                ", use a CUDA GPU, or start Python with TRITON_INTERPRET=1, which interprets the "
+                "kernels (exact, and thousands of times slower)."
+            )
+    if problem:
+        raise ConfigError("backend", "triton", problem, fix)
