@@ -16,12 +16,12 @@ import pytest
 # The part of a module's name after `workbench.` -> its floor.
 FLOORS = {
     **dict.fromkeys(("errors", "config", "sampling_params", "request", "batch", "events"), 0),
-    **dict.fromkeys(("describe", "interrupts", "activations", "embeds"), 0),
+    **dict.fromkeys(("describe", "interrupts", "activations", "embeds", "guided_params"), 0),
     **dict.fromkeys(("kernels", "ops", "data"), 1),
     **dict.fromkeys(("layers", "probe"), 2),
     **dict.fromkeys(("models",), 3),
     **dict.fromkeys(("cache", "scheduler", "lora", "quant", "parallel"), 4),
-    **dict.fromkeys(("run", "sample", "speculation"), 5),
+    **dict.fromkeys(("run", "sample", "guided", "speculation"), 5),
     **dict.fromkeys(("engine", "build", "llm"), 6),
     **dict.fromkeys(("train", "serve", "simulate"), 7),
     **dict.fromkeys(("trace", "bench", "playground", "views", "cli", "__main__"), 8),
@@ -41,7 +41,7 @@ SIBLINGS = {
 # Modules of the top folder are siblings: they may know those on their own floor, without a ring.
 TOP_FOLDER = {
     *("errors", "config", "sampling_params", "request", "batch", "events"),
-    *("describe", "interrupts", "activations", "embeds"),
+    *("describe", "interrupts", "activations", "embeds", "guided_params"),
     *("engine", "build", "llm"),
 }
 # The package's own __init__ names everything; only the top floor may use it, as a user does.

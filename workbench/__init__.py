@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from workbench.config import EngineConfig, ModelConfig, SchedulerConfig
     from workbench.engine import Engine, StepRecord
     from workbench.events import EventBus
+    from workbench.guided import GrammarCompiler, Guide
+    from workbench.guided_params import GuidedDecodingParams
     from workbench.llm import LLM
     from workbench.models import DecoderLM, load_model
     from workbench.ops import get_backend
@@ -37,6 +39,8 @@ _HOMES = {
     "workbench.config": ("EngineConfig", "ModelConfig", "SchedulerConfig"),
     "workbench.engine": ("Engine", "StepRecord"),
     "workbench.events": ("EventBus",),
+    "workbench.guided": ("GrammarCompiler", "Guide"),
+    "workbench.guided_params": ("GuidedDecodingParams",),
     "workbench.llm": ("LLM",),
     "workbench.models": ("DecoderLM", "load_model"),
     "workbench.ops": ("get_backend",),
@@ -57,6 +61,9 @@ __all__ = [
     "EngineConfig",
     "EventBus",
     "ForwardContext",
+    "GrammarCompiler",
+    "Guide",
+    "GuidedDecodingParams",
     "KVCache",
     "ModelConfig",
     "RequestOutput",

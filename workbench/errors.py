@@ -86,6 +86,19 @@ class NonFiniteLogits(WorkbenchError, ArithmeticError):
         )
 
 
+class GuideFailed(WorkbenchError, RuntimeError):
+    """A guide cannot go on: its library gave up on the grammar, or a token is not allowed.
+
+    Where a batch was masked, `rows` are the rows concerned. The others are well: abort the requests
+    of these rows and step again.
+    """
+
+    def __init__(self, problem: str, rows: Iterable[int] = ()) -> None:
+        self.problem, self.rows = problem, list(rows)
+        where = f" (row(s) {', '.join(map(str, self.rows))})" if self.rows else ""
+        super().__init__(f"guided decoding{where}: {problem}. Abort the request(s) concerned.")
+
+
 class TraceError(WorkbenchError, ValueError):
     """A trace file is truncated, foreign or of another version."""
 

@@ -1,0 +1,53 @@
+"""Bitmasks of allowed tokens, and their application to logits: plain torch, any device.
+
+Called by `mask_logits` and by whoever verifies drafts. Bit i % 32 of word i // 32 says whether token
+i is allowed, as both grammar libraries have it. Rows without a mask are never written.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NEVER = float("-inf")
+
+
+def num_words(vocab_size: int) -> int:
+    """Return the int32 words of one row's mask."""
+    return (vocab_size + 31) // 32
+
+
+def allocate_bitmask(num_rows: int, vocab_size: int, device: torch.device | None = None) -> Tensor:
+    """Return masks [num_rows, words] int32 on the CPU that allow nothing yet.
+
+    device: where the masks will go; for CUDA the memory is pinned, so that the copy waits for
+    nothing.
+    """
+    pinned = device is not None and device.type == "cuda"
+    return torch.zeros(num_rows, num_words(vocab_size), dtype=torch.int32, pin_memory=pinned)
+
+
+def unpack(bitmask: Tensor, vocab_size: int) -> Tensor:
+    """Return masks [G, words] int32 as booleans [G, vocab_size]: whether a token is allowed."""
+    assert bitmask.dtype == torch.int32, "a mask is made of int32 words"
+    # By bytes: an eighth of the memory that a test of every bit in int32 would take.
+    octets = bitmask.contiguous().view(torch.uint8)
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=bitmask.device)
+    return (octets[:, :, None] & weights).ne(0).flatten(1)[:, :vocab_size]
+
+
+def apply_bitmask(logits: Tensor, bitmask: Tensor, rows: Tensor | None = None) -> None:
+    """Set the logits of tokens that are not allowed to -inf, in place.
+
+    logits: [R, V], any float dtype. bitmask: [G, words] int32 on the same device, at least V bits
+    wide. rows: [G] int64, the row of logits that each mask is for, each once; None: mask i is for
+    row i, and G is R. All other rows stay as they are, bit for bit.
+    """
+    vocab_size = logits.shape[1]
+    assert bitmask.shape[1] >= num_words(vocab_size), "the masks are narrower than the logits"
+    forbidden = ~unpack(bitmask, vocab_size)
+    if rows is None:
+        assert bitmask.shape[0] == logits.shape[0], "without rows there is a mask for every row"
+        logits.masked_fill_(forbidden, NEVER)
+    else:
+        logits.index_copy_(0, rows, logits.index_select(0, rows).masked_fill_(forbidden, NEVER))
