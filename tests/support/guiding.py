@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import random
 
-from workbench.guided import CompiledGrammar, GrammarCompiler, Guide
+from workbench.guided import CompiledGrammar, GrammarCompiler, Guide, Vocabulary
+from workbench.guided.jobs import Job
+from workbench.guided.llguidance_backend import LLGuidanceBackend
+from workbench.guided.spelling import Speller
+from workbench.guided.xgrammar_backend import XGrammarBackend
 from workbench.guided_params import GuidedDecodingParams
+from workbench.models.tokenizer import Tokenizer
 
 BOTH = ("xgrammar", "llguidance")
 
@@ -13,6 +18,27 @@ BOTH = ("xgrammar", "llguidance")
 def compiled(compiler: GrammarCompiler, backend: str = "auto", **constraint: object):
     """Return the compiled grammar of a constraint."""
     return compiler.compile(GuidedDecodingParams(backend=backend, **constraint)).result(60)
+
+
+def in_process(
+    tokenizer: Tokenizer,
+    width: int,
+    backend: str,
+    eos_token_ids: list[int] | None = None,
+    **constraint: object,
+) -> Guide:
+    """Return a guide compiled here, without the worker that takes seconds to start."""
+    vocabulary = Vocabulary.of(tokenizer, width, eos_token_ids)
+    params = GuidedDecodingParams(**constraint)
+    exact = XGrammarBackend(vocabulary)
+    library = exact
+    if backend == "llguidance":
+        speller = Speller(vocabulary, tokenizer)
+        library = LLGuidanceBackend(vocabulary, speller.encode, exact.check_grammar)
+    job = Job(0, params.kind, params.source, (backend,), params.max_whitespace, 60, 2**30)
+    answer = library.compile(job)
+    matcher = library.load(answer.payload)
+    return CompiledGrammar(params.kind, backend, matcher, vocabulary, answer.num_bytes).start()
 
 
 def byte_ids(compiler: GrammarCompiler) -> dict[int, int]:

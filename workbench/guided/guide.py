@@ -20,6 +20,7 @@ from workbench.guided.mask import allocate_bitmask
 from workbench.guided.vocabulary import Vocabulary
 
 Words = NDArray[np.uint32]
+UNSPELLED = "no token of the vocabulary spells what must follow"
 
 
 class Matcher(Protocol):
@@ -120,7 +121,7 @@ class Guide(Described):
         if spare:
             words[-1] &= np.uint32((1 << spare) - 1)
         if not words.any():
-            raise GuideFailed("no token of the vocabulary spells what must follow")
+            raise GuideFailed(UNSPELLED)
 
     @property
     def vocab_size(self) -> int:

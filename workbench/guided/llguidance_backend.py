@@ -18,7 +18,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import gbnf_to_lark
 from torch import Tensor
 
-from workbench.guided.guide import Matcher
+from workbench.guided.guide import UNSPELLED, Matcher
 from workbench.guided.jobs import Compiled, Job, Refused
 from workbench.guided.schema_ends import check_schema
 from workbench.guided.structural import formats, normal_form, to_llguidance
@@ -148,7 +148,8 @@ class _LLGuidanceMatcher:
     def problem(self) -> str:
         if not self._inner.is_error():
             return ""
-        return f"llguidance: {_first_line(self._inner.get_error())}"
+        reason = _first_line(self._inner.get_error())
+        return UNSPELLED if reason.startswith("NoExtension") else f"llguidance: {reason}"
 
     def accept(self, token_id: int) -> bool:
         return bool(self._inner.try_consume_tokens([token_id]) == 1)

@@ -1,7 +1,7 @@
 """Bitmasks of allowed tokens, and their application to logits: plain torch, any device.
 
-Called by `mask_logits` and by whoever verifies drafts. Bit i % 32 of word i // 32 says whether token
-i is allowed, as both grammar libraries have it. Rows without a mask are never written.
+Called by `mask_logits`, and where drafts are verified. Bit i % 32 of word i // 32 says whether
+token i is allowed, as both grammar libraries have it. Rows without a mask are never written.
 """
 
 from __future__ import annotations

@@ -53,17 +53,17 @@ class Vocabulary:
                 "eos_token_ids", tuple(chosen), "no token to end a guided text with", "Name one."
             )
         backend = tokenizer.hf.backend_tokenizer
-        spell = _speller(json.loads(backend.to_str())["decoder"])
+        described = json.loads(backend.to_str())
+        spell = _speller(described["decoder"])
         added = backend.get_added_tokens_decoder()
         special = {i for i, token in added.items() if token.special} | set(eos)
+        # The unknown token stands for no text, even where a tokenizer does not call it special.
+        special |= {described["model"].get("unk_id"), tokenizer.hf.unk_token_id}
+        special.add(backend.token_to_id(described["model"].get("unk_token") or ""))
         tokens = [b""] * vocab_size
         for token, i in backend.get_vocab(with_added_tokens=True).items():
             if i < vocab_size and i not in special:
                 tokens[i] = spell(token)
-        # The unknown token stands for no text, even where a tokenizer does not call it special.
-        unknown = tokenizer.hf.unk_token_id
-        if unknown is not None and unknown < vocab_size:
-            tokens[unknown] = b""
         return cls(tuple(tokens), eos)
 
 

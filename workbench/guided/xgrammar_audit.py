@@ -49,7 +49,8 @@ FORMATS = frozenset(["date", "date-time", "time", "ipv4", "ipv6", "uuid", "email
 def check_schema_for_xgrammar(schema: Any) -> None:
     """Raise `Refused` if xgrammar would not enforce some keyword of a valid schema."""
     for path, node in parts(schema):
-        problem = _problem(node)
+        closes = node is False and path.endswith(("/additionalProperties", "/items"))
+        problem = "" if closes else _problem(node)
         if problem:
             fix = "Use backend='llguidance', or rewrite that part."
             raise Refused(f"xgrammar does not enforce {path}: {problem}", fix)

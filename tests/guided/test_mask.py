@@ -1,0 +1,128 @@
+"""Bitmasks on logits: exact, in place, and nothing but the guided rows."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+import xgrammar
+from guiding import compiled
+
+from workbench.errors import GuideFailed
+from workbench.guided import GrammarCompiler, Guide, allocate_bitmask, apply_bitmask, mask_logits
+from workbench.guided.mask import num_words, unpack
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where the logits are."""
+    return torch.device(request.param)
+
+
+def random_mask(num_rows: int, vocab_size: int) -> torch.Tensor:
+    """Return random words, the spare bits of the last one included."""
+    size = (num_rows, num_words(vocab_size))
+    return torch.randint(-(2**31), 2**31, size, dtype=torch.int64).to(torch.int32)
+
+
+def allowed_ids(mask: torch.Tensor, vocab_size: int) -> list[int]:
+    """Read a mask bit by bit, in plain Python."""
+    words = [word & 0xFFFFFFFF for word in mask.tolist()]
+    return [i for i in range(vocab_size) if words[i // 32] >> (i % 32) & 1]
+
+
+@pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 100, 4096])
+def test_unpack_reads_every_bit(vocab_size: int, device: torch.device) -> None:
+    mask = random_mask(3, vocab_size)
+    found = unpack(mask.to(device), vocab_size).cpu()
+    assert found.shape == (3, vocab_size)
+    for row in range(3):
+        assert found[row].nonzero().flatten().tolist() == allowed_ids(mask[row], vocab_size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("num_rows", [1, 7])
+def test_forbids_what_is_not_allowed(
+    dtype: torch.dtype, num_rows: int, device: torch.device
+) -> None:
+    logits = torch.randn(num_rows, 67).to(dtype).to(device)
+    mask, before = random_mask(num_rows, 67), logits.clone()
+    apply_bitmask(logits, mask.to(device))
+    allowed = unpack(mask, 67).to(device)
+    assert torch.equal(logits[allowed], before[allowed])
+    assert bool((logits[~allowed] == float("-inf")).all())
+
+
+def test_other_rows_stay_bit_for_bit(device: torch.device) -> None:
+    logits = torch.randn(6, 67, device=device)
+    logits[0, 3] = float("nan")
+    logits[2, 5] = -0.0
+    before = logits.clone()
+    apply_bitmask(logits, random_mask(2, 67).to(device), torch.tensor([4, 1], device=device))
+    others = [0, 2, 3, 5]
+    assert torch.equal(logits[others].view(torch.int32), before[others].view(torch.int32))
+    assert bool((logits[[1, 4]] == float("-inf")).any(dim=1).all())
+
+
+def test_rows_take_masks_in_the_order_given(device: torch.device) -> None:
+    logits = torch.zeros(3, 40, device=device)
+    mask = torch.zeros(2, 2, dtype=torch.int32)
+    mask[0, 0], mask[1, 0] = 1 << 5, 1 << 6
+    apply_bitmask(logits, mask.to(device), torch.tensor([2, 0], device=device))
+    assert logits[2].argmax() == 5
+    assert logits[0].argmax() == 6
+
+
+def test_a_wider_mask_than_the_logits_is_cut() -> None:
+    logits = torch.zeros(1, 10)
+    apply_bitmask(logits, torch.full((1, 3), -1, dtype=torch.int32))
+    assert torch.equal(logits, torch.zeros(1, 10))
+
+
+def test_equals_the_kernel_of_xgrammar(device: torch.device) -> None:
+    logits, mask = torch.randn(5, 4099, device=device), random_mask(5, 4099).to(device)
+    theirs = logits.clone()
+    xgrammar.apply_token_bitmask_inplace(theirs, mask)
+    apply_bitmask(logits, mask)
+    assert torch.equal(logits, theirs)
+
+
+def test_a_batch_is_masked_by_its_guides(compiler: GrammarCompiler, device: torch.device) -> None:
+    grammar = compiled(compiler, choice=["yes", "no"])
+    guides: list[Guide | None] = [None, grammar.start(), None, grammar.start()]
+    logits = torch.randn(4, 4096, device=device)
+    before = logits.clone()
+    mask_logits(logits, guides)
+    assert torch.equal(logits[[0, 2]], before[[0, 2]])
+    for row in (1, 3):
+        found = logits[row].isfinite().nonzero().flatten().tolist()
+        assert found == grammar.start().allowed()
+    mask_logits(before, [None] * 4)
+    mask_logits(logits[:0], [])
+    mask_logits(logits[[1, 3]], [guides[1], guides[3]])
+
+
+def test_a_guide_that_fails_names_its_row_and_no_row_is_written(compiler: GrammarCompiler) -> None:
+    class Failing(Guide):
+        def fill(self, mask: torch.Tensor) -> None:
+            raise GuideFailed("too complex")
+
+    good = compiled(compiler, choice=["yes", "no"]).start()
+    bad = Failing(good._matcher, compiler.vocabulary, "xgrammar")
+    logits = torch.randn(4, 4096)
+    before = logits.clone()
+    with pytest.raises(GuideFailed, match=r"row\(s\) 1, 3\): too complex") as caught:
+        mask_logits(logits, [good, bad, None, bad])
+    assert caught.value.rows == [1, 3]
+    assert torch.equal(logits, before)
+
+
+def test_random_masks_round_trip() -> None:
+    chance = random.Random(0)
+    ids = sorted(chance.sample(range(1000), 77))
+    mask = allocate_bitmask(1, 1000)
+    for i in ids:
+        word = int(mask[0, i // 32]) | 1 << i % 32
+        mask[0, i // 32] = word - 2**32 if word >= 2**31 else word
+    assert unpack(mask, 1000)[0].nonzero().flatten().tolist() == ids == allowed_ids(mask[0], 1000)
