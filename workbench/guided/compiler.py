@@ -165,8 +165,8 @@ class GrammarCompiler(Described):
                 "xgrammar": exact,
                 "llguidance": LLGuidanceBackend(self.vocabulary, spell, exact.check_grammar),
             }
-        matcher = self._backends[compiled.backend].load(compiled.payload)
-        return CompiledGrammar(kind, compiled.backend, matcher, self.vocabulary, compiled.num_bytes)
+        start = self._backends[compiled.backend].load(compiled.payload)
+        return CompiledGrammar(kind, compiled.backend, start, self.vocabulary, compiled.num_bytes)
 
 
 def _key(params: GuidedDecodingParams, source: str, backends: tuple[str, ...]) -> str:

@@ -58,20 +58,28 @@ class LLGuidanceBackend:
             raise Refused(f"llguidance: {error}") from error
         failed, messages = LLMatcher.validate_grammar_with_warnings(payload, self._tokenizer)
         if failed or messages:  # a warning says that something is not enforced
-            raise Refused(f"llguidance: {_first_line(messages[0])}")
+            raise Refused(f"llguidance: {_reason(messages[0])}")
         # Validation has touched what both builds share, so that this one's growth is its own.
         before = psutil.Process().memory_info().rss
         matcher = self._build(payload)
         if matcher.is_error():
-            raise Refused(f"llguidance: {_first_line(matcher.get_error())}")
+            raise Refused(f"llguidance: {_reason(matcher.get_error())}")
         grown = psutil.Process().memory_info().rss - before
         return Compiled(self.name, payload, max(len(payload), grown))
 
-    def load(self, payload: str) -> Matcher:
-        """Return the matcher of a grammar that the worker could build, at its start."""
-        matcher = self._build(payload)
-        assert not matcher.is_error(), "the worker built the same grammar"
-        return _LLGuidanceMatcher(matcher)
+    def load(self, payload: str) -> Callable[[], Matcher]:
+        """Return what makes matchers of a grammar that the worker could build, at its start.
+
+        Each is built anew: copies share their lexer, which grows as they run, so that a text on
+        which it grows too large would end every sequence of the same grammar.
+        """
+
+        def start() -> Matcher:
+            matcher = self._build(payload)
+            assert not matcher.is_error(), "the worker built the same grammar"
+            return _LLGuidanceMatcher(matcher)
+
+        return start
 
     def _build(self, payload: str) -> LLMatcher:
         return LLMatcher(self._tokenizer, payload, log_level=0)
@@ -101,7 +109,7 @@ class LLGuidanceBackend:
             raise
         # The converter raises whatever its parser meets, down to plain Exception.
         except Exception as error:
-            problem = f"llguidance cannot convert the grammar: {_first_line(str(error))}"
+            problem = f"llguidance cannot convert the grammar: {_reason(str(error))}"
             raise Refused(problem, "Use backend='xgrammar'.") from error
         return str(LLMatcher.grammar_from_lark(lark))
 
@@ -148,7 +156,7 @@ class _LLGuidanceMatcher:
     def problem(self) -> str:
         if not self._inner.is_error():
             return ""
-        reason = _first_line(self._inner.get_error())
+        reason = _reason(self._inner.get_error())
         return UNSPELLED if reason.startswith("NoExtension") else f"llguidance: {reason}"
 
     def accept(self, token_id: int) -> bool:
@@ -180,5 +188,8 @@ def _literal(escape: re.Match[str]) -> str:
     return character
 
 
-def _first_line(message: str) -> str:
-    return message.split("<state>")[0].strip().split("\n")[0]
+def _reason(message: str) -> str:
+    """Return the lines of an error that say why, without the grammar it repeats."""
+    lines = [line.strip() for line in message.split("<state>")[0].splitlines() if line.strip()]
+    said = [*lines[:1], *(line for line in lines[1:] if line.startswith("error:"))]
+    return " ".join(line[:200] for line in said)

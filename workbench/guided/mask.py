@@ -45,9 +45,11 @@ def apply_bitmask(logits: Tensor, bitmask: Tensor, rows: Tensor | None = None) -
     """
     vocab_size = logits.shape[1]
     assert bitmask.shape[1] >= num_words(vocab_size), "the masks are narrower than the logits"
-    forbidden = ~unpack(bitmask, vocab_size)
-    if rows is None:
-        assert bitmask.shape[0] == logits.shape[0], "without rows there is a mask for every row"
-        logits.masked_fill_(forbidden, NEVER)
-    else:
-        logits.index_copy_(0, rows, logits.index_select(0, rows).masked_fill_(forbidden, NEVER))
+    # A model's logits are made in inference mode, and only there may they be written.
+    with torch.inference_mode():
+        forbidden = ~unpack(bitmask, vocab_size)
+        if rows is None:
+            assert bitmask.shape[0] == logits.shape[0], "without rows, a mask for every row"
+            logits.masked_fill_(forbidden, NEVER)
+        else:
+            logits.index_copy_(0, rows, logits.index_select(0, rows).masked_fill_(forbidden, NEVER))

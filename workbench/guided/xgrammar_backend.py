@@ -43,10 +43,10 @@ class XGrammarBackend:
         compiled = self._call(getattr(self, f"_{job.kind}"), job)
         return Compiled(self.name, compiled.serialize_json(), compiled.memory_size_bytes)
 
-    def load(self, payload: str) -> Matcher:
-        """Return the matcher of a compiled grammar, at its start."""
+    def load(self, payload: str) -> Callable[[], Matcher]:
+        """Return what makes matchers of a compiled grammar, at its start."""
         grammar = xgrammar.CompiledGrammar.deserialize_json(payload, self._info)
-        return _XGrammarMatcher(xgrammar.GrammarMatcher(grammar))
+        return lambda: _XGrammarMatcher(xgrammar.GrammarMatcher(grammar))
 
     def check_grammar(self, source: str) -> None:
         """Raise `Refused` for a GBNF grammar with a fault, or with a rule that never ends."""
@@ -59,6 +59,8 @@ class XGrammarBackend:
         except RuntimeError as error:
             # "[time] file:line: what": the last part is for the user.
             message = str(error).strip().split("\n")[0]
+            if "bad_alloc" in message:
+                raise MemoryError from error
             raise Refused(f"xgrammar: {message.rsplit('.cc:', 1)[-1]}") from error
 
     def _json(self, job: Job) -> xgrammar.CompiledGrammar:
