@@ -11,7 +11,7 @@ from guiding import compiled
 
 from workbench.errors import GuideFailed
 from workbench.guided import GrammarCompiler, Guide, allocate_bitmask, apply_bitmask, mask_logits
-from workbench.guided.mask import num_words, unpack
+from workbench.guided.mask import apply_bitmask_plain, num_words, unpack
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -87,7 +87,25 @@ def test_logits_made_in_inference_mode_are_written_too() -> None:
     assert logits[:, 0].tolist() == [0.0, float("-inf")]
 
 
-def test_equals_the_kernel_of_xgrammar(device: torch.device) -> None:
+@pytest.mark.parametrize("vocab_size", [1, 2, 31, 32, 67, 4099])
+@pytest.mark.parametrize("rows", [None, [3, 0], [], [0, 1, 2, 3, 4]], ids=str)
+def test_every_path_equals_plain_torch(
+    rows: list[int] | None, vocab_size: int, device: torch.device
+) -> None:
+    logits = torch.randn(5, vocab_size, device=device)
+    logits[0, 0] = float("nan")
+    logits[4, 0] = -0.0
+    mask = random_mask(5 if rows is None else len(rows), vocab_size).to(device)
+    chosen = None if rows is None else torch.tensor(rows, dtype=torch.int64, device=device)
+    plain, strided = logits.clone(), logits.repeat(1, 2)[:, :vocab_size]
+    apply_bitmask_plain(plain, mask, chosen)
+    apply_bitmask(logits, mask, chosen)
+    apply_bitmask(strided, mask, chosen)
+    for found in (logits, strided.contiguous()):
+        assert torch.equal(found.view(torch.int32), plain.view(torch.int32))
+
+
+def test_equals_the_gpu_kernel_of_xgrammar(device: torch.device) -> None:
     logits, mask = torch.randn(5, 4099, device=device), random_mask(5, 4099).to(device)
     theirs = logits.clone()
     xgrammar.apply_token_bitmask_inplace(theirs, mask)
