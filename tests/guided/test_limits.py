@@ -80,6 +80,7 @@ def test_those_behind_a_bomb_do_not_wait_for_it(strict: GrammarCompiler) -> None
     assert "took more than" in outcome(bomb)
 
 
+@pytest.mark.slow  # starts worker processes of its own
 def test_memory_is_bounded(tokenizer: Tokenizer) -> None:
     compiler = GrammarCompiler(tokenizer, 4096, max_seconds=60, max_bytes=24 * MIB)
     try:
@@ -157,6 +158,7 @@ def test_catastrophic_backtracking_is_none_here(strict: GrammarCompiler) -> None
         assert slowest < 5
 
 
+@pytest.mark.slow  # starts worker processes of its own
 def test_equal_constraints_share_one_compilation(tokenizer: Tokenizer) -> None:
     compiler = GrammarCompiler(tokenizer, 4096, max_seconds=60)
     try:
