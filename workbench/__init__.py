@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench.async_engine import AsyncEngine
     from workbench.batch import ForwardContext, StepPlan
     from workbench.build import build
     from workbench.cache import BlockManager, KVCache
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "workbench.async_engine": ("AsyncEngine",),
     "workbench.batch": ("ForwardContext", "StepPlan"),
     "workbench.build": ("build",),
     "workbench.cache": ("BlockManager", "KVCache"),
@@ -51,6 +53,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "LLM",
+    "AsyncEngine",
     "BlockManager",
     "DecoderLM",
     "Engine",
