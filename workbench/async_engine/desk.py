@@ -82,13 +82,13 @@ class Desk:
         news = dict.fromkeys((token.request_id, token.branch) for token in step.tokens)
         for name, branch in news | reasons:
             ticket = self.tickets.get(name)
-            if ticket is None or ticket.record is None or not ticket.live:
+            if ticket is None or ticket.record is None:
                 continue
-            if isinstance(ticket.sink, Mailbox) and ticket.sink.abandoned:
+            if ticket.sink.abandoned:
                 self.leave(ticket)
-                continue
-            sequence = ticket.record.sequences[branch]
-            self._tell(ticket.pass_on(sequence, reasons.get((name, branch))))
+            elif ticket.live:
+                sequence = ticket.record.sequences[branch]
+                self._tell(ticket.pass_on(sequence, reasons.get((name, branch))))
         # Observers are called during the step and may have ended others.
         ended = self.tickets if self.engine.bus else {name for name, _ in reasons}
         self._finish(ended)

@@ -22,15 +22,25 @@ class Reply(Future[T], Generic[T]):
     (`add_done_callback`) run on the engine's thread and hold it up.
     """
 
+    _loop: asyncio.AbstractEventLoop | None = None  # where it is being awaited
+
     def __await__(self) -> Generator[Any, None, T]:
         """Wait without blocking the running event loop."""
         return self._wait().__await__()
 
     async def _wait(self) -> T:
+        self._loop = asyncio.get_running_loop()
         try:
             return await asyncio.wrap_future(self)
         finally:
+            self._loop = None
             self.cancel()  # does nothing once it is answered
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether a task awaits it whose event loop was closed: nobody will get the answer."""
+        loop = self._loop
+        return loop is not None and loop.is_closed()
 
     # The engine's thread calls one of these, once. Whoever asked may cancel at any moment.
 
@@ -46,7 +56,8 @@ class Reply(Future[T], Generic[T]):
 
     def drop(self) -> None:
         """Confirm a cancellation, which `concurrent.futures.wait` waits for."""
-        self.set_running_or_notify_cancel()
+        if self.cancelled():
+            self.set_running_or_notify_cancel()
 
     def run(self, action: Callable[[], T]) -> None:
         """Answer with what `action` returns or raises; do nothing if it was cancelled before."""

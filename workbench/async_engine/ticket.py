@@ -23,6 +23,11 @@ class Answer(NamedTuple):
 
     reply: Reply[RequestOutput]
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody will ever take it."""
+        return self.reply.abandoned
+
 
 @dataclass(slots=True, eq=False)
 class Ticket:
