@@ -9,6 +9,7 @@ Names are imported on first use, so that `import workbench` is quick and needs n
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -78,9 +79,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        return getattr(importlib.import_module(_HOME_OF[name]), name)
-    raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    # Whoever imports the module `workbench.build` leaves it here under the function's name.
+    if "workbench.build" in sys.modules:
+        globals()["build"] = sys.modules["workbench.build"].build
+    return value
 
 
 def __dir__() -> list[str]:
