@@ -15,6 +15,7 @@ from tiny import TEXTS, random_prompts
 from workbench.async_engine import StreamDelta
 from workbench.errors import RequestError
 from workbench.request import RequestOutput, TokenLogprobs
+from workbench.sampling_params import SamplingParams
 
 PROMPTS: list[Any] = [*random_prompts(5, seed=210), TEXTS[0], TEXTS[3]]
 PARAMS = [greedy(30), drawn(1, 24), greedy(1), drawn(2, 30, logprobs=2), greedy(9), greedy(20)]
@@ -127,6 +128,14 @@ def test_several_outputs_per_request(serve, make_engine, settings: dict[str, Any
 
 async def collect_of(aengine: Any, *arguments: Any, **options: Any) -> list[StreamDelta]:
     return await collect(aengine.stream(*arguments, **options))
+
+
+def test_beams_come_at_the_end(serve, make_engine) -> None:
+    params = SamplingParams(max_tokens=12, beam_width=3, n=2, temperature=0, ignore_eos=True)
+    (expected,) = make_engine().generate([PROMPTS[1]], params)
+    deltas = list(serve().stream(PROMPTS[1], params))
+    require_adds_up(deltas, expected)
+    assert len(deltas) == 2
 
 
 def test_text_that_a_stop_string_may_take_back_is_held(serve, make_engine) -> None:

@@ -24,6 +24,7 @@ from workbench.errors import (
     NonFiniteLogits,
     QueueFull,
     RequestFailed,
+    UnknownRequest,
 )
 from workbench.events import Event, StepDone
 
@@ -157,6 +158,29 @@ def test_a_fork_made_by_call_runs_along(serve) -> None:
     list(stream)
     assert stream.output is not None
     assert twin.outputs[0].token_ids == stream.output.outputs[0].token_ids
+
+
+def test_streams_wait_while_a_restored_engine_catches_up(serve, make_engine) -> None:
+    params = drawn(9, 60, logprobs=1)
+    (expected,) = make_engine().generate([PROMPTS[0]], params)
+    aengine = serve()
+    stream = aengine.stream(PROMPTS[0], params)
+    reply = aengine.generate(PROMPTS[0], params)
+    got = [next(stream), next(stream)]
+    aengine.pause().result(20)
+    state = aengine.call(lambda engine: engine.checkpoint()).result(20)
+    aengine.resume()
+    got += [next(stream) for _ in range(10)]
+    later = aengine.stream(PROMPTS[1], LONG)
+    next(later)
+    aengine.call(lambda engine: engine.restore(state)).result(20)
+    got += stream
+    assert [t for delta in got for t in delta.token_ids] == expected.outputs[0].token_ids
+    assert "".join(delta.text for delta in got) == expected.outputs[0].text
+    assert sum(len(delta.logprobs or ()) for delta in got) == 60
+    assert reply.result(20).outputs[0].token_ids == expected.outputs[0].token_ids
+    with pytest.raises(UnknownRequest):
+        list(later)
 
 
 def test_it_sleeps_when_there_is_nothing_to_do(serve) -> None:

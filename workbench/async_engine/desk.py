@@ -89,16 +89,24 @@ class Desk:
             elif ticket.live:
                 sequence = ticket.record.sequences[branch]
                 self._tell(ticket.pass_on(sequence, reasons.get((name, branch))))
-        # Observers are called during the step and may have ended others.
-        ended = self.tickets if self.engine.bus else {name for name, _ in reasons}
-        self._finish(ended)
+        if self.engine.bus:  # observers are called during the step and may have ended others
+            self.sweep()
+        else:
+            self._finish({name for name, _ in reasons})
 
     def sweep(self) -> None:
-        """Answer for every request that has ended, by whatever way."""
-        self._finish(self.tickets)
+        """Answer for every request that has ended, by whatever way.
 
-    def _finish(self, names: dict[str, Ticket] | set[str]) -> None:
-        for name in list(names):
+        After `engine.restore` a request goes on under its name. What it makes anew is what it made
+        before, so its stream waits until it is again where it was.
+        """
+        known = self.engine.requests
+        for name, ticket in self.tickets.items():
+            ticket.record = known.get(name, ticket.record)
+        self._finish(set(self.tickets))
+
+    def _finish(self, names: set[str]) -> None:
+        for name in names:
             ticket = self.tickets.get(name)
             if ticket is None or ticket.record is None or not ticket.record.finished:
                 continue

@@ -69,6 +69,8 @@ class Ticket:
         assert isinstance(self.sink, Mailbox)
         told = self._told.get(sequence.index, 0)
         token_ids = sequence.token_ids[sequence.num_prompt_tokens + told :]
+        if not token_ids and reason is None:
+            return None  # made again after a restore
         self._told[sequence.index] = told + len(token_ids)
         logprobs: list[TokenLogprobs] = []
         if sequence.request.params.logprobs is not None and sequence.logprobs:
