@@ -30,4 +30,6 @@ def test_streams_fill_their_cards(
     assert buttons.count("cancelled") == 2
     assert buttons.count("length") == 6
     cards.first.scroll_into_view_if_needed()
+    seen = "() => [...document.querySelectorAll('.widget-html pre')].some(card => card.innerText)"
+    page.wait_for_function(seen, timeout=20_000)
     page.screenshot(path=str(repository / ".artifacts" / "browser" / "09_cards.png"))
