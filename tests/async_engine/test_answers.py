@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from drive import drawn, greedy
 from tiny import TEXTS, random_prompts
 
@@ -152,7 +153,8 @@ def test_text_that_a_stop_string_may_take_back_is_held(serve, make_engine) -> No
 
 
 def test_echo_begins_with_the_prompt(serve, make_engine) -> None:
-    for prompt in (TEXTS[1], PROMPTS[0]):
+    soft = make_engine().model.embedding(torch.tensor([5, 6, 7])).detach()
+    for prompt in (TEXTS[1], PROMPTS[0], [8, soft, 9]):
         (expected,) = make_engine().generate([prompt], greedy(8, echo=True))
         deltas = list(serve().stream(prompt, greedy(8, echo=True)))
         require_adds_up(deltas, expected)

@@ -109,7 +109,7 @@ class Reader:
 
     def _state(self, index: int) -> _Told:
         if index not in self._told:
-            ids, params = self._request.prompt_token_ids, self._request.params
+            ids, params = self._request.text_token_ids, self._request.params
             text = self._tokenizer.stream(ids, params) if self._tokenizer else None
             self._told[index] = _Told(text)
         return self._told[index]
@@ -120,4 +120,4 @@ class Reader:
         if not (self._request.params.echo and begins and self._tokenizer):
             return ""
         prompt = self._request.prompt
-        return prompt or self._tokenizer.decode(list(self._request.prompt_token_ids))
+        return prompt or self._tokenizer.decode(self._request.text_token_ids)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable
-from collections.abc import Sequence as Tokens
 from typing import Any, TypeVar
 
 from workbench.async_engine.loop import EngineLoop
@@ -21,7 +20,7 @@ from workbench.config import require_positive
 from workbench.describe import Described
 from workbench.engine import Engine
 from workbench.events import EventBus
-from workbench.request import RequestOutput
+from workbench.request import Prompt, RequestOutput
 from workbench.sampling_params import SamplingParams
 
 T = TypeVar("T")
@@ -51,7 +50,7 @@ class AsyncEngine(Described):
 
     def stream(
         self,
-        prompt: str | Tokens[int],
+        prompt: Prompt,
         params: SamplingParams | None = None,
         *,
         request_id: str | None = None,
@@ -76,7 +75,7 @@ class AsyncEngine(Described):
 
     def generate(
         self,
-        prompt: str | Tokens[int],
+        prompt: Prompt,
         params: SamplingParams | None = None,
         *,
         request_id: str | None = None,

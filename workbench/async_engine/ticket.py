@@ -6,7 +6,6 @@ Made by `AsyncEngine`, then touched by the engine's thread alone. Where the answ
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from workbench.async_engine.mailbox import Mailbox
 from workbench.async_engine.reply import Reply
 from workbench.async_engine.waiters import Waiter
 from workbench.engine.requests import RequestRecord
-from workbench.request import FinishReason, RequestOutput, Sequence, TokenLogprobs
+from workbench.request import FinishReason, Prompt, RequestOutput, Sequence, TokenLogprobs
 from workbench.sampling_params import SamplingParams
 
 
@@ -37,7 +36,7 @@ class Ticket:
     record: the engine's, from when it was accepted. ended: its answer was given, or is unwanted.
     """
 
-    prompt: str | Tokens[int]
+    prompt: Prompt
     params: SamplingParams | None
     options: dict[str, Any]
     wait: bool
