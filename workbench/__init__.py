@@ -9,9 +9,11 @@ Names are imported on first use, so that `import workbench` is quick and needs n
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench.async_engine import AsyncEngine
     from workbench.batch import ForwardContext, StepPlan
     from workbench.build import build
     from workbench.cache import BlockManager, KVCache
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "workbench.async_engine": ("AsyncEngine",),
     "workbench.batch": ("ForwardContext", "StepPlan"),
     "workbench.build": ("build",),
     "workbench.cache": ("BlockManager", "KVCache"),
@@ -55,6 +58,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "LLM",
+    "AsyncEngine",
     "BlockManager",
     "DecoderLM",
     "Engine",
@@ -82,9 +86,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        return getattr(importlib.import_module(_HOME_OF[name]), name)
-    raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    # Whoever imports the module `workbench.build` leaves it here under the function's name.
+    if "workbench.build" in sys.modules:
+        globals()["build"] = sys.modules["workbench.build"].build
+    return value
 
 
 def __dir__() -> list[str]:

@@ -111,6 +111,38 @@ class EngineClosed(WorkbenchError, RuntimeError):
     """The engine was closed and its memory given back; build a new one."""
 
 
+class EngineDraining(WorkbenchError, RuntimeError):
+    """`AsyncEngine.drain()` was called: it finishes what it has and takes nothing new."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine is being drained; `resume()` makes it take requests again")
+
+
+class QueueFull(WorkbenchError, RuntimeError):
+    """As many requests as `max_pending` allows are unfinished, and the caller would not wait."""
+
+    def __init__(self, max_pending: int) -> None:
+        self.max_pending = max_pending
+        super().__init__(
+            f"max_pending={max_pending} requests are unfinished. Try again later, leave out "
+            "`wait=False` to wait in line, or raise max_pending."
+        )
+
+
+class RequestFailed(WorkbenchError, RuntimeError):
+    """A step failed with this request in it; `__cause__` is what the step raised.
+
+    The request was ended and its blocks are free; the engine goes on with the others.
+    """
+
+    def __init__(self, request_id: str, cause: BaseException) -> None:
+        self.request_id, self.__cause__ = request_id, cause
+        super().__init__(
+            f"request_id={request_id!r}: a step it was part of failed with "
+            f"{type(cause).__name__}: {cause}"
+        )
+
+
 def _short(value: Any, limit: int = 120) -> str:
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,77 @@
+"""Async engines over a tiny random model; each is checked when its test ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import write_checkpoint
+
+from workbench.async_engine import AsyncEngine
+from workbench.cache import KVCache
+from workbench.config import SchedulerConfig
+from workbench.engine import Engine
+from workbench.models import DecoderLM, load_model
+from workbench.run import Runner
+from workbench.scheduler import Scheduler
+
+MakeEngine = Callable[..., Engine]
+Serve = Callable[..., AsyncEngine]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> DecoderLM:
+    """A tiny random Llama with its tokenizer. Tests must not change it."""
+    folder: Path = write_checkpoint(tmp_path_factory.mktemp("llama"), "llama")
+    return load_model(folder, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def make_engine(model: DecoderLM) -> MakeEngine:
+    """Build an engine by hand. Keywords: the cache's size, and fields of `SchedulerConfig`."""
+
+    def make(*, num_blocks: int = 96, block_size: int = 16, **scheduling: Any) -> Engine:
+        cache = KVCache.for_model(model, num_blocks, block_size)
+        settings = {"max_batch_tokens": 512, "max_sequences": 32, **scheduling}
+        scheduler = Scheduler(cache, SchedulerConfig(**settings))
+        return Engine(model, cache, scheduler, Runner(model, cache))
+
+    return make
+
+
+@pytest.fixture
+def serve(make_engine: MakeEngine) -> Iterator[Serve]:
+    """Return a function that serves an engine: its keywords are `make_engine`'s and `max_pending`.
+
+    At the end, each that is still open must hold no block; then it is closed, and its thread ends.
+    """
+    served: list[AsyncEngine] = []
+
+    def start(
+        engine: Engine | None = None, *, max_pending: int | None = 1024, **settings: Any
+    ) -> AsyncEngine:
+        served.append(AsyncEngine(engine or make_engine(**settings), max_pending=max_pending))
+        return served[-1]
+
+    yield start
+    try:
+        for aengine in served:
+            if not aengine.closed:
+                aengine.resume().result(20)
+                aengine.call(require_clean).result(20)
+    finally:
+        for aengine in served:
+            aengine.close()
+            assert aengine.closed
+    assert [t for t in threading.enumerate() if t.name == "workbench-engine"] == []
+
+
+def require_clean(engine: Engine) -> None:
+    """Fail unless the engine knows of no request and every block is free."""
+    engine.cache.check()
+    assert engine.requests == {}
+    assert engine.cache.blocks.num_used == 0
+    assert not engine.cache.blocks.pending_copies
