@@ -125,6 +125,7 @@ class Backend(Protocol):
     """
 
     name: str
+    chosen_because: str  # empty unless `auto` chose this backend
 
     def prepare(self, ctx: ForwardContext) -> Any:
         """Return what attention needs once per step (indices, masks); kept in `ctx.prepared`."""
@@ -145,6 +146,9 @@ class Backend(Protocol):
 
         rope: (cos, sin) that q and k are rotated by first, as by `rope`.
         """
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return x W^T + b [..., out] for x [..., in], weight [out, in] and bias [out]."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Return x [T, N] over its root mean square, times weight [N]; statistics in float32."""

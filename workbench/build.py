@@ -47,7 +47,9 @@ def check(config: EngineConfig) -> None:
     """Raise `ConfigError` for what can be seen to be wrong before anything is loaded."""
     check_seed(config.seed)
     get_policy(config.policy)
-    get_backend(config.backend, resolve_device(config.device))
+    device = resolve_device(config.device)
+    if config.backend != "auto":
+        get_backend(config.backend, device)
     require_positive("block_size", config.block_size)
     if config.num_blocks is not None:
         require_positive("num_blocks", config.num_blocks)
@@ -60,7 +62,7 @@ def resolve(config: EngineConfig, model: DecoderLM) -> EngineConfig:
         config,
         device=str(parameter.device),
         dtype=str(parameter.dtype).removeprefix("torch."),
-        backend="sdpa" if config.backend == "auto" else config.backend,
+        backend=get_backend(config.backend, parameter.device).name,
         num_blocks=config.num_blocks or default_num_blocks(model, config),
     )
 

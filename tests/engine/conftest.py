@@ -43,11 +43,15 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["reference", "sdpa", pytest.param("triton", marks=pytest.mark.gpu)])
+@pytest.fixture(
+    params=["reference", "sdpa", "native", pytest.param("triton", marks=pytest.mark.gpu)]
+)
 def backend(request: pytest.FixtureRequest, device: str) -> str:
     """Which backend the test runs on."""
     if request.param == "triton" and device == "cpu":
         pytest.skip("in the interpreter all of these would take hours: lifted by a GPU")
+    if request.param == "native" and device != "cpu":
+        pytest.skip("the native backend runs on a CPU")
     return request.param
 
 

@@ -1,20 +1,30 @@
-"""The fast backend computes what the plain one does, and the two may be swapped in mid-flight."""
+"""The fast backends compute what the plain one does, and may be swapped in mid-flight."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from drive import MakeEngine, drawn, greedy, tokens_of
 from tiny import random_prompts
 
+from workbench.batch import SampledTokens
+from workbench.engine import Engine
+from workbench.models import load_model
+from workbench.request import Sequence
+
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
-def test_sdpa_equals_reference(make_engine: MakeEngine, device: str, family: str) -> None:
+def test_every_backend_equals_reference(
+    make_engine: MakeEngine, backend: str, device: str, family: str
+) -> None:
     prompts = random_prompts(8, seed=40, longest=90)
     params = [greedy(24) if i % 2 else drawn(i) for i in range(8)]
     plain, fast = (
         make_engine(family, backend=name, device=device, max_batch_tokens=40)
-        for name in ("reference", "sdpa")
+        for name in ("reference", backend)
     )
     assert tokens_of(plain, prompts, params) == tokens_of(fast, prompts, params)
 
@@ -32,10 +42,12 @@ def test_triton_equals_reference(make_engine: MakeEngine, device: str) -> None:
     assert tokens_of(plain, prompts, params) == tokens_of(fast, prompts, params)
 
 
-@pytest.mark.parametrize("fast", ["sdpa", "triton"])
+@pytest.mark.parametrize("fast", ["sdpa", "native", "triton"])
 def test_logits_agree_step_by_step(make_engine: MakeEngine, device: str, fast: str) -> None:
     if fast == "triton" and device == "cpu" and torch.cuda.is_available():
         pytest.skip("kernels run on the GPU here: lifted by TRITON_INTERPRET=1 on a CPU")
+    if fast == "native" and device != "cpu":
+        pytest.skip("the native backend runs on a CPU")
     prompts = random_prompts(6, seed=41, longest=60)
     engines = [make_engine("mistral", backend=b, device=device) for b in ("reference", fast)]
     for engine in engines:
@@ -56,7 +68,7 @@ def test_swapping_backends_in_mid_flight(make_engine: MakeEngine) -> None:
     engine = make_engine(max_batch_tokens=16, max_sequences=4)
     ids = [engine.add(prompt, greedy(20)) for prompt in prompts]
     while engine.has_work:
-        for name in ("reference", "sdpa"):
+        for name in ("native", "reference", "sdpa"):
             engine.swap(backend=name)
             assert engine.runner.backend.name == name
             engine.step()
@@ -82,3 +94,35 @@ def test_not_a_number_stays_with_the_request_that_made_it(
     engine.run()
     got = [engine.output(name).outputs[0].token_ids for name in beside + after]
     assert got == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_logits_have_the_same_bits_however_a_request_is_run(
+    make_engine: MakeEngine, checkpoint: Callable[[str], Path], dtype: torch.dtype
+) -> None:
+    """Alone and whole, or among others, in chunks, preempted and resumed: not nearly, but equal."""
+    model = load_model(checkpoint("mistral"), device="cpu", dtype=dtype)
+    prompts = random_prompts(6, seed=44, longest=60)
+    alone = make_engine(model, backend="native", prefix_reuse=False)
+    expected = [logits_of(alone, [prompt])[0] for prompt in prompts]
+    crowded = make_engine(
+        model, backend="native", num_blocks=12, block_size=8, max_batch_tokens=9, max_sequences=4
+    )
+    for got, wanted in zip(logits_of(crowded, prompts), expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
+def logits_of(engine: Engine, prompts: list[list[int]]) -> list[torch.Tensor]:
+    """Return the logits [12, vocab] that each prompt's greedy tokens were chosen from."""
+    seen: dict[str, list[torch.Tensor]] = {engine.add(p, greedy(12)): [] for p in prompts}
+    sampler = engine.sampler
+
+    def watching(logits: torch.Tensor, sequences: list[Sequence]) -> SampledTokens:
+        for row, sequence in zip(logits, sequences, strict=True):
+            seen[sequence.request.request_id].append(row.clone())
+        return sampler(logits, sequences)
+
+    engine.swap(sampler=watching)
+    engine.run()
+    engine.swap(sampler=sampler)
+    return [torch.stack(rows) for rows in seen.values()]

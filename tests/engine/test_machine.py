@@ -51,7 +51,7 @@ class EngineMachine(RuleBasedStateMachine):
     known: dict[tuple[tuple[int, ...], SamplingParams], list[int]]
 
     @initialize(
-        backend=st.sampled_from(["reference", "sdpa"]),
+        backend=st.sampled_from(["reference", "sdpa", "native"]),
         block_size=st.sampled_from([1, 4, 16]),
         budget=st.integers(4, 40),
         max_sequences=st.integers(1, 4),
@@ -123,7 +123,10 @@ class EngineMachine(RuleBasedStateMachine):
             self.engine.abort(name)
             self.aborted.add(name)
 
-    @rule(policy=st.sampled_from(sorted(POLICIES)), backend=st.sampled_from(["reference", "sdpa"]))
+    @rule(
+        policy=st.sampled_from(sorted(POLICIES)),
+        backend=st.sampled_from(["reference", "sdpa", "native"]),
+    )
     def swap(self, policy, backend):
         self.engine.swap(scheduler_policy=policy, backend=backend)
 

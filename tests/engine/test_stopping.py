@@ -48,7 +48,9 @@ def test_ignore_eos(
 ) -> None:
     free = complete(make_engine, greedy(30))
     eos = free.token_ids[9]
-    model = load_model(with_eos(checkpoint("llama"), tmp_path / "m", eos), device="cpu")
+    model = load_model(
+        with_eos(checkpoint("llama"), tmp_path / "m", eos), device="cpu", dtype="float32"
+    )
     engine = make_engine(model)
     heeding = SamplingParams(max_tokens=30, temperature=0)
     ended, ignored = engine.generate([PROMPT] * 2, [heeding, greedy(30)])

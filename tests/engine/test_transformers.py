@@ -74,7 +74,9 @@ def test_the_end_token(
     eos = free[0][17]  # a token that greedy decoding is known to come to
     expected = [hf_generate(hf, prompt, 40, eos) for prompt in prompts]
     assert len(expected[0]) <= 18
-    model = load_model(with_eos(checkpoint(family), tmp_path / "m", eos), device="cpu")
+    model = load_model(
+        with_eos(checkpoint(family), tmp_path / "m", eos), device="cpu", dtype="float32"
+    )
     engine = make_engine(model)
     outputs = engine.generate(prompts, SamplingParams(max_tokens=40, temperature=0))
     assert [output.outputs[0].token_ids for output in outputs] == expected

@@ -37,7 +37,9 @@ def test_two_engines_interleaved_equal_each_alone(
 
 def test_the_same_cell_run_twice(checkpoint: Callable[[str], Path]) -> None:
     def cell() -> list[list[int]]:
-        with wb.LLM(checkpoint("llama"), device="cpu", num_blocks=64, seed=3) as llm:
+        with wb.LLM(
+            checkpoint("llama"), device="cpu", dtype="float32", num_blocks=64, seed=3
+        ) as llm:
             outputs = llm.generate(TEXTS, wb.SamplingParams(max_tokens=16), progress=False)
             return [output.outputs[0].token_ids for output in outputs]
 

@@ -70,8 +70,8 @@ def test_a_window_of_one_sees_only_itself(config: ModelConfig) -> None:
     ctx = context([7])
     x = torch.randn(7, 32)
     rope = RotaryEmbedding(config)(ctx.positions)
-    values = attention.qkv_proj(x)[:, -16:].unflatten(-1, (2, 8)).repeat_interleave(2, dim=1)
-    torch.testing.assert_close(attention(x, rope, ctx), attention.o_proj(values.flatten(1)))
+    values = attention.qkv_proj(x, ctx)[:, -16:].unflatten(-1, (2, 8)).repeat_interleave(2, dim=1)
+    torch.testing.assert_close(attention(x, rope, ctx), attention.o_proj(values.flatten(1), ctx))
     whole = Attention(replace(config, windows=(1, None)), 1)
     whole.load_state_dict(attention.state_dict())
     assert not torch.allclose(whole(x, rope, ctx)[1:], attention(x, rope, ctx)[1:])
@@ -89,6 +89,17 @@ def test_rows_of_a_packed_batch_do_not_see_each_other(config: ModelConfig) -> No
         torch.testing.assert_close(part, x_alone + residual_alone)
 
 
+class Doubled(torch.nn.Module):
+    """A wrapper as an adapter is one: it gets the batch's context too."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
+        return 2 * self.inner(x, ctx)
+
+
 def test_linear_layers_are_replaced_from_outside(config: ModelConfig) -> None:
     """What quantization and LoRA do: every matrix is a module of its own, reached by its name."""
     layer = layer_of(config)
@@ -99,7 +110,10 @@ def test_linear_layers_are_replaced_from_outside(config: ModelConfig) -> None:
         "mlp.gate_up_proj",
         "mlp.down_proj",
     }
-    layer.mlp.down_proj = torch.nn.Sequential(layer.mlp.down_proj, torch.nn.Identity())
     ctx = context([2])
-    x, _ = layer(torch.randn(2, 32), None, RotaryEmbedding(config)(ctx.positions), ctx)
-    assert x.shape == (2, 32)
+    x, rope = torch.randn(2, 32), RotaryEmbedding(config)(ctx.positions)
+    plain, stream = layer(x, None, rope, ctx)
+    layer.mlp.down_proj = Doubled(layer.mlp.down_proj)
+    out, kept = layer(x, None, rope, ctx)
+    torch.testing.assert_close(out, 2 * plain)
+    assert torch.equal(kept, stream)

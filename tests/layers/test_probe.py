@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.batch import ForwardContext
@@ -25,7 +26,7 @@ def model(config: ModelConfig) -> DecoderLM:
 def run(model: DecoderLM) -> Tensor:
     """Return the logits [6, vocab] of a fixed sequence."""
     ctx = ForwardContext.without_cache([6], get_backend("reference", "cpu"))
-    return model.logits(model(torch.arange(6), ctx))
+    return model.logits(model(torch.arange(6), ctx), ctx)
 
 
 def hooks(model: DecoderLM) -> int:
@@ -41,7 +42,7 @@ def test_reading(model: DecoderLM) -> None:
     assert list(captured) == points
     assert torch.equal(captured["embedding"], model.embedding.weight[:6])
     assert torch.equal(captured["head"], plain)
-    torch.testing.assert_close(model.head(captured["norm"]), plain)
+    torch.testing.assert_close(F.linear(captured["norm"], model.head.weight), plain)
     assert captured["layers.1.attention"].shape == captured["layers.1.mlp"].shape == (6, 32)
 
 
@@ -67,7 +68,7 @@ def test_patching_the_stream_of_one_run_into_another(model: DecoderLM) -> None:
     with probe(model, ["layers.0"]) as captured:
         wanted = run(model)
     with probe(model, {"layers.0": lambda _: captured["layers.0"]}):
-        patched = model.logits(model(torch.arange(6, 12), ctx))
+        patched = model.logits(model(torch.arange(6, 12), ctx), ctx)
     torch.testing.assert_close(patched, wanted)
 
 

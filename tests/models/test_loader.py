@@ -21,7 +21,7 @@ def logits(model: DecoderLM) -> torch.Tensor:
     """Return logits of a fixed sequence."""
     ids = torch.arange(20, device=model.device)
     ctx = ForwardContext.without_cache([20], get_backend("reference", model.device), model.device)
-    return model.logits(model(ids, ctx))
+    return model.logits(model(ids, ctx), ctx)
 
 
 def test_nothing_stays_on_meta_and_nothing_asks_for_gradients(checkpoint: Folder) -> None:
@@ -45,11 +45,29 @@ def test_dtype(checkpoint: Folder, dtype: str | torch.dtype) -> None:
     torch.testing.assert_close(logits(model).float(), logits(exact), rtol=0.1, atol=0.1)
 
 
-def test_auto_dtype_is_float32_on_a_cpu(checkpoint: Folder, copied: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    ("instruction", "stated", "expected"),
+    [
+        (None, "bfloat16", torch.float32),
+        ("avx512_bf16", "bfloat16", torch.bfloat16),
+        ("amx_bf16", "bfloat16", torch.bfloat16),
+        ("bf16", "bfloat16", torch.bfloat16),
+        ("avx512_bf16", "float32", torch.float32),
+        ("avx512_bf16", "float16", torch.float32),
+    ],
+)
+def test_auto_dtype_on_a_cpu(
+    copied: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    instruction: str | None,
+    stated: str,
+    expected: torch.dtype,
+) -> None:
     folder = copied()
     path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "bfloat16"}))
-    assert load_model(folder, device="cpu").dtype == torch.float32
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": stated}))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, instruction: True})
+    assert load_model(folder, device="cpu").dtype == expected
 
 
 @pytest.mark.gpu
@@ -140,8 +158,8 @@ def test_an_own_family_needs_no_registration(copied: Callable[..., Path]) -> Non
     class Shouting(LlamaForCausalLM):
         """Doubles its logits."""
 
-        def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-            return 2 * super().logits(hidden)
+        def logits(self, hidden: torch.Tensor, ctx: ForwardContext) -> torch.Tensor:
+            return 2 * super().logits(hidden, ctx)
 
     folder = copied()
     model = load_model(folder, device="cpu", families={**FAMILIES, "LlamaForCausalLM": Shouting})

@@ -12,15 +12,19 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from workbench.bench.measure import Row, Samples, append_rows, interleave, machine
 from workbench.bench.peers import HuggingFace
+from workbench.bench.shapes import SHAPES, write_random_checkpoint
 from workbench.bench.workloads import DESCRIPTIONS, Job, make_workload
+from workbench.errors import ConfigError
 from workbench.llm import LLM
 from workbench.models import resolve_model
 from workbench.sampling_params import SamplingParams
@@ -31,27 +35,58 @@ _OURS = "workbench"
 def main(argv: list[str] | None = None) -> int:
     """Run the chosen workloads and print the table; return 0."""
     arguments = _parser().parse_args(argv)
+    workloads = arguments.workloads.split(",")
+    chosen = peer_dtypes(arguments.peer_dtypes, workloads)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    folder = resolve_model(arguments.model)
-    llm = LLM(
-        folder, device="cpu", dtype=arguments.dtype, max_batch_tokens=arguments.max_batch_tokens
-    )
-    peers = {
-        f"transformers {name}": HuggingFace(folder, getattr(torch, name))
-        for name in arguments.peer_dtypes.split(",")
-    }
-    where = {**machine(), "model": arguments.model, "weights": llm.engine.model.num_bytes}
+    with ExitStack() as stack:
+        if arguments.model in SHAPES:
+            made = stack.enter_context(TemporaryDirectory())
+            folder = write_random_checkpoint(arguments.model, Path(made))
+        else:
+            folder = resolve_model(arguments.model)
+        settings = {"dtype": arguments.dtype, "backend": arguments.backend}
+        llm = LLM(folder, device="cpu", max_batch_tokens=arguments.max_batch_tokens, **settings)
+        names = dict.fromkeys(dtype for dtypes in chosen.values() for dtype in dtypes)
+        peers = {name: HuggingFace(folder, getattr(torch, name)) for name in names}
+    where = _where(llm, arguments.model)
+    for name in workloads:
+        wanted = {f"transformers {dtype}": peers[dtype] for dtype in chosen[name]}
+        rows = _measure(name, llm, wanted, arguments.repeats, where)
+        if arguments.rows:
+            append_rows(Path(arguments.rows), rows)
+    return 0
+
+
+def peer_dtypes(text: str, workloads: list[str]) -> dict[str, list[str]]:
+    """Return each workload's dtypes of the peer from `bfloat16,W1=float32`: for all, or for one.
+
+    An empty text means no peer. Raises `ConfigError` for an unknown dtype or workload.
+    """
+    chosen: dict[str, list[str]] = {name: [] for name in workloads}
+    for entry in filter(None, text.split(",")):
+        workload, _, dtype = entry.rpartition("=")
+        if dtype not in ("float32", "bfloat16") or workload not in ("", *DESCRIPTIONS):
+            fix = "Write DTYPE or WORKLOAD=DTYPE with float32 or bfloat16, parted by commas."
+            raise ConfigError("--peer-dtypes", entry, "is not understood", fix)
+        for name in workloads:
+            if workload in ("", name) and dtype not in chosen[name]:
+                chosen[name].append(dtype)
+    return chosen
+
+
+def _where(llm: LLM, model: str) -> dict[str, Any]:
+    """Print and return what is measured where, and the ceiling that memory sets."""
+    engine = llm.engine
+    untied = not engine.model.config.tied_head
+    skipped = engine.model.embedding.weight.nbytes if untied else 0  # read by row, not as a whole
+    weights = engine.model.num_bytes - skipped
+    facts = {"model": model, "dtype": engine.model.config.dtype, "weights": weights}
+    where = {**machine(), **facts, "backend": engine.runner.backend.name}
     print(json.dumps(where))
     bandwidth = read_bandwidth()
-    ceiling = bandwidth / llm.engine.model.num_bytes
-    print(f"memory read {bandwidth / 1e9:.1f} GB/s: at most {ceiling:.0f} decode steps/s\n")
-    rows: list[Row] = []
-    for name in arguments.workloads.split(","):
-        rows += _measure(name, llm, peers, arguments.repeats, where)
-    if arguments.rows:
-        append_rows(Path(arguments.rows), rows)
-    return 0
+    print(f"memory read {bandwidth / 1e9:.1f} GB/s: at most {bandwidth / weights:.0f} steps/s\n")
+    return where
 
 
 def _measure(
@@ -62,20 +97,23 @@ def _measure(
 
     candidates = {_OURS: partial(run, partial(run_engine, llm))}
     candidates |= {peer: partial(run, peers[peer].run) for peer in peers}
-    samples, results = interleave(candidates, repeats)
+    samples, results = interleave(
+        candidates, repeats, lambda line: print(f"  {name} {line}", flush=True)
+    )
     num_output = sum(job.num_output for job in make_workload(name))
     rows = [
         _row(name, engine, samples[engine], num_output, results[engine], where)
         for engine in candidates
     ]
-    best = max(row.median for row in rows if row.engine != _OURS)
+    best = max((row.median for row in rows if row.engine != _OURS), default=None)
     print(f"{name}  {DESCRIPTIONS[name]}; {num_output} tokens out")
     for row in rows:
         same = _agreement(results[row.engine], results[_OURS])
+        ratio = "" if best is None else f"  {row.median / best:>6.2f}x best peer"
         print(
             f"  {row.engine:<24}{row.median:>9.1f} tok/s [{row.low:.1f}..{row.high:.1f}] n={row.n}"
-            f"  {row.median / best:>6.2f}x best peer  same tokens {same:.1%}"
-            f"  other load {row.foreign_cores:.2f} cores"
+            f"{ratio}  same tokens {same:.1%}  other load {row.foreign_cores:.2f} cores",
+            flush=True,
         )
     return rows
 
@@ -137,11 +175,18 @@ def _agreement(result: list[list[int]], ours: list[list[int]]) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="workbench bench cpu", description=__doc__)
     add = parser.add_argument
-    add("--model", default="tinypy", help="embedded model, checkpoint folder or hub id")
+    shapes = "; ".join(f"{name}: {shape.description}" for name, shape in SHAPES.items())
+    own = f"a shape with random weights ({shapes})"
+    add("--model", default="tinypy", help=f"embedded model, checkpoint folder, hub id, or {own}")
     add("--workloads", default=",".join(DESCRIPTIONS))
     add("--repeats", type=int, default=5)
     add("--dtype", default="auto", help="of this engine: auto, float32, bfloat16")
-    add("--peer-dtypes", default="float32,bfloat16")
+    add("--backend", default="auto", help="of this engine: auto, native, sdpa, reference")
+    add(
+        "--peer-dtypes",
+        default="bfloat16,W1=float32,W2=float32",
+        help="of transformers: DTYPE for all workloads or WORKLOAD=DTYPE for one; '' for no peer",
+    )
     add("--max-batch-tokens", type=int, default=2048)
     add("--threads", type=int, help="torch threads (default: all cores)")
     add("--rows", help="append the rows to this JSON-lines file")

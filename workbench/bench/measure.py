@@ -88,20 +88,25 @@ def machine() -> dict[str, Any]:
 
 
 def interleave(
-    candidates: Mapping[str, Callable[[int], Any]], repeats: int
+    candidates: Mapping[str, Callable[[int], Any]],
+    repeats: int,
+    progress: Callable[[str], None],
 ) -> tuple[dict[str, Samples], dict[str, Any]]:
     """Run every candidate once per repeat, in turn, after one warm-up each.
 
-    A candidate is called with the repeat's number. Returns the samples and each one's last result.
+    A candidate is called with the repeat's number. `progress` gets a line after each run. Returns
+    the samples and each one's last result.
     """
     samples = {name: Samples() for name in candidates}
     results: dict[str, Any] = {}
-    for candidate in candidates.values():
-        candidate(-1)
-    for repeat in range(repeats):
+    for repeat in range(-1, repeats):
         for name, candidate in candidates.items():
-            with samples[name].measure():
+            taken = samples[name] if repeat >= 0 else Samples()
+            with taken.measure():
                 results[name] = candidate(repeat)
+            turn = f"repeat {repeat + 1} of {repeats}" if repeat >= 0 else "warm-up"
+            load = f"other load {taken.foreign_cores[-1]:.2f} cores"
+            progress(f"{turn}: {name} {taken.seconds[-1]:.3f} s, {load}")
     return samples, results
 
 

@@ -15,7 +15,7 @@ from workbench.cli.machine.browser import HOW_TO_GET_ONE, browser_version, find_
 from workbench.cli.machine.cpu import Cpu, Memory, read_cpu, read_memory
 from workbench.cli.machine.gpu import Gpu, read_gpus
 from workbench.cli.machine.packages import installed_version, torch_cuda_version, torch_sees_gpu
-from workbench.cli.machine.tools import compiler, find_ptxas, ptxas_version
+from workbench.cli.machine.tools import c_compiler, compiler, find_ptxas, ptxas_version
 from workbench.cli.places import EMBEDDED_MODEL, repository_root
 
 
@@ -39,6 +39,7 @@ class Machine:
     torch_cuda: str | None
     triton: str | None
     compiler: str | None
+    c_compiler: str | None
     ptxas: Path | None
     ptxas_version: str | None
     browser: str | None
@@ -61,6 +62,7 @@ def inspect_machine() -> Machine:
         torch_cuda=torch_cuda_version(),
         triton=installed_version("triton"),
         compiler=compiler(),
+        c_compiler=c_compiler(),
         ptxas=ptxas,
         ptxas_version=ptxas_version(ptxas) if ptxas else None,
         browser=browser_version(browser) if browser else None,
@@ -73,6 +75,7 @@ def features(machine: Machine) -> list[Finding]:
     """Return what will run, each with the reason and, where it will not, the remedy."""
     return [
         Finding("engine", _engine(machine)),
+        Finding("backend on the CPU", _cpu_backend(machine)),
         Finding("Triton kernels", _triton(machine)),
         Finding("compiling to PTX", _ptx(machine)),
         Finding("bfloat16 on the CPU", _bf16(machine)),
@@ -100,6 +103,14 @@ def _engine(machine: Machine) -> str:
         f"on the CPU only: torch, built for CUDA {machine.torch_cuda}, cannot use the GPU; "
         f"is driver {machine.gpus[0].driver} new enough?"
     )
+
+
+def _cpu_backend(machine: Machine) -> str:
+    if machine.system != "Linux":
+        return f"sdpa: native kernels run on Linux only, not on {machine.system}"
+    if machine.c_compiler is None:
+        return "sdpa: native kernels would be faster, but need a C compiler; install gcc or clang"
+    return "native: C kernels, compiled for this CPU on first use"
 
 
 def _triton(machine: Machine) -> str:

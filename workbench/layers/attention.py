@@ -28,20 +28,18 @@ class Attention(nn.Module):
         self.scale = config.head_dim**-0.5
         self.window = config.window(layer)
         q_rows, kv_rows = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        self.split_sizes = (q_rows, kv_rows, kv_rows)
+        self.split_sizes = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         self.qkv_proj = Linear(config.hidden_size, q_rows + 2 * kv_rows, bias=config.qkv_bias)
         self.o_proj = Linear(q_rows, config.hidden_size, bias=config.output_bias)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], ctx: ForwardContext) -> Tensor:
         """Map x [T, hidden] to [T, hidden]; rope is (cos, sin), each [T, D/2] float32."""
-        q, k, v = self.qkv_proj(x).split(self.split_sizes, dim=-1)
-        q = q.unflatten(-1, (self.num_heads, self.head_dim))
-        k = k.unflatten(-1, (self.num_kv_heads, self.head_dim))
-        v = v.unflatten(-1, (self.num_kv_heads, self.head_dim))
+        heads = self.qkv_proj(x, ctx).view(x.shape[0], -1, self.head_dim)  # [T, H + 2K, D]
+        q, k, v = heads.split_with_sizes(self.split_sizes, 1)
         attended = ctx.backend.attention(
             q, k, v, self.layer, ctx, scale=self.scale, rope=rope, window=self.window
         )
-        out: Tensor = self.o_proj(attended.flatten(1))
+        out: Tensor = self.o_proj(attended.flatten(1), ctx)
         return out
 
     def extra_repr(self) -> str:

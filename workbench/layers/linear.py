@@ -6,7 +6,9 @@ nothing here knows of them; `DecoderLM.init_weights` fills a model that has no c
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
+
+from workbench.batch import ForwardContext
 
 
 class Linear(nn.Linear):
@@ -14,3 +16,7 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Leave the weights as they are: they come from a checkpoint or from `init_weights`."""
+
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:  # type: ignore[override]
+        """Map x [T, in] to [T, out]; what replaces this layer may need the batch's `ctx` too."""
+        return ctx.backend.linear(x, self.weight, self.bias)

@@ -23,5 +23,5 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """Map x [T, hidden] to [T, hidden]."""
-        out: Tensor = self.down_proj(ctx.backend.silu_mul(self.gate_up_proj(x)))
+        out: Tensor = self.down_proj(ctx.backend.silu_mul(self.gate_up_proj(x, ctx)), ctx)
         return out

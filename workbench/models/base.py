@@ -62,9 +62,9 @@ class DecoderLM(nn.Module, Described):
         """Map token ids [T] to hidden states after the final norm [T, hidden]."""
         raise NotImplementedError(f"{type(self).__name__}.forward")
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, ctx: ForwardContext) -> Tensor:
         """Map hidden states [R, hidden] to logits [R, vocab] in the model's dtype."""
-        out: Tensor = self.head(hidden)
+        out: Tensor = self.head(hidden, ctx)
         return out
 
     @property

@@ -16,8 +16,8 @@ import torch
 from workbench.errors import CheckpointError, ConfigError
 from workbench.models.base import DecoderLM
 from workbench.models.checkpoint import Checkpoint
+from workbench.models.dtype import auto_dtype, named_dtype
 from workbench.models.hf import dtype_name
-from workbench.models.layout import arrange_for_cpu
 from workbench.models.registry import FAMILIES, Families, find_family
 from workbench.models.resolve import resolve_model
 from workbench.models.weights import Piece, expand, fill, match
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from workbench.models.tokenizer import Tokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CODES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float32"}
 _FIX = (
     "Fetch the checkpoint again, or write it anew from transformers with "
@@ -47,15 +46,15 @@ def load_model(
 
     model: an embedded model's name, a checkpoint folder, or a hub id (see `resolve_model`).
     device: `auto` is CUDA where there is one, else the CPU.
-    dtype: `auto` is the checkpoint's on CUDA, and float32 on a CPU, where it was measured faster
-    than bfloat16. The returned model's `config.dtype` says what was chosen.
+    dtype: `auto` is the checkpoint's on CUDA; on a CPU it is bfloat16 where both checkpoint and
+    processor have that, else float32. The returned model's `config.dtype` says what was chosen.
     families: architecture names to classes, for models defined outside this package.
 
     Raises `ConfigError` (unknown model, architecture, device, dtype; a config that cannot run) or
     `CheckpointError` (one that lists all faults of the weights).
     """
     target = resolve_device(device)
-    wanted = _dtype(dtype)
+    wanted = named_dtype(dtype)
     folder = resolve_model(model)
     hf = _read_config(folder)
     family = find_family(hf, families)
@@ -68,11 +67,9 @@ def load_model(
         tokenizer = _tokenizer(folder)
         if wanted is None:
             stated = dtype_name(hf) or _CODES[checkpoint.tensors[pieces[0].source].dtype]
-            wanted = torch.float32 if target.type == "cpu" else _dtype(stated) or torch.float32
+            wanted = auto_dtype(stated, target)
         fill(loaded, pieces, checkpoint.read, target, wanted)
     loaded.tie_head()
-    if target.type == "cpu" and wanted is torch.float32:
-        arrange_for_cpu(loaded)
     loaded.to(target)  # only buffers are left to move; a weight still on meta would be refused
     loaded.config = replace(config, dtype=str(wanted).removeprefix("torch."))
     loaded.tokenizer = tokenizer
@@ -95,17 +92,6 @@ def resolve_device(device: str | torch.device) -> torch.device:
         fix = "Give auto, or a device that is there."
         raise ConfigError("device", str(device), f"this machine has {count} CUDA devices", fix)
     return target
-
-
-def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
-    """Return the dtype of that name, None for `auto`."""
-    if dtype == "auto":
-        return None
-    name = str(dtype).removeprefix("torch.")
-    if name not in _DTYPES:
-        known = f"Known: auto, {', '.join(_DTYPES)}."
-        raise ConfigError("dtype", str(dtype), "not a dtype that models run in", known)
-    return _DTYPES[name]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -7,10 +7,13 @@ global.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from workbench.batch import Backend
 from workbench.errors import ConfigError
+from workbench.ops.native import NativeBackend
 from workbench.ops.reference import ReferenceBackend
 from workbench.ops.sdpa import SDPABackend
 from workbench.ops.triton import TritonBackend
@@ -18,20 +21,49 @@ from workbench.ops.triton import TritonBackend
 BACKENDS: dict[str, type[ReferenceBackend]] = {
     "reference": ReferenceBackend,
     "sdpa": SDPABackend,
+    "native": NativeBackend,
     "triton": TritonBackend,
 }
 
 
 def get_backend(name: str = "auto", device: torch.device | str = "cpu") -> Backend:
-    """Return the backend of that name for a device; `auto` is `sdpa`, the faster on every device.
+    """Return the backend of that name for a device; its `chosen_because` says why, for `auto`.
 
-    Raises `ConfigError` for a name that is not in `BACKENDS`, and for one that cannot run here.
+    `auto` is `native` on a CPU and `sdpa` on a GPU. Where `native` cannot be compiled it is `sdpa`
+    too, with a warning. Raises `ConfigError` for a name that is not in `BACKENDS`, and for one that
+    cannot run here.
     """
-    chosen = "sdpa" if name == "auto" else name
-    if chosen not in BACKENDS:
+    device = torch.device(device)
+    if name == "auto":
+        return _best(device)
+    if name not in BACKENDS:
         known = ", ".join(["auto", *BACKENDS])
         raise ConfigError("backend", name, "no such backend", f"Known: {known}.")
-    return BACKENDS[chosen](torch.device(device))
+    return BACKENDS[name](device)
 
 
-__all__ = ["BACKENDS", "Backend", "ReferenceBackend", "SDPABackend", "TritonBackend", "get_backend"]
+def _best(device: torch.device) -> Backend:
+    backend: ReferenceBackend
+    if device.type != "cpu":
+        backend = SDPABackend(device)
+        backend.chosen_because = "auto: the fastest on a GPU"
+        return backend
+    try:
+        backend = NativeBackend(device)
+        backend.chosen_because = "auto: compiled for this CPU"
+    except ConfigError as error:
+        backend = SDPABackend(device)
+        backend.chosen_because = f"auto: native would be faster, but {error.problem}. {error.fix}"
+        warnings.warn(f"backend=sdpa, {backend.chosen_because}", stacklevel=3)
+    return backend
+
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "NativeBackend",
+    "ReferenceBackend",
+    "SDPABackend",
+    "TritonBackend",
+    "get_backend",
+]

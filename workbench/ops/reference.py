@@ -24,10 +24,12 @@ class ReferenceBackend(Described):
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.chosen_because = ""  # filled where `auto` chose
 
     def describe(self) -> dict[str, Any]:
-        """Return which backend this is, and where it runs."""
-        return {"name": self.name, "device": self.device}
+        """Return which backend this is, why, and where it runs."""
+        facts = {"name": self.name, "device": self.device}
+        return {**facts, "chosen": self.chosen_because} if self.chosen_because else facts
 
     def prepare(self, ctx: ForwardContext) -> Any:
         """Nothing to prepare: every row is worked out where it is needed."""
@@ -73,6 +75,10 @@ class ReferenceBackend(Described):
             k_all, v_all = gather(kv, ctx.block_tables[row : row + 1, :num_blocks])
             rows.append((row, k_all[0, :length], v_all[0, :length], queries[row]))
         return rows
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return x W^T + b; see `Backend.linear`."""
+        return F.linear(x, weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Return x over its root mean square, times weight; see `Backend.rms_norm`."""

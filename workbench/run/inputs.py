@@ -38,12 +38,15 @@ class InputBuilder:
         starts = np.array(plan.starts, dtype=np.int64)
         num_new = np.array(plan.num_new, dtype=np.int64)
         tables = self._block_tables(plan)
-        ends = np.cumsum(num_new)
-        row_of = np.repeat(np.arange(len(num_new)), num_new)
-        positions = np.arange(ends[-1]) - np.repeat(ends - num_new - starts, num_new)
-        block_size = self.cache.block_size
-        blocks = tables[row_of, positions // block_size]
-        slots = blocks.astype(np.int64) * block_size + positions % block_size
+        rows = len(num_new)
+        ends = num_new.cumsum()
+        if plan.num_decodes == rows:  # one token a row, the step that must be quick
+            row_of, positions = np.arange(rows), starts
+        else:
+            row_of = np.arange(rows).repeat(num_new)
+            positions = np.arange(ends[-1]) - (ends - num_new - starts)[row_of]
+        index, offsets = np.divmod(positions, self.cache.block_size)
+        slots = tables[row_of, index] * np.int64(self.cache.block_size) + offsets
         logit_rows = ends[plan.sampled] - 1
         columns = [self._token_ids(plan), positions, slots, logit_rows]
         if self.needs_rope_lens:
@@ -53,7 +56,6 @@ class InputBuilder:
         kv_lens = starts + num_new
         small = np.concatenate(([0], ends, kv_lens, tables.ravel())).astype(np.int32)
         small_t = torch.from_numpy(small).to(self.device, non_blocking=True)
-        rows = len(num_new)
         ctx = ForwardContext(
             backend=backend,
             positions=positions_t,

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workbench.batch import RowReport, StepPlan
+from workbench.batch import ForwardContext, RowReport, StepPlan
 from workbench.models import DecoderLM
 from workbench.request import Sequence, TokenLogprobs
 from workbench.sample import token_logprobs
@@ -55,19 +55,23 @@ def points_of(plan: StepPlan) -> list[str]:
 
 
 def make_reports(
-    plan: StepPlan, model: DecoderLM, hidden: Tensor, seen: Mapping[str, Tensor]
+    plan: StepPlan,
+    model: DecoderLM,
+    hidden: Tensor,
+    ctx: ForwardContext,
+    seen: Mapping[str, Tensor],
 ) -> dict[int, RowReport]:
     """Return a report for each row whose request asks for one, by row.
 
-    hidden: what `model` made of the plan's tokens, [T, hidden]. seen: what it computed on the way
-    at `points_of(plan)`, [T, …] each.
+    hidden: what `model` made of the plan's tokens, [T, hidden], in the pass of `ctx`. seen: what it
+    computed on the way at `points_of(plan)`, [T, …] each.
     """
     rows = _rows(plan)
     if not rows:
         return {}
     reports = {row.number: RowReport() for row in rows}
     _report_activations(rows, seen, reports)
-    _report_logprobs(rows, model, hidden, reports)
+    _report_logprobs(rows, model, hidden, ctx, reports)
     return reports
 
 
@@ -107,12 +111,16 @@ def _report_activations(
 
 
 def _report_logprobs(
-    rows: list[_Row], model: DecoderLM, hidden: Tensor, reports: Mapping[int, RowReport]
+    rows: list[_Row],
+    model: DecoderLM,
+    hidden: Tensor,
+    ctx: ForwardContext,
+    reports: Mapping[int, RowReport],
 ) -> None:
     """Score every row's next prompt tokens, all rows together."""
     wanted = {row.number: _unscored(row) for row in rows}
     scored = [token for tokens in wanted.values() for token in tokens if token is not None]
-    entries = iter(_score(scored, model, hidden))
+    entries = iter(_score(scored, model, hidden, ctx))
     for number, tokens in wanted.items():
         reports[number].prompt_logprobs = [
             None if token is None else next(entries) for token in tokens
@@ -137,13 +145,15 @@ def _unscored(row: _Row) -> list[_Scored | None]:
     ]
 
 
-def _score(tokens: list[_Scored], model: DecoderLM, hidden: Tensor) -> list[TokenLogprobs]:
+def _score(
+    tokens: list[_Scored], model: DecoderLM, hidden: Tensor, ctx: ForwardContext
+) -> list[TokenLogprobs]:
     """Return the log-probabilities of these tokens under the model's own distribution."""
     entries: list[TokenLogprobs] = []
     size = max(1, SLICE_ELEMENTS // model.config.vocab_size)
     for start in range(0, len(tokens), size):
         part = tokens[start : start + size]
         places = torch.tensor([[t.position, t.token_id] for t in part]).to(hidden.device)
-        logits = model.logits(hidden[places[:, 0]])  # [n, vocab]
+        logits = model.logits(hidden[places[:, 0]], ctx)  # [n, vocab]
         entries += token_logprobs(logits, places[:, 1], [t.num_top for t in part])
     return entries

@@ -56,12 +56,12 @@ class Runner(Described):
         inputs = self.inputs.build(plan, self.backend)
         with probe(self.model, points_of(plan)) as seen:
             hidden = self.model(inputs.token_ids, inputs.ctx)
-        reports = make_reports(plan, self.model, hidden, seen)
+        reports = make_reports(plan, self.model, hidden, inputs.ctx, seen)
         if not plan.sampled:
             return ForwardOutput(None, reports)
         if len(plan.sampled) < hidden.shape[0]:
             hidden = hidden[inputs.logit_rows]
-        return ForwardOutput(self.model.logits(hidden), reports)
+        return ForwardOutput(self.model.logits(hidden, inputs.ctx), reports)
 
     def close(self) -> None:
         """Drop the model and the cache."""
@@ -69,9 +69,10 @@ class Runner(Described):
 
     def describe(self) -> dict[str, Any]:
         """Return what runs where."""
+        why = self.backend.chosen_because
         return {
             "model": self.model.config.architecture,
-            "backend": self.backend.name,
+            "backend": f"{self.backend.name} ({why})" if why else self.backend.name,
             "device": self.device,
             "mode": "eager",
         }

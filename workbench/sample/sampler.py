@@ -18,6 +18,7 @@ from workbench.describe import Described
 from workbench.errors import NonFiniteLogits
 from workbench.request import Sequence, TokenLogprobs
 from workbench.sample import filters
+from workbench.sample.greedy import argmax
 from workbench.sample.logprobs import token_logprobs
 from workbench.sample.params import NARROW, RowGroup, SamplingTensors, to_device
 from workbench.sample.random import inverse_cdf, uniforms
@@ -92,7 +93,7 @@ class Sampler(Described):
     def _choose(self, logits: Tensor, tensors: SamplingTensors) -> Tensor:
         """Return a token for each row, [R] int64, `INVALID` where a draw was impossible."""
         if tensors.num_greedy:
-            tokens = logits.argmax(dim=-1)
+            tokens = argmax(logits)
         else:
             tokens = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
         if tensors.keys is None:

@@ -1,4 +1,4 @@
-"""Programs beside Python: a C++ compiler, and ptxas, the assembler of NVIDIA's PTX.
+"""Programs beside Python: C and C++ compilers, and ptxas, the assembler of NVIDIA's PTX.
 
 Triton needs a C compiler to launch a kernel on a GPU, and carries a ptxas of its own, which is
 looked at first because it is the one that fits the PTX it writes.
@@ -18,6 +18,17 @@ from workbench.cli.machine.packages import package_folder
 def compiler() -> str | None:
     """Return the C++ compiler's first line of `--version`: $CXX, else c++, g++ or clang++."""
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        if name and shutil.which(name) and (text := output_of([name, "--version"])):
+            return text.splitlines()[0]
+    return None
+
+
+def c_compiler() -> str | None:
+    """Return the first line of `--version` of the C compiler that CPU kernels are made with.
+
+    Looked for in the order of `workbench.ops.compiled`: $CC, else cc, gcc or clang.
+    """
+    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
         if name and shutil.which(name) and (text := output_of([name, "--version"])):
             return text.splitlines()[0]
     return None

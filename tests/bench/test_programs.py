@@ -1,0 +1,103 @@
+"""Each benchmark program runs, briefly: one that nobody runs is soon broken unnoticed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import write_checkpoint
+
+from workbench.bench import cpu, scheduler
+from workbench.bench.cpu import peer_dtypes
+from workbench.bench.shapes import SHAPES, write_random_checkpoint
+from workbench.bench.workloads import DESCRIPTIONS, Job
+from workbench.cli.bench import add_parser
+from workbench.cli.main import main
+from workbench.errors import ConfigError
+from workbench.models import load_model
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every workload one of two small requests that a tiny model's vocabulary has."""
+
+    def jobs(name: str, repeat: int = 0) -> list[Job]:
+        return [Job([1 + len(name), 2 + repeat % 7, 3], 3), Job([4, 5], 2)]
+
+    monkeypatch.setattr(cpu, "make_workload", jobs)
+    monkeypatch.setattr(cpu, "read_bandwidth", lambda: 1e10)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("backend", ["auto", "sdpa"])
+def test_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str) -> None:
+    folder, rows = write_checkpoint(tmp_path / "tiny", "llama"), tmp_path / "rows.jsonl"
+    settings = ["--workloads", "W1,W2", "--repeats", "2", "--peer-dtypes", "W1=float32"]
+    settings += ["--dtype", "float32", "--backend", backend, "--rows", str(rows)]
+    assert main(["bench", "cpu", "--model", str(folder), *settings]) == 0
+    shown = capsys.readouterr().out
+    assert "W1 warm-up: workbench" in shown
+    assert "W2 repeat 2 of 2: workbench" in shown
+    assert "same tokens 100.0%" in shown
+    written = [json.loads(line) for line in rows.read_text().splitlines()]
+    named = [(row["case"], row["engine"]) for row in written]
+    assert named == [("W1", "workbench"), ("W1", "transformers float32"), ("W2", "workbench")]
+    assert written[0]["output_hash"] == written[1]["output_hash"]
+    assert written[0]["where"]["backend"] == ("native" if backend == "auto" else backend)
+
+
+def test_scheduler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(scheduler, "SIZES", (1, 3))
+    assert main(["bench", "scheduler", "--steps", "5"]) in (0, 1)  # 1: slower than the bound
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["1", "3"]
+
+
+def test_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    """On a GPU one kernel; without one it says so before anything else."""
+    status = main(["bench", "kernels", "--kernel", "rms_norm"])
+    shown = capsys.readouterr()
+    if torch.cuda.is_available():
+        assert status == 0
+        assert "rms_norm" in shown.out
+    else:
+        assert status == 2
+        assert "measured on a CUDA GPU" in shown.err
+
+
+def test_every_program_is_run_here(request: pytest.FixtureRequest) -> None:
+    """A new program must get its test: named `test_<program>` in this file."""
+    commands = argparse.ArgumentParser().add_subparsers()
+    add_parser(commands)
+    bench = commands.choices["bench"]
+    programs = {name for action in bench._actions for name in action.choices or ()}
+    assert programs, "the programs were not found"
+    assert {name for name in programs if not hasattr(request.module, f"test_{name}")} == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("bfloat16", {"W1": ["bfloat16"], "W3": ["bfloat16"]}),
+        ("bfloat16,W1=float32", {"W1": ["bfloat16", "float32"], "W3": ["bfloat16"]}),
+        ("W3=float32,W2=bfloat16", {"W1": [], "W3": ["float32"]}),
+        ("", {"W1": [], "W3": []}),
+    ],
+)
+def test_peer_dtypes(text: str, expected: dict[str, list[str]]) -> None:
+    assert peer_dtypes(text, ["W1", "W3"]) == expected
+
+
+@pytest.mark.parametrize("text", ["int8", "W9=bfloat16", "W1=", "bfloat16;float32"])
+def test_bad_peer_dtypes(text: str) -> None:
+    with pytest.raises(ConfigError, match="--peer-dtypes"):
+        peer_dtypes(text, list(DESCRIPTIONS))
+
+
+def test_a_shape_is_a_checkpoint_of_the_stated_size(tmp_path: Path) -> None:
+    model = load_model(write_random_checkpoint("S", tmp_path), device="cpu", dtype="bfloat16")
+    assert model.num_parameters * 2 == pytest.approx(28e6, rel=0.01)
+    assert set(SHAPES) == {"S", "M"}

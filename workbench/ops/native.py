@@ -1,0 +1,219 @@
+"""The CPU backend over the C kernels of `kernels/cpu`, in float32 and bfloat16.
+
+Weights are read where they lie, keys and values straight from the paged cache. A token's result has
+the same bits whatever else is in its batch, however its prompt is chunked, and for any number of
+threads. Half precision, a pass without a cache and weights that are not row-major are left to the
+SDPA backend that this one is made from; gradients are refused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workbench.batch import ForwardContext
+from workbench.errors import ConfigError
+from workbench.ops.compiled import load_library
+from workbench.ops.sdpa import SDPABackend
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_NO_WINDOW = 1 << 40  # more tokens than any context has
+
+_POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "linear": (*[_POINTER] * 4, *[_LONG] * 4, _INT, _INT),
+    "rms_norm": (*[_POINTER] * 5, _LONG, _LONG, _FLOAT, _INT, _INT),
+    "silu_mul": (*[_POINTER] * 2, _LONG, _LONG, _INT, _INT),
+    "attention": (*[_POINTER] * 8, *[_LONG] * 4, _FLOAT, _LONG, _INT),
+}
+
+
+class _Batch(ctypes.Structure):
+    """`Batch` of attention.c: a step's rows, and the shape of the cache."""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("slots", "tables", "query_starts", "kv_lens")),
+        *((name, _LONG) for name in ("rows", "tokens", "table_width")),
+        *((name, _LONG) for name in ("num_blocks", "block_size", "kv_heads", "dim")),
+        *((name, _LONG) for name in ("kv_is_bf16", "threads")),
+    ]
+
+
+class NativeBackend(SDPABackend):
+    """`Backend` whose operations are compiled C; `ConfigError` where they cannot be compiled."""
+
+    name = "native"
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        if device.type != "cpu":
+            raise ConfigError("backend", "native", f"runs on a CPU, not on {device}", "Use sdpa.")
+        library = load_library()
+        for name, types in _SIGNATURES.items():
+            getattr(library, name).argtypes = types
+        self._linear, self._rms_norm = library.linear, library.rms_norm
+        self._silu_mul, self._attention = library.silu_mul, library.attention
+
+    def prepare(self, ctx: ForwardContext) -> Any:
+        """Return the step's rows as C reads them; without a cache, what SDPA needs."""
+        if ctx.kv is None or ctx.kv[0].dtype not in _DTYPES:
+            return super().prepare(ctx)
+        assert ctx.slot_mapping is not None, "a context with a cache has slots"
+        assert ctx.block_tables is not None, "a context with a cache has block tables"
+        assert ctx.query_starts is not None, "a context with a cache has query starts"
+        assert ctx.context_lens is not None, "a context with a cache has context lengths"
+        kv, tables = ctx.kv[0], ctx.block_tables
+        return _Batch(
+            ctx.slot_mapping.data_ptr(),
+            tables.data_ptr(),
+            ctx.query_starts.data_ptr(),
+            ctx.context_lens.data_ptr(),
+            len(ctx.query_lens),
+            len(ctx.slot_mapping),
+            tables.shape[1],
+            *kv.shape[1:],
+            kv.dtype is torch.bfloat16,
+            torch.get_num_threads(),
+        )
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return x W^T + b, reading the weight [out, in] row by row; see `Backend.linear`."""
+        dtype = x.dtype
+        if dtype not in _DTYPES or weight.dtype is not dtype or not weight.is_contiguous():
+            return F.linear(x, weight, bias)
+        if x.dim() != 2:
+            flat = self.linear(x.reshape(-1, x.shape[-1]), weight, bias)
+            return flat.view(*x.shape[:-1], -1)
+        if torch.is_grad_enabled():
+            _refuse_gradients(x, weight)
+        x = x if x.stride(1) == 1 else x.contiguous()
+        (rows, inputs), outputs = x.shape, weight.shape[0]
+        out = torch.empty(rows, outputs, dtype=dtype)
+        self._linear(
+            x.data_ptr(),
+            weight.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            rows,
+            inputs,
+            outputs,
+            x.stride(0),
+            dtype is torch.bfloat16,
+            torch.get_num_threads(),
+        )
+        return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Return x over its root mean square, times weight; rounded once, at the end."""
+        if x.dtype not in _DTYPES or weight.dtype is not x.dtype:
+            return super().rms_norm(x, weight, eps)
+        return self._norm(x, None, weight, eps)[0]
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return (rms_norm(x + residual), x + residual) in one pass."""
+        if x.dtype not in _DTYPES or not x.dtype == residual.dtype == weight.dtype:
+            return super().add_rms_norm(x, residual, weight, eps)
+        return self._norm(x, residual, weight, eps)
+
+    def _norm(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled():
+            _refuse_gradients(x, weight)
+        x = x.contiguous()
+        normed, total = torch.empty_like(x), x
+        added = None
+        if residual is not None:
+            residual, total = residual.contiguous(), torch.empty_like(x)
+            added = residual.data_ptr()
+        size = weight.shape[0]
+        self._rms_norm(
+            x.data_ptr(),
+            added,
+            weight.data_ptr(),
+            normed.data_ptr(),
+            total.data_ptr(),
+            x.numel() // size,
+            size,
+            eps,
+            x.dtype is torch.bfloat16,
+            torch.get_num_threads(),
+        )
+        return normed, total
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """Return silu(gate) * up of [gate | up]; rounded once, at the end."""
+        if gate_up.dtype not in _DTYPES:
+            return super().silu_mul(gate_up)
+        if torch.is_grad_enabled():
+            _refuse_gradients(gate_up)
+        gate_up = gate_up.contiguous()
+        size = gate_up.shape[-1] // 2
+        out = gate_up.new_empty(*gate_up.shape[:-1], size)
+        self._silu_mul(
+            gate_up.data_ptr(),
+            out.data_ptr(),
+            out.numel() // size,
+            size,
+            gate_up.dtype is torch.bfloat16,
+            torch.get_num_threads(),
+        )
+        return out
+
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: int,
+        ctx: ForwardContext,
+        *,
+        scale: float,
+        rope: tuple[Tensor, Tensor] | None = None,
+        window: int | None = None,
+    ) -> Tensor:
+        """Rotate, write k, v to the cache and attend, in one call; see `Backend.attention`."""
+        batch = ctx.prepared
+        if not isinstance(batch, _Batch) or q.dtype not in _DTYPES:
+            return super().attention(q, k, v, layer, ctx, scale=scale, rope=rope, window=window)
+        assert ctx.kv is not None, "rows prepared for C have a cache"
+        if torch.is_grad_enabled():
+            _refuse_gradients(q, k, v)
+        q, k, v = _packed_heads(q), _packed_heads(k), _packed_heads(v)
+        out = torch.empty(q.shape, dtype=q.dtype)
+        failed = self._attention(
+            ctypes.addressof(batch),
+            q.data_ptr(),
+            k.data_ptr(),
+            v.data_ptr(),
+            out.data_ptr(),
+            ctx.kv[layer].data_ptr(),
+            None if rope is None else rope[0].data_ptr(),
+            None if rope is None else rope[1].data_ptr(),
+            q.stride(0),
+            k.stride(0),
+            v.stride(0),
+            q.shape[1],
+            scale,
+            _NO_WINDOW if window is None else window,
+            q.dtype is torch.bfloat16,
+        )
+        if failed:
+            raise MemoryError("no memory for attention's partial results")
+        return out
+
+
+def _packed_heads(x: Tensor) -> Tensor:
+    """Return x [T, heads, D] with the heads of a token side by side, as they are in qkv's rows."""
+    return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
+
+
+def _refuse_gradients(*tensors: Tensor) -> None:
+    if any(tensor.requires_grad for tensor in tensors):
+        raise ConfigError("backend", "native", "computes no gradients", "Use sdpa to train.")
