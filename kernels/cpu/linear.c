@@ -97,8 +97,10 @@ EXPORT void linear(const void *x, const void *weight, const void *bias, void *y,
                    long inputs, long outputs, long x_stride, int is_bf16, int threads) {
     const Linear l = {x, weight, bias, y, inputs, outputs, x_stride};
     const int shares = team(rows * inputs * outputs, LEAST, threads);
+    const int64_t begin = now();
 #pragma omp parallel for num_threads(shares) schedule(static)
     for (int thread = 0; thread < shares; thread++) {
+        if (thread) helper_came(begin);
         long tiles = (outputs + TILE_COLUMNS - 1) / TILE_COLUMNS;
         long first = tiles * thread / shares * TILE_COLUMNS;
         long last = tiles * (thread + 1) / shares * TILE_COLUMNS;

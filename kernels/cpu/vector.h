@@ -21,8 +21,11 @@
 #define INLINE static inline __attribute__((always_inline))
 #define EXPORT __attribute__((visibility("default")))
 
-/* How many threads work of a size is worth: waking others takes as long as about `least` units. */
-INLINE int team(long work, long least, int threads) { return work < least ? 1 : threads; }
+/* How many of `threads` a piece of work gets; below `least` units, waking others takes longer. */
+int team(long work, long least, int threads);
+/* A helper says that it has begun, with the time at which the piece did. */
+void helper_came(int64_t begin);
+int64_t now(void); /* in nanoseconds */
 
 typedef uint16_t bf16;
 typedef float vec __attribute__((vector_size(VECTOR_BYTES)));

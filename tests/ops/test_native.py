@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from workbench.errors import ConfigError
 from workbench.ops import NativeBackend, get_backend
+from workbench.ops.compiled import load_library
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 DTYPES = list(TOLERANCE)
@@ -217,3 +220,19 @@ def test_gradients_are_refused(native: NativeBackend) -> None:
             operation()
         with torch.no_grad():
             operation()
+
+
+def test_work_is_done_alone_for_a_while_after_a_helper_came_late() -> None:
+    """Other programs hold its core then: the caller would wait milliseconds for microseconds."""
+    library = load_library()
+    library.now.restype = ctypes.c_int64
+    library.helper_came.argtypes = [ctypes.c_int64]
+    library.team.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_int]
+    time.sleep(0.25)  # whatever tests before this one saw is over
+    assert library.team(99, 100, 2) == 1, "too little work to share"
+    library.helper_came(library.now())
+    assert library.team(100, 100, 2) == 2
+    library.helper_came(library.now() - 1_000_000)
+    assert library.team(100, 100, 2) == 1
+    time.sleep(0.25)
+    assert library.team(100, 100, 2) == 2, "and then it is tried again"
