@@ -210,19 +210,27 @@ def prefill_attention_kernel(
     tl.store(place, acc.to(out.dtype.element_ty), mask=inside)
 
 
-def default(q: Tensor, k: Tensor, block_tables: Tensor | None = None, **_: Any) -> Config:
-    """Return 128 query rows (64 for wide heads or few tokens) against 64 keys."""
-    width, size = power_of_2(q.shape[2]), k.element_size()
-    group = q.shape[1] // k.shape[-2]
-    large = width <= 128 and q.element_size() == 2 and q.shape[0] * group >= 128
-    rows = max(128 if large else 64, power_of_2(group))
-    narrow = q.element_size() == 4
+def new_per_row(q: Tensor, context_lens: Tensor, num_tokens: int | None) -> int:
+    """Return the average number of new tokens of a row, to the power of two above."""
+    tokens = q.shape[0] if num_tokens is None else num_tokens
+    return power_of_2(cdiv(tokens, max(1, len(context_lens))))
+
+
+def default(
+    q: Tensor, k: Tensor, context_lens: Tensor, num_tokens: int | None = None, **_: Any
+) -> Config:
+    """Return as many query rows as an average sequence fills (16 to 128), against 64 keys."""
+    width, group = power_of_2(q.shape[2]), power_of_2(q.shape[1] // k.shape[-2])
+    narrow = q.element_size() == 4  # float32 is multiplied without tensor cores: small tiles
+    most = 16 if narrow else 64 if width > 128 else 128
+    rows = max(16, group, min(most, new_per_row(q, context_lens, num_tokens) * group))
+    wide = width * k.element_size() > 256
     return {
-        "BLOCK_M": max(16, power_of_2(group)) if narrow and width > 64 else rows,
-        "BLOCK_N": 32 if width * size > 256 or narrow else 64,
+        "BLOCK_M": rows,
+        "BLOCK_N": 32 if wide or narrow else 64,
         "TMA": 0,
-        "num_warps": 8 if large else 4,
-        "num_stages": 2 if width * size > 256 else 3,
+        "num_warps": 8 if rows >= 128 else 4,
+        "num_stages": 2 if wide else 3,
     }
 
 
@@ -262,7 +270,7 @@ def plan(
         "prefill_attention", LIMITS, head_dim=dim, group=heads // kv_heads, block_size=block_size
     )
     assert q[:1].is_contiguous(), "the heads of a token are adjacent"
-    config = config or default(q, k)
+    config = config or default(q, k, context_lens, num_tokens)
     if out is None:
         out = torch.empty((tokens, heads, dim), dtype=q.dtype, device=q.device)
     rows = len(context_lens)
