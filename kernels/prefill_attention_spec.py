@@ -268,5 +268,5 @@ SPEC = KernelSpec(
     },
     limits=LIMITS,
     baseline=baseline,
-    sources=("paged.py", "attention_math.py"),
+    sources=("prefill_tiles.py", "attention_math.py"),
 )
