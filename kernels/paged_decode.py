@@ -34,7 +34,7 @@ def _span(context_lens, row, window, num_splits, WINDOWED: tl.constexpr, MIN_SPL
 
 
 @triton.jit
-def _fold(score, v, acc, norm, peak, SWAP: tl.constexpr, PRECISION: tl.constexpr):
+def _fold(score, v, acc, norm, peak, SWAP: tl.constexpr):
     """Add the keys of one tile to the running softmax; see the kernel for the shapes."""
     keys: tl.constexpr = 0 if SWAP else 1
     higher = tl.maximum(peak, tl.max(score, axis=keys))
@@ -43,20 +43,20 @@ def _fold(score, v, acc, norm, peak, SWAP: tl.constexpr, PRECISION: tl.constexpr
     norm = norm * shrink + tl.sum(weight, axis=keys)
     acc = acc * tl.expand_dims(shrink, keys)
     if SWAP:
-        acc = tl.dot(tl.trans(v), weight.to(v.dtype), acc, input_precision=PRECISION)
+        acc = tl.dot(tl.trans(v), weight.to(v.dtype), acc, input_precision="ieee")
     else:
-        acc = tl.dot(weight.to(v.dtype), v, acc, input_precision=PRECISION)
+        acc = tl.dot(weight.to(v.dtype), v, acc, input_precision="ieee")
     return acc, norm, higher
 
 
 @triton.jit
-def _score(q, k, factor, cap, slope, distance, SWAP: tl.constexpr, PRECISION: tl.constexpr,
+def _score(q, k, factor, cap, slope, distance, SWAP: tl.constexpr,
            CAPPED: tl.constexpr, ALIBI: tl.constexpr):  # fmt: skip
     """Return base-2 scores: [keys, heads] if SWAP, else [heads, keys]."""
     if SWAP:
-        score = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+        score = tl.dot(k, tl.trans(q), input_precision="ieee")
     else:
-        score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        score = tl.dot(q, tl.trans(k), input_precision="ieee")
     score = score * factor
     if CAPPED:
         score = soft_capped(score, cap)
@@ -82,7 +82,6 @@ def paged_decode_kernel(
     """Attend from G query heads of one KV head over one split of one row's context."""
     head, row, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     ALIBI: tl.constexpr = alibi is not None
-    PRECISION: tl.constexpr = "ieee"
     first, length, tokens = _span(context_lens, row, window, num_splits, WINDOWED, MIN_SPLIT)
     begin = first + split * tokens
     end = tl.minimum(begin + tokens, length)
@@ -96,8 +95,7 @@ def paged_decode_kernel(
     factor = scale if CAPPED or ALIBI else scale * LOG2E
     if k_scale is not None:
         factor *= tl.load(k_scale + head)
-    if UPCAST:
-        queries = queries.to(tl.float32)
+    queries = queries.to(tl.float32) if UPCAST else queries
     acc = tl.zeros([TILE_D, TILE_G] if SWAP else [TILE_G, TILE_D], tl.float32)
     norm = tl.zeros([TILE_G], tl.float32)
     peak = tl.full([TILE_G], float("-inf"), tl.float32)
@@ -111,11 +109,10 @@ def paged_decode_kernel(
         # Slots past the end are a stranger's: zero, as a weight of 0 times NaN is NaN.
         k = tl.load(source, mask=wanted, other=0.0).to(queries.dtype)
         v = tl.load(source + side_stride, mask=wanted, other=0.0).to(queries.dtype)
-        distance = (length - 1 - position).to(tl.float32)
-        score = _score(queries, k, factor, cap, slope, distance, SWAP, PRECISION, CAPPED, ALIBI)
-        seen = valid[:, None] if SWAP else valid[None, :]
-        score = tl.where(seen, score, float("-inf"))
-        acc, norm, peak = _fold(score, v, acc, norm, peak, SWAP, PRECISION)
+        away = (length - 1 - position).to(tl.float32)
+        score = _score(queries, k, factor, cap, slope, away, SWAP, CAPPED, ALIBI)
+        score = tl.where(valid[:, None] if SWAP else valid[None, :], score, float("-inf"))
+        acc, norm, peak = _fold(score, v, acc, norm, peak, SWAP)
     _finish(acc, norm, peak, v_scale, sinks, out, partial, partial_lse, row, split, num_splits,
             head, heads, group, d, K, G, D, SPLIT, SWAP)  # fmt: skip
 
@@ -251,12 +248,11 @@ def plan(
     if out is None:
         out = torch.empty((rows, heads, dim), dtype=q.dtype, device=q.device)
     split = num_splits > 1
-    parts = (rows, heads, num_splits)
     shared = {
         "context_lens": context_lens, "sinks": sinks, "out": out, "num_splits": num_splits,
         "window": window or 0, "D": dim, "WINDOWED": window is not None,
-        "partial": torch.empty((*parts, dim), device=q.device) if split else None,
-        "partial_lse": torch.empty(parts, device=q.device) if split else None,
+        "partial": torch.empty((rows, heads, num_splits, dim), device=q.device) if split else None,
+        "partial_lse": torch.empty((rows, heads, num_splits), device=q.device) if split else None,
         "TILE_D": max(16, power_of_2(dim)),
     }  # fmt: skip
     arguments = shared | {

@@ -223,5 +223,5 @@ SPEC = KernelSpec(
         torch.bfloat16: (2e-2, 2e-2),
     },
     limits=LIMITS,
-    sources=("paged.py", "attention_math.py"),
+    sources=("attention_math.py",),
 )

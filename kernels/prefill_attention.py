@@ -19,26 +19,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from workbench.kernels.attention_math import LOG2E, soft_capped, with_sink
 from workbench.kernels.launch import INTERPRETED, Config, Launch, Plan, cdiv, power_of_2
+from workbench.kernels.prefill_tiles import find_row, key_bounds
 from workbench.kernels.spec import check_limits
 
 LIMITS = {"head_dim": (1, 256), "group": (1, 64), "block_size": (1, 1024)}
-
-
-@triton.jit
-def _find_row(starts, num_rows, tile, BLOCK_Q: tl.constexpr):
-    """Return (row, tile within the row): the last row whose first tile is not after `tile`.
-
-    Row r begins at tile (starts[r] - starts[0]) // BLOCK_Q + r, which leaves it enough of them.
-    """
-    base = tl.load(starts)
-    low, high = 0, num_rows
-    while high - low > 1:
-        middle = (low + high) // 2
-        if (tl.load(starts + middle) - base) // BLOCK_Q + middle <= tile:
-            low = middle
-        else:
-            high = middle
-    return low, tile - ((tl.load(starts + low) - base) // BLOCK_Q + low)
 
 
 @triton.jit
@@ -142,10 +126,9 @@ def _attend(acc, norm, peak, q, k, v, table, first_row, low, high, head, first, 
 def prefill_attention_kernel(
     q, k, v, starts, context_lens, tables, k_scale, v_scale, sinks, alibi, ancestors, out,
     num_rows, num_tiles, window, q_stride, k_stride, v_stride, table_stride, scale, cap,
-    K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, TILE_D: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, WORDS: tl.constexpr, PAGED: tl.constexpr, CAPPED: tl.constexpr,
-    WINDOWED: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr,
+    K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, TILE_D: tl.constexpr, WORDS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, PAGED: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr,
+    UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Attend from one tile of one row's new tokens, for the G query heads of one KV head."""
     BLOCK_Q: tl.constexpr = BLOCK_M // G
@@ -153,7 +136,7 @@ def prefill_attention_kernel(
     TREE: tl.constexpr = ancestors is not None
     head = tl.program_id(0)
     # The last tiles see most keys: they start first, so that the end of the grid is even.
-    row, tile = _find_row(starts, num_rows, num_tiles - 1 - tl.program_id(1), BLOCK_Q)
+    row, tile = find_row(starts, num_rows, num_tiles - 1 - tl.program_id(1), BLOCK_Q)
     first_token = tl.load(starts + row)
     num_new = tl.load(starts + row + 1) - first_token
     if tile * BLOCK_Q >= num_new:
@@ -169,34 +152,26 @@ def prefill_attention_kernel(
     queries = tl.load(
         q + (token * q_stride + heads * D)[:, None] + d[None, :], mask=inside, other=0.0
     )
-    if UPCAST:
-        queries = queries.to(tl.float32)
+    queries = queries.to(tl.float32) if UPCAST else queries
     slope = tl.load(alibi + heads, mask=wanted, other=0.0) if ALIBI else 0.0
-    word_row = token * WORDS if TREE else token
     factor = scale if CAPPED or ALIBI else scale * LOG2E
     if k_scale is not None:
         factor *= tl.load(k_scale + head)
     own = old + new
     lowest = old + tile * BLOCK_Q
-    first = tl.maximum(lowest - window + 1, 0) if WINDOWED else 0
-    low = first // BLOCK_N * BLOCK_N
-    high = end if TREE else tl.minimum(end, lowest + BLOCK_Q)
-    # Keys below `last_open` are seen by all queries (but for the window's lower edge).
-    last_open = tl.maximum(low, (old if TREE else lowest + 1) // BLOCK_N * BLOCK_N)
+    first, low, first_open, last_open, high = key_bounds(
+        old, end, lowest, window, WINDOWED, TREE, BLOCK_Q, BLOCK_N
+    )
     acc = tl.zeros([BLOCK_M, TILE_D], tl.float32)
     norm = tl.zeros([BLOCK_M], tl.float32)
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
     table = tables + row * table_stride if PAGED else starts
-    first_open = low
-    if WINDOWED:
-        first_open = tl.cdiv(tl.maximum(lowest + BLOCK_Q - window, 0), BLOCK_N) * BLOCK_N
-        first_open = tl.minimum(tl.maximum(first_open, low), last_open)
     for part in tl.static_range(0 if WINDOWED else 1, 3):  # the window's edge, open, the diagonal
         acc, norm, peak = _attend(
             acc, norm, peak, queries, k, v, table, first_token,
             low if part == 0 else (first_open if part == 1 else last_open),
             first_open if part == 0 else (last_open if part == 1 else high),
-            head, first, end, own, slope, factor, cap, window, old, ancestors, word_row,
+            head, first, end, own, slope, factor, cap, window, old, ancestors, token * WORDS,
             k_stride, v_stride, K, D, TILE_D, BLOCK_N, BLOCK_SIZE, PAGED, TMA, CAPPED, ALIBI,
             WINDOWED, TREE, part != 1,
         )  # fmt: skip
@@ -206,23 +181,31 @@ def prefill_attention_kernel(
     acc = acc / tl.where(norm > 0.0, norm, 1.0)[:, None]
     if v_scale is not None:
         acc *= tl.load(v_scale + head)
-    place = out + ((token * K * G + heads) * D)[:, None] + d[None, :]
-    tl.store(place, acc.to(out.dtype.element_ty), mask=inside)
+    places = ((token * K * G + heads) * D)[:, None] + d[None, :]
+    tl.store(out + places, acc.to(out.dtype.element_ty), mask=inside)
 
 
-def default(q: Tensor, k: Tensor, block_tables: Tensor | None = None, **_: Any) -> Config:
-    """Return 128 query rows (64 for wide heads or few tokens) against 64 keys."""
-    width, size = power_of_2(q.shape[2]), k.element_size()
-    group = q.shape[1] // k.shape[-2]
-    large = width <= 128 and q.element_size() == 2 and q.shape[0] * group >= 128
-    rows = max(128 if large else 64, power_of_2(group))
-    narrow = q.element_size() == 4
+def new_per_row(q: Tensor, context_lens: Tensor, num_tokens: int | None) -> int:
+    """Return the average number of new tokens of a row, to the power of two above."""
+    tokens = q.shape[0] if num_tokens is None else num_tokens
+    return power_of_2(cdiv(tokens, max(1, len(context_lens))))
+
+
+def default(
+    q: Tensor, k: Tensor, context_lens: Tensor, num_tokens: int | None = None, **_: Any
+) -> Config:
+    """Return as many query rows as an average sequence fills (16 to 128), against 64 keys."""
+    width, group = power_of_2(q.shape[2]), power_of_2(q.shape[1] // k.shape[-2])
+    narrow = q.element_size() == 4  # float32 is multiplied without tensor cores: small tiles
+    most = 16 if narrow else 64 if width > 128 else 128
+    rows = max(16, group, min(most, new_per_row(q, context_lens, num_tokens) * group))
+    wide = width * k.element_size() > 256
     return {
-        "BLOCK_M": max(16, power_of_2(group)) if narrow and width > 64 else rows,
-        "BLOCK_N": 32 if width * size > 256 or narrow else 64,
+        "BLOCK_M": rows,
+        "BLOCK_N": 32 if wide or narrow else 64,
         "TMA": 0,
-        "num_warps": 8 if large else 4,
-        "num_stages": 2 if width * size > 256 else 3,
+        "num_warps": 8 if rows >= 128 else 4,
+        "num_stages": 2 if wide else 3,
     }
 
 
@@ -262,7 +245,7 @@ def plan(
         "prefill_attention", LIMITS, head_dim=dim, group=heads // kv_heads, block_size=block_size
     )
     assert q[:1].is_contiguous(), "the heads of a token are adjacent"
-    config = config or default(q, k)
+    config = config or default(q, k, context_lens, num_tokens)
     if out is None:
         out = torch.empty((tokens, heads, dim), dtype=q.dtype, device=q.device)
     rows = len(context_lens)

@@ -14,7 +14,7 @@ from torch import Tensor
 from workbench.kernels.attention_math import attend
 from workbench.kernels.launch import Config, power_of_2
 from workbench.kernels.paged import FP8, QUANTISED, gather_row, random_cache, random_scales
-from workbench.kernels.prefill_attention import LIMITS, default, plan
+from workbench.kernels.prefill_attention import LIMITS, default, new_per_row, plan
 from workbench.kernels.spec import Case, Inputs, KernelSpec
 
 
@@ -163,12 +163,21 @@ def num_bytes(q: Tensor, k: Tensor, context_lens: Tensor, **_: Any) -> int:
     return 2 * q.numel() * q.element_size() + cache
 
 
-def bucket(q: Tensor, k: Tensor, block_tables: Tensor | None = None, **_: Any) -> str:
-    """Return shape, where keys come from, and the tokens to the power of two above."""
+def bucket(
+    q: Tensor,
+    k: Tensor,
+    context_lens: Tensor,
+    block_tables: Tensor | None = None,
+    num_tokens: int | None = None,
+    **_: Any,
+) -> str:
+    """Return shape, where keys come from, and new tokens in all and per row, in powers of two."""
     kind = "quantised" if k.dtype in QUANTISED else "float"
     source = "new tokens" if block_tables is None else f"blocks of {k.shape[1]} {kind}"
-    tokens = power_of_2(min(q.shape[0], 8192))
-    return f"heads {q.shape[1]}/{k.shape[-2]}x{q.shape[2]} {source} tokens {tokens}"
+    tokens = power_of_2(min(q.shape[0] if num_tokens is None else num_tokens, 8192))
+    each = min(new_per_row(q, context_lens, num_tokens), 8192)
+    shape = f"heads {q.shape[1]}/{k.shape[-2]}x{q.shape[2]}"
+    return f"{shape} {source} tokens {tokens} in rows of {each}"
 
 
 def baseline(q: Tensor, k: Tensor, v: Tensor, query_starts: Tensor, **inputs: Any) -> Tensor | None:
@@ -259,5 +268,5 @@ SPEC = KernelSpec(
     },
     limits=LIMITS,
     baseline=baseline,
-    sources=("paged.py", "attention_math.py"),
+    sources=("prefill_tiles.py", "attention_math.py"),
 )

@@ -10,7 +10,7 @@ import torch
 from interpreter import kernel_device
 from paged import make_batch
 
-from workbench import build as building
+from workbench.build import check
 from workbench.config import EngineConfig
 from workbench.errors import ConfigError
 from workbench.kernels import launch
@@ -31,7 +31,7 @@ def test_a_cpu_without_the_interpreter_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_building_refuses_it_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "INTERPRETED", False)
     with pytest.raises(ConfigError, match="backend='triton'"):
-        building.check(EngineConfig(device="cpu", backend="triton"))
+        check(EngineConfig(device="cpu", backend="triton"))
 
 
 def test_a_missing_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,32 +70,40 @@ def graph_timing(calls: Sequence[Call], seconds: float) -> Timing:
         for call in (*calls, *calls):
             call()
     torch.cuda.current_stream().wait_stream(stream)
-    rounds = _rounds(calls)
+    once = _captured(calls, 1)
+    rounds = _rounds(once.replay)
+    graph = once if rounds == 1 else _captured(calls, rounds)
+    return Timing.of(_samples(graph.replay, rounds * len(calls), seconds))
+
+
+def _captured(calls: Sequence[Call], rounds: int) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(rounds):
             for call in calls:
                 call()
-    graph.replay()
-    return Timing.of(_samples(graph.replay, rounds * len(calls), seconds))
+    return graph
 
 
 def eager_timing(calls: Sequence[Call], seconds: float) -> Timing:
     """Time calls as Python makes them, launch costs included, for about so many seconds."""
-    rounds = _rounds(calls)
+
+    def once() -> None:
+        for call in calls:
+            call()
+
+    rounds = _rounds(once)
 
     def run() -> None:
         for _ in range(rounds):
-            for call in calls:
-                call()
+            once()
 
-    run()
     return Timing.of(_samples(run, rounds * len(calls), seconds))
 
 
-def _rounds(calls: Sequence[Call]) -> int:
-    """Return how often to go through the calls to fill a sample."""
-    estimate = min(_sample(lambda: [call() for call in calls]) for _ in range(2))
+def _rounds(once: Call) -> int:
+    """Return how often to go through the calls to fill a sample; the first two runs warm up."""
+    estimate = [_sample(once) for _ in range(3)][-1]
     return max(1, min(200, round(_SAMPLE_US / max(estimate, 1.0))))
 
 

@@ -76,8 +76,11 @@ class TritonBackend(ReferenceBackend):
 
     def _run(self, kernel: str, dtype: torch.dtype, **inputs: Any) -> Any:
         spec = self.kernels[kernel]
-        config = self.tuned.config(spec, dtype, inputs)
-        return spec.plan(**inputs, config=config).run()
+        plan = spec.plan(**inputs, config=self.tuned.config(spec, dtype, inputs))
+        if self.device.index is None or self.device.index == torch.cuda.current_device():
+            return plan.run()
+        with torch.cuda.device(self.device):  # Triton launches on the current one
+            return plan.run()
 
     def prepare(self, ctx: ForwardContext) -> _Prepared:
         """Split the rows into decodes and chunks, and choose how far decodes are split."""
