@@ -27,8 +27,9 @@ FOLDER = Path(__file__).parent / "tuned"
 class TunedRow:
     """The best configuration of a kernel for a bucket of inputs, and how it was found.
 
-    latency_us: p50 and p90 in a CUDA graph. bound: the share of the measured ceiling that p50
-    reaches. max_err: the largest difference from the reference. checked: the cases it was held to.
+    latency_us: p50 and p90 in a CUDA graph. library_us: p50 of the spec's baseline, None if it has
+    none. bound: the share of the measured ceiling that p50 reaches. max_err: the largest difference
+    from the reference. checked: the cases it was held to.
     """
 
     kernel: str
@@ -43,6 +44,7 @@ class TunedRow:
     seed: int
     latency_us: Mapping[str, float]
     default_us: float
+    library_us: float | None
     bound: float
     max_err: float
     checked: list[str] = field(default_factory=list)
@@ -110,6 +112,20 @@ class TunedTable:
         else:
             self.used[key] = "tuned"
             return row.config
+        return None
+
+    def better_than_library(
+        self, spec: KernelSpec, dtype: torch.dtype, inputs: Inputs
+    ) -> Config | None:
+        """Return the tuned configuration if it was measured to beat the library, else None."""
+        config = self.config(spec, dtype, inputs)
+        if config is None:
+            return None
+        key = (spec.name, str(dtype).removeprefix("torch."), spec.bucket(**inputs))
+        row = self.rows[key]
+        if row.library_us is not None and row.latency_us["p50"] < row.library_us:
+            return config
+        self.used[key] = "library: it was measured to be faster"
         return None
 
     def describe(self) -> dict[str, Any]:

@@ -39,6 +39,7 @@ def row(spec: KernelSpec, inputs: dict[str, Any], **changes: Any) -> TunedRow:
         seed=0,
         latency_us={"p50": 10.0, "p90": 11.0},
         default_us=12.0,
+        library_us=None,
         bound=0.8,
         max_err=0.0,
         checked=["tinypy decode"],
@@ -92,6 +93,19 @@ def test_a_table_of_another_device_or_shape_is_refused(spec: KernelSpec, tmp_pat
         path.write_text(content)
         with pytest.raises(ConfigError, match="not a tuned table"):
             TunedTable.load(GPU, tmp_path)
+
+
+@pytest.mark.parametrize(("library_us", "used"), [(None, False), (9.0, False), (11.0, True)])
+def test_the_library_is_kept_where_it_was_faster(
+    spec: KernelSpec, library_us: float | None, used: bool
+) -> None:
+    inputs = spec.inputs("tinypy decode", torch.float16)
+    table = TunedTable(GPU, [row(spec, inputs, library_us=library_us)])
+    assert (table.better_than_library(spec, torch.float16, inputs) is not None) == used
+    assert list(table.used.values()) == [
+        "tuned" if used else "library: it was measured to be faster"
+    ]
+    assert TunedTable(GPU).better_than_library(spec, torch.float16, inputs) is None
 
 
 def wall(plans: Sequence[Plan], limit: float) -> float:

@@ -14,6 +14,7 @@ from workbench.build import check
 from workbench.config import EngineConfig
 from workbench.errors import ConfigError
 from workbench.kernels import launch
+from workbench.kernels.tuning import TunedRow, TunedTable
 from workbench.ops import TritonBackend, get_backend
 from workbench.ops import triton as module
 
@@ -64,6 +65,27 @@ def test_a_kernel_may_be_replaced(device: str) -> None:
     )
     assert called == [(2, 8)]
     assert get_backend("triton", device).kernels["silu_mul"] is original
+
+
+@pytest.mark.parametrize("device", [kernel_device()])
+@pytest.mark.parametrize("library_us", [5.0, 20.0])
+def test_linear_is_gemv_only_where_that_was_measured_faster(device: str, library_us: float) -> None:
+    backend = get_backend("triton", device)
+    assert isinstance(backend, TritonBackend)
+    spec = backend.kernels["gemv"]
+    inputs = spec.inputs("one row, bias, residual", torch.float32, device)
+    del inputs["residual"]
+    fields: dict[str, Any] = dict.fromkeys(("driver", "triton", "torch"), "")
+    key = {"kernel": "gemv", "dtype": "float32", "bucket": spec.bucket(**inputs)}
+    found = {"source_hash": spec.source_hash, "config": spec.default(**inputs), "device": "here"}
+    costs = {"latency_us": {"p50": 10.0}, "default_us": 10.0, "library_us": library_us}
+    row = TunedRow(**fields, **key, **found, **costs, seed=0, bound=1.0, max_err=0.0)
+    backend.tuned = TunedTable("here", [row])
+    actual = backend.linear(inputs["x"], inputs["weight"], inputs["bias"])
+    expected = torch.nn.functional.linear(inputs["x"], inputs["weight"], inputs["bias"])
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    used = backend.tuned.used["gemv", "float32", spec.bucket(**inputs)]
+    assert used.startswith("tuned" if library_us > 10 else "library")
 
 
 @pytest.mark.parametrize("device", [kernel_device()])

@@ -128,6 +128,7 @@ def _tune(
     found = tune(spec, bench.dtype, rotation, timer, seconds=seconds, seed=bench.seed)
     plans = [spec.plan(**inputs, config=found.config) for inputs in rotation]
     final = graph_timing([plan.run for plan in plans], 0.2)
+    library = _library(spec, rotation)
     floor = bench.ceilings.floor_us(spec.num_bytes(**rotation[0]), spec.flops(**rotation[0]))
     row = TunedRow(
         kernel=spec.name,
@@ -142,6 +143,7 @@ def _tune(
         seed=bench.seed,
         latency_us={"p50": round(final.p50, 2), "p90": round(final.p90, 2)},
         default_us=round(found.default_us, 2),
+        library_us=None if library is None else round(library.p50, 2),
         bound=round(floor / final.p50, 3),
         max_err=found.accuracy.max_err,
         checked=[case],

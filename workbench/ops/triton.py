@@ -19,6 +19,7 @@ from workbench.errors import ConfigError
 from workbench.ops.reference import ReferenceBackend
 
 if TYPE_CHECKING:
+    from workbench.kernels.launch import Plan
     from workbench.kernels.spec import KernelSpec
 
 
@@ -76,7 +77,9 @@ class TritonBackend(ReferenceBackend):
 
     def _run(self, kernel: str, dtype: torch.dtype, **inputs: Any) -> Any:
         spec = self.kernels[kernel]
-        plan = spec.plan(**inputs, config=self.tuned.config(spec, dtype, inputs))
+        return self._launch(spec.plan(**inputs, config=self.tuned.config(spec, dtype, inputs)))
+
+    def _launch(self, plan: Plan) -> Any:
         if self.device.index is None or self.device.index == torch.cuda.current_device():
             return plan.run()
         with torch.cuda.device(self.device):  # Triton launches on the current one
@@ -176,6 +179,16 @@ class TritonBackend(ReferenceBackend):
             out=out,
             **settings,
         )
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return x W^T + b; by `gemv` for few rows where it was measured to beat the library."""
+        if self.tuned.rows and x.dim() == 2 and 1 <= len(x) <= 16 and weight.stride(1) == 1:
+            spec, inputs = self.kernels["gemv"], {"x": x, "weight": weight, "bias": bias}
+            config = self.tuned.better_than_library(spec, x.dtype, inputs)
+            if config is not None:
+                out: Tensor = self._launch(spec.plan(**inputs, config=config))
+                return out
+        return super().linear(x, weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Return x over its root mean square, times weight; see `Backend.rms_norm`."""
