@@ -59,6 +59,26 @@ class Chooser(Protocol):
         """Take in what the model said after the sequence's last token; nothing is appended."""
 
 
+class Guide(Protocol):
+    """Says which tokens may follow in a sequence, as guided decoding does; one per sequence."""
+
+    def accept(self, token_id: int) -> None:
+        """Take in a token that was appended; called once for each, in order."""
+
+    def fill(self, row: Tensor) -> None:
+        """Write what is allowed next into `row`, [ceil(V / 32)] int32 on the CPU, all bits set.
+
+        Bit i % 32 of word i // 32 says whether token i is allowed.
+        """
+
+    def fork(self) -> Guide:
+        """Return a guide in the same state that goes its own way."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing but the end may follow."""
+
+
 @dataclass(slots=True)
 class RequestMetrics:
     """Times (seconds of `time.monotonic`) and counts of one request."""
@@ -151,9 +171,9 @@ class Sequence(Described):
     the KV of the first `num_computed` of them is in the cache. `sequence_id` counts arrivals;
     `index` is its place among its request's branches, and `leader` the first of them where it is
     another: policies rank them by it, so that they stand together. `num_tracked` is how many top
-    log-probabilities are noted beside each token (None: nothing). `error` says why it ended so.
-    `prompt_logprobs` (of the first tokens, as far as known) and `activations` are None where nobody
-    asked.
+    log-probabilities are noted beside each token (None: nothing). `bad_word_ids` are the request's
+    bad words as tokens. `error` says why it ended so. `prompt_logprobs` (of the first tokens, as
+    far as known) and `activations` are None where nobody asked.
     """
 
     sequence_id: int
@@ -169,6 +189,8 @@ class Sequence(Described):
     leader: Sequence | None = None
     num_tracked: int | None = None
     chooser: Chooser | None = None
+    guide: Guide | None = None
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
     num_computed: int = 0
     status: Status = Status.WAITING
     finish_reason: FinishReason | None = None
@@ -222,7 +244,8 @@ class Sequence(Described):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural log-probabilities of the model's own distribution where a token was chosen."""
+    """Natural log-probabilities where a token was chosen: of the model's own distribution, before
+    anything that a request asks to be done to it; a beam's are of the processed one."""
 
     token_id: int
     logprob: float

@@ -28,8 +28,10 @@ def append(sequence: Sequence, token_id: int, entry: TokenLogprobs | None) -> bo
 
 
 def append_token(sequence: Sequence, token_id: int, entry: TokenLogprobs | None) -> None:
-    """Append a token and what is reported of it."""
+    """Append a token and what is reported of it; its guide takes it in."""
     sequence.token_ids.append(token_id)
+    if sequence.guide is not None:
+        sequence.guide.accept(token_id)
     if len(sequence.token_ids) - sequence.num_prompt_tokens == 1:
         sequence.metrics.first_token = time.monotonic()
     if entry is not None:

@@ -14,6 +14,7 @@ from workbench.events import (
     Preempted,
     PrefixHit,
     PrefixMiss,
+    RequestFailed,
     RequestFinished,
     SequenceAdmitted,
 )
@@ -80,6 +81,13 @@ class Queues:
         sequence.status = Status.WAITING
         sequence.num_computed = 0
         sequence.metrics.num_preemptions += 1
+
+    def fail(self, sequence: Sequence, message: str) -> None:
+        """Note why a sequence cannot go on; the commit that brought the error finishes it."""
+        sequence.error = message
+        if self.bus:
+            ids = self.step, sequence.request.request_id, sequence.sequence_id
+            self.bus.emit(RequestFailed(*ids, message))
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """Take an unfinished sequence out of its queue and release its blocks."""
