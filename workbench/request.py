@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, Union
 from workbench.activations import Activations
 from workbench.describe import Described
 from workbench.embeds import PromptEmbeds
+from workbench.guide import Guide
 from workbench.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -57,26 +58,6 @@ class Chooser(Protocol):
 
     def take(self, sequence: Sequence, entry: TokenLogprobs) -> None:
         """Take in what the model said after the sequence's last token; nothing is appended."""
-
-
-class Guide(Protocol):
-    """Says which tokens may follow in a sequence, as guided decoding does; one per sequence."""
-
-    def accept(self, token_id: int) -> None:
-        """Take in a token that was appended; called once for each, in order."""
-
-    def fill(self, row: Tensor) -> None:
-        """Write what is allowed next into `row`, [ceil(V / 32)] int32 on the CPU, all bits set.
-
-        Bit i % 32 of word i // 32 says whether token i is allowed.
-        """
-
-    def fork(self) -> Guide:
-        """Return a guide in the same state that goes its own way."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing but the end may follow."""
 
 
 @dataclass(slots=True)
@@ -244,8 +225,7 @@ class Sequence(Described):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural log-probabilities where a token was chosen: of the model's own distribution, before
-    anything that a request asks to be done to it; a beam's are of the processed one."""
+    """Natural log-probabilities of the model's own distribution; a beam's are processed ones."""
 
     token_id: int
     logprob: float

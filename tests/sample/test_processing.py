@@ -185,25 +185,28 @@ def _live_on(running: Sequence, source: random.Random) -> None:
         tokens += [source.randrange(9) for _ in range(source.choice([1, 1, 1, 2, 5]))]
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["same batch", "another batch"])
 @pytest.mark.parametrize("name", EACH)
-def test_an_interrupt_anywhere_leaves_no_trace(name: str) -> None:
-    """A call is cut short after each of its Python lines in turn; the next one is right."""
+def test_an_interrupt_anywhere_leaves_no_trace(name: str, turned: bool) -> None:
+    """A step is cut short after ever more of its lines, for one batch or another; the next one, of
+    the first batch, is right."""
     sequences = [
         sequence(prompt=[1, 2, 3, 1], output=[4, 5, 1, 2, 3], stop_ids=(0, 4), **params)
         for params in (EACH[name], EACH["all"], {})
     ]
-    logits = torch.randn(3, VOCAB)
-    sampler = Sampler()
-    for cut in range(0, 600, 5):
-        interrupted = _interrupt(lambda: sampler.probabilities(logits, sequences), cut)
+    logits, sampler = torch.randn(3, VOCAB), Sampler()
+    other = [sequences[1], sequence(prompt=[7], **EACH["all"])] if turned else sequences
+    for cut in range(0, 1000, 3):
         for running in sequences:
             running.token_ids.append(cut % VOCAB)
+        step = lambda: sampler.probabilities(logits[: len(other)], other)  # noqa: E731
+        interrupted = _interrupt(step, cut)
         found = sampler.probabilities(logits, sequences)
         fresh = Sampler().probabilities(logits, sequences)
         assert torch.equal(found.nan_to_num(2.0), fresh.nan_to_num(2.0)), cut
         if not interrupted:
             break
-    assert cut > 30
+    assert 60 < cut < 999
 
 
 def _interrupt(call: Any, after: int) -> bool:
@@ -274,24 +277,29 @@ def test_logprobs_are_of_the_models_own_distribution() -> None:
         assert b.logprob == pytest.approx(float(own[row, 4]), abs=1e-6)
 
 
-def test_a_choosers_logprobs_are_of_the_processed_distribution() -> None:
+def test_a_choosers_logprobs_are_processed() -> None:
+    """As log-probabilities, and not normalised again: transformers' beam search adds those up."""
+
     class Beams:
         def take(self, running: Sequence, entry: Any) -> None:
             raise AssertionError("the sampler only reports")
 
-    logits = torch.randn(2, VOCAB)
-    sequences = [sequence(beam_width=2, logit_bias={4: 50.0, 2: -math.inf}) for _ in range(2)]
-    sequences[0].chooser = Beams()
+    logits = torch.randn(4, VOCAB)
+    settings: dict[str, Any] = {"logit_bias": {4: 5.0, 2: -math.inf}, "repetition_penalty": 2.0}
+    sequences = [sequence(beam_width=2, prompt=[6, 1], **settings) for _ in range(3)]
+    sequences.append(sequence(beam_width=2))
+    sequences[0].chooser = sequences[2].chooser = sequences[3].chooser = Beams()
     sampled = Sampler()(logits, sequences)
     assert sampled.logprobs is not None
-    assert sampled.logprobs[0] is not None
-    assert sampled.logprobs[1] is not None
-    expected = torch.log_softmax(torch.tensor(processed(logits[0].tolist(), sequences[0])), 0)
-    values, ids = expected.topk(4)
-    assert [token for token, _ in sampled.logprobs[0].top] == ids.tolist()
-    assert [p for _, p in sampled.logprobs[0].top] == pytest.approx(values.tolist(), abs=1e-5)
-    own = torch.log_softmax(logits[1], 0).topk(4)
-    assert [token for token, _ in sampled.logprobs[1].top] == own.indices.tolist()
+    own = torch.log_softmax(logits, 1)
+    for row, entry in enumerate(sampled.logprobs):
+        assert entry is not None
+        expected = own[row]
+        if row in (0, 2):
+            expected = torch.tensor(processed(own[row].tolist(), sequences[row]))
+        values, ids = expected.topk(4)
+        assert [token for token, _ in entry.top] == ids.tolist()
+        assert [p for _, p in entry.top] == pytest.approx(values.tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -385,3 +393,37 @@ def test_guided_rows_are_masked_last() -> None:
     errors = Sampler()(logits, sequences).errors
     assert set(errors) == {1, 2}
     assert "this sampler cannot mask" in errors[1]
+
+
+@pytest.mark.gpu
+def test_the_gpu_processes_alike() -> None:
+    """Rows in changing company on the device, against each alone on the CPU."""
+    source, kept, vocab_size = random.Random(3), Processing(), 3000
+    sequences = [
+        sequence(prompt=[source.randrange(9) for _ in range(60)], stop_ids=(0, 4), **params)
+        for params in EACH.values()
+    ]
+    for _ in range(6):
+        source.shuffle(sequences)
+        now = sequences[: source.randint(4, len(sequences))]
+        logits = torch.randn(len(now), vocab_size).bfloat16()
+        kept.arrange(now, vocab_size, torch.device("cuda"))
+        for _ in range(3):
+            together, errors = kept(logits.cuda(), now)
+            assert errors == {}
+            for i, running in enumerate(now):
+                alone = process(logits[i : i + 1], [running])[0].float()
+                assert together[i].float().tolist() == pytest.approx(alone.tolist(), abs=1e-6)
+                _live_on(running, source)
+
+
+@pytest.mark.gpu
+def test_the_gpu_ends_bad_rows_alone() -> None:
+    logits = torch.randn(4, 500).cuda().bfloat16()
+    logits[1, 7] = torch.nan
+    sequences = [sequence(i, temperature=i % 2) for i in range(4)]
+    sequences[2] = sequence(logits_processors=[lambda t, x: x.cpu()])
+    sampled = Sampler()(logits, sequences)
+    assert sampled.errors[1].startswith("logits: the model's are NaN")
+    assert sampled.errors[2].endswith("returned device cpu for logits of cuda:0")
+    assert sampled.token_ids[0] == int(logits[0].argmax())

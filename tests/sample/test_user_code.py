@@ -47,8 +47,11 @@ BAD: list[tuple[Any, str]] = [
     (lambda t, x: x.double(), "returned dtype torch.float64 for logits of torch.float32"),
     (lambda t, x: x.to("meta"), "returned device meta for logits of cpu"),
     (lambda t, x: x.to_sparse(), "returned layout torch.sparse_coo for logits of torch.strided"),
-    (lambda t, x: x / 0 * torch.inf, "logits_processors: made logits NaN or +inf"),
-    (lambda t, x: x - torch.inf, "logits_processors: forbid every token"),
+    (
+        lambda t, x: x / 0 * torch.inf,
+        "logits_processors, presence_penalty: made logits NaN or +inf",
+    ),
+    (lambda t, x: x - torch.inf, "logits_processors, presence_penalty: forbid every token"),
     (lambda: None, "raised TypeError"),
     (lambda t, x: x.backward(), "raised RuntimeError"),
     (lambda t, x: t.clear() or x[t[0]], "raised IndexError: list index out of range"),
@@ -150,8 +153,8 @@ def test_a_processor_may_keep_and_return_one_tensor() -> None:
 def test_who_brought_nan_in_is_told() -> None:
     processors = [lambda t, x: x + 1, poisoning, raising]
     logits = torch.randn(2, VOCAB)
-    errors = Sampler()(logits, [sequence(logits_processors=processors)] * 1 + [sequence()]).errors
-    assert errors == {0: "logits_processors[2] (raising): raised ValueError: no idea"}
+    errors = Sampler()(logits, [sequence(logits_processors=processors), sequence()]).errors
+    assert errors == {0: "logits_processors[1] (poisoning): returned NaN"}, "the first fault"
     errors = Sampler()(logits[:1], [sequence(logits_processors=processors[:2])]).errors
     assert errors == {0: "logits_processors[1] (poisoning): returned NaN"}
     logits[0, 5] = torch.nan

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from workbench.engine.admission import tracked_by
 from workbench.request import Request, RequestMetrics, Sequence
 from workbench.sampling_params import SamplingParams
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from workbench.errors import GuideFailed
 from workbench.request import Sequence
 from workbench.sample.params import to_device
 from workbench.sample.user_code import last_line
@@ -49,6 +50,8 @@ class Guides:
             assert sequence.guide is not None, "a guide stays with its sequence"
             try:
                 sequence.guide.fill(words)
-            except Exception as error:  # noqa: BLE001 - a grammar may be a user's
+            except GuideFailed as error:
+                failed[row] = f"guided_decoding: {error.problem}"
+            except Exception as error:  # noqa: BLE001 - a guide may be a user's
                 failed[row] = f"guided_decoding: raised {last_line(error)}"
         self.mask(logits, to_device(bitmask, logits.device), self._index)

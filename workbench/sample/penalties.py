@@ -127,13 +127,17 @@ class Penalties:
             self._followed = {s: TokenCounts(s.num_prompt_tokens) for s in self._followed}
         self._whole = False
         anew: list[tuple[int, int]] = []  # (row, first token) of rows read from their start
-        cells: list[tuple[int, int, int, int]] = []  # (row, column, token id, count)
+        cells: tuple[list[int], ...] = ([], [], [], [])  # row, column, token id, count of each
         width = 0
         for row, (sequence, followed) in enumerate(self._followed.items()):
             if followed.follow(sequence.token_ids):
                 anew.append((row, sequence.token_ids[0]))
             columns, counts = followed.columns, followed.counts
-            cells += [(row, columns[i], i, counts[i]) for i in followed.changed]
+            changed = followed.changed
+            cells[0].extend([row] * len(changed))
+            cells[1].extend([columns[i] for i in changed])
+            cells[2].extend(changed)
+            cells[3].extend([counts[i] for i in changed])
             width = max(width, len(columns))
         if width > self._table.shape[2]:
             more = self._table[:, :, :1].expand(-1, -1, 2 * width - self._table.shape[2])
@@ -141,9 +145,9 @@ class Penalties:
         if anew:
             rows, first = to_device(torch.tensor(anew), device).unbind(1)
             self._table[0, rows] = first[:, None]
-        if cells:
-            row_of, column, *content = to_device(torch.tensor(cells), device).unbind(1)
-            self._table[:, row_of, column] = torch.stack(content)
+        if cells[0]:
+            table = to_device(torch.tensor(cells), device)
+            self._table[:, table[0], table[1]] = table[2:]
         self._whole = True
         return width
 

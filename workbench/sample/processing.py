@@ -5,6 +5,8 @@
 
 Called by `Sampler`, which keeps one. Each stage touches only the rows that use it, and a batch
 without any is passed through as it came. A row that fails says why; its neighbours never notice.
+For a sequence with a chooser the logits are log-probabilities from the start, and stay as processed
+without being normalised again: beam search adds them up, and transformers' does just so.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from workbench.request import Sequence
 from workbench.sample.bias import Bias
 from workbench.sample.forbidden import Forbidden
 from workbench.sample.guides import Guides, Mask
+from workbench.sample.params import to_device
 from workbench.sample.penalties import Penalties, penalized
 from workbench.sample.user_code import BatchProcessor, UserProcessors, apply_to_batch, name_of
 from workbench.sampling_params import SamplingParams
@@ -48,9 +51,12 @@ class Processing:
             Guides(mask),
         )
         self._active: list[Stage] = []
+        self._beams: Tensor | None = None  # rows whose sequence has a chooser
 
     def arrange(self, sequences: list[Sequence], vocab_size: int, device: torch.device) -> None:
         """Read the parameters of a batch; needed before its first call, and after any failure."""
+        beams = [row for row, s in enumerate(sequences) if s.chooser is not None]
+        self._beams = to_device(torch.tensor(beams), device) if beams else None
         stages = self._stages
         self._active = [s for s in stages if s.arrange(sequences, vocab_size, device)]
 
@@ -64,7 +70,10 @@ class Processing:
         if not self._active and not self.processors:
             return logits, failed
         work = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-        work = apply_to_batch(self.processors, work.copy_(logits), sequences)
+        work.copy_(logits)
+        if self._beams is not None:
+            work[self._beams] = torch.log_softmax(work[self._beams], dim=-1)
+        work = apply_to_batch(self.processors, work, sequences)
         for stage in self._active:
             stage.apply(work, failed)
         return work, failed

@@ -57,6 +57,7 @@ class Sampler(Described):
             if not callable(processor):
                 fix = "Pass functions `(logits, sequences) -> logits`."
                 raise ConfigError("processors", processor, "is not callable", fix)
+        self.mask = mask
         self._processing = Processing(self.processors, mask)
         self._tensors: SamplingTensors | None = None
 
@@ -67,7 +68,7 @@ class Sampler(Described):
         can be drawn, because its logits are NaN or +inf, or all -inf, or because its own processor
         failed, has its reason in `errors` and no token. Raises `ProcessorFailed` for a processor of
         the whole batch. Log-probabilities are of the model's own distribution; those of a sequence
-        with a chooser are of the processed one, which is what it chooses from.
+        with a chooser are processed, since that is what it chooses from (see `Processing`).
         """
         tensors = self._tensors_for(logits, sequences)
         processed, errors = self._processing(logits, sequences)
@@ -161,15 +162,18 @@ class Sampler(Described):
         result: list[TokenLogprobs | None] = [None] * len(tensors.sequences)
         asking = [row for row in tensors.logprob_rows if row not in errors]
         choosing = [row for row in asking if tensors.sequences[row].chooser is not None]
-        for source, rows in (
-            (logits, [row for row in asking if row not in choosing]),
-            (processed, choosing),
-        ):
+        if processed is logits:  # and what beams choose from is the model's own
+            choosing = []
+        for rows in ([row for row in asking if row not in choosing], choosing):
             if not rows:
                 continue
             wanted = [tensors.sequences[i].num_tracked or 0 for i in rows]
             index = to_device(torch.tensor(rows), logits.device)
-            entries = token_logprobs(source[index], tokens[index], wanted)
+            if rows is choosing:  # turned to log-probabilities before they were processed
+                logprobs = processed[index]
+            else:
+                logprobs = torch.log_softmax(logits[index].float(), dim=-1)
+            entries = token_logprobs(logprobs, tokens[index], wanted)
             for row, entry in zip(rows, entries, strict=True):
                 if math.isnan(entry.logprob):
                     errors[row] = "logprobs: the model's own distribution has NaN or +inf"

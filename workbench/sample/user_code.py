@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import ProcessorFailed
+from workbench.interrupts import exposed
 from workbench.request import Sequence
 from workbench.sample.params import to_device
 
@@ -81,7 +82,8 @@ class _Call:
         logits: Tensor = args[-1]
         self.problem: str | None = None
         try:
-            result = processor(*args)
+            with exposed():
+                result = processor(*args)
         except Exception as error:  # noqa: BLE001 - user code
             self.problem = f"raised {last_line(error)}"
             return
@@ -99,7 +101,8 @@ def apply_to_batch(
     """
     for processor in processors:
         try:
-            result = processor(logits, list(sequences))
+            with exposed():
+                result = processor(logits, list(sequences))
         except Exception as error:
             raise ProcessorFailed(name_of(processor), f"raised {last_line(error)}") from error
         problem = unlike(result, logits)

@@ -82,13 +82,6 @@ class Queues:
         sequence.num_computed = 0
         sequence.metrics.num_preemptions += 1
 
-    def fail(self, sequence: Sequence, message: str) -> None:
-        """Note why a sequence cannot go on; the commit that brought the error finishes it."""
-        sequence.error = message
-        if self.bus:
-            ids = self.step, sequence.request.request_id, sequence.sequence_id
-            self.bus.emit(RequestFailed(*ids, message))
-
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """Take an unfinished sequence out of its queue and release its blocks."""
         if sequence.status is Status.RUNNING:
@@ -100,6 +93,8 @@ class Queues:
         mark_finished(sequence, reason)
         if self.bus:
             ids = self.step, sequence.request.request_id, sequence.sequence_id
+            if sequence.error is not None:
+                self.bus.emit(RequestFailed(*ids, sequence.error))
             self.bus.emit(RequestFinished(*ids, reason, sequence.num_output_tokens))
 
     def expire(self) -> list[Sequence]:

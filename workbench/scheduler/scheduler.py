@@ -150,7 +150,7 @@ class Scheduler(Described):
         for place, message in sampled.errors.items():
             sequence = plan.sequences[plan.sampled[place]]
             if sequence.status is Status.RUNNING:
-                self._queues.fail(sequence, message)
+                sequence.error = message
         for row, token_id, entry in zip(plan.sampled, sampled.token_ids, entries, strict=True):
             sequence = plan.sequences[row]
             if sequence.status is Status.RUNNING and append(sequence, token_id, entry):
