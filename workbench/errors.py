@@ -71,18 +71,17 @@ class CheckpointError(WorkbenchError):
         super().__init__(f"checkpoint {self.path}: {len(self.problems)} problem(s){lines}\n{fix}")
 
 
-class NonFiniteLogits(WorkbenchError, ArithmeticError):
-    """The model's logits of these requests hold NaN or +inf, or allow no token at all.
+class ProcessorFailed(WorkbenchError, RuntimeError):
+    """A logits processor of the whole batch failed, and with it the step: no row owns it.
 
-    The others of the batch are well: abort `request_ids` and step again.
+    Nothing was committed: swap the sampler and step again.
     """
 
-    def __init__(self, request_ids: Iterable[str]) -> None:
-        self.request_ids = list(request_ids)
+    def __init__(self, processor: str, problem: str) -> None:
+        self.processor, self.problem = processor, problem
         super().__init__(
-            f"logits of request(s) {', '.join(self.request_ids)}: NaN, +inf or nothing above "
-            "-inf, so no token can be drawn. Abort them and step again; if it recurs, look at the "
-            "weights, the dtype (float16 overflows) or the kernel changed last."
+            f"Sampler(processors=…), {processor}: {problem}. No token was chosen; mend it, "
+            "`engine.swap(sampler=…)` and step again."
         )
 
 

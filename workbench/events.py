@@ -60,6 +60,15 @@ class RequestFinished(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RequestFailed(Event):
+    """A sequence cannot go on, and why; it ends with reason `error`, and the others go on."""
+
+    request_id: str
+    sequence_id: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Preempted(Event):
     """A running sequence lost its blocks and waits again."""
 

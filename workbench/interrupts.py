@@ -3,8 +3,8 @@
 Whatever changes the queues or the block tables runs inside `shielded()`: an interrupt that arrives
 there is held back and raised when the block ends, so a step is either planned or not, committed or
 not. The forward pass stays interruptible, and a policy while it orders the queue; subscribers that
-are called from within wait with it. Only the main thread receives signals, so elsewhere this does
-nothing.
+are called from within wait with it. Users' logits processors run within `exposed()`, since one may
+take for ever. Only the main thread receives signals, so elsewhere nothing is done.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import Any
 
 
 class shielded:
@@ -45,3 +46,42 @@ class shielded:
         signal.signal(signal.SIGINT, self._previous)
         if self._arrived and callable(self._previous):
             self._previous(signal.SIGINT, None)
+
+
+class exposed:
+    """Context manager: let SIGINT through again within `shielded`, as around a user's function.
+
+    One that was held back until now is seen at once. An interrupt that strikes in here leaves the
+    handler as it is outside all shields, which they put back themselves as they end.
+    """
+
+    __slots__ = ("_shield",)
+
+    def __enter__(self) -> exposed:
+        """Give SIGINT back to whoever had it before the outermost shield."""
+        self._shield: shielded | None = None
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        handler: Any = signal.getsignal(signal.SIGINT)
+        shields: list[shielded] = []
+        while isinstance(shield := getattr(handler, "__self__", None), shielded):
+            shields.append(shield)
+            handler = shield._previous
+        if shields:
+            self._shield = shields[0]
+            signal.signal(signal.SIGINT, handler)
+            if any(shield._arrived for shield in shields):
+                for shield in shields:
+                    shield._arrived = False
+                handler(signal.SIGINT, None)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Shield again."""
+        if self._shield is not None:
+            signal.signal(signal.SIGINT, self._shield._remember)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, Union
 from workbench.activations import Activations
 from workbench.describe import Described
 from workbench.embeds import PromptEmbeds
+from workbench.guide import Guide
 from workbench.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -151,9 +152,9 @@ class Sequence(Described):
     the KV of the first `num_computed` of them is in the cache. `sequence_id` counts arrivals;
     `index` is its place among its request's branches, and `leader` the first of them where it is
     another: policies rank them by it, so that they stand together. `num_tracked` is how many top
-    log-probabilities are noted beside each token (None: nothing). `error` says why it ended so.
-    `prompt_logprobs` (of the first tokens, as far as known) and `activations` are None where nobody
-    asked.
+    log-probabilities are noted beside each token (None: nothing). `bad_word_ids` are the request's
+    bad words as tokens. `error` says why it ended so. `prompt_logprobs` (of the first tokens, as
+    far as known) and `activations` are None where nobody asked.
     """
 
     sequence_id: int
@@ -169,6 +170,8 @@ class Sequence(Described):
     leader: Sequence | None = None
     num_tracked: int | None = None
     chooser: Chooser | None = None
+    guide: Guide | None = None
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
     num_computed: int = 0
     status: Status = Status.WAITING
     finish_reason: FinishReason | None = None
@@ -222,7 +225,7 @@ class Sequence(Described):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural log-probabilities of the model's own distribution where a token was chosen."""
+    """Natural log-probabilities of the model's own distribution; a beam's are processed ones."""
 
     token_id: int
     logprob: float

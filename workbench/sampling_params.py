@@ -131,6 +131,9 @@ class SamplingParams:
         _real("presence_penalty", self.presence_penalty, -math.inf, math.inf, "0 is none.")
         _real("frequency_penalty", self.frequency_penalty, -math.inf, math.inf, "0 is none.")
         _optional_whole("no_repeat_ngram_size", self.no_repeat_ngram_size, 1)
+        if len(dict(self.logit_bias)) < len(self.logit_bias):
+            fix = "Give each token one bias."
+            raise RequestError("logit_bias", self.logit_bias, "names a token twice", fix)
         for processor in self.logits_processors:
             if not callable(processor):
                 fix = "Pass functions `(token_ids, logits) -> logits`."

@@ -21,7 +21,6 @@ from workbench.errors import (
     ConfigError,
     EngineClosed,
     EngineDraining,
-    NonFiniteLogits,
     QueueFull,
     RequestFailed,
     UnknownRequest,
@@ -396,17 +395,23 @@ def test_a_step_that_always_fails_ends_everything_and_does_not_spin(serve, make_
     assert aengine.call(step_of).result(20) <= 6
 
 
-def test_only_the_named_requests_fail(serve, make_engine) -> None:
+def test_a_request_that_cannot_go_on_ends_alone(serve, make_engine) -> None:
     expected = [o.outputs for o in make_engine().generate(PROMPTS[:3], greedy(8))]
-    engine = make_engine()
-    fail_from(engine, 3, 3, NonFiniteLogits(["ill"]))
-    aengine = serve(engine)
-    aengine.pause().result(20)
-    names = ["well", "ill", "hale"]
-    pairs = zip(PROMPTS, names, strict=False)
-    replies = [aengine.generate(p, greedy(8), request_id=name) for p, name in pairs]
-    aengine.resume()
-    assert isinstance(replies[1].exception(20), RequestFailed)
+
+    def bad(token_ids, logits):
+        if len(token_ids) == len(PROMPTS[1]) + 3:
+            raise Fault("odd")
+        return logits
+
+    aengine = serve(make_engine())
+    settings = [{}, {"logits_processors": [bad]}, {}]
+    pairs = zip(PROMPTS, settings, strict=False)
+    replies = [aengine.generate(p, greedy(8, **own)) for p, own in pairs]
+    ill = replies[1].result(20).outputs[0]
+    assert ill.finish_reason == "error"
+    assert ill.error is not None
+    assert ill.error.endswith("Fault: odd")
+    assert ill.token_ids == expected[1][0].token_ids[:3]
     assert replies[0].result(20).outputs == expected[0]
     assert replies[2].result(20).outputs == expected[2]
 

@@ -10,8 +10,9 @@ import torch
 from drive import Alone, MakeEngine, drawn, greedy
 from tiny import random_prompts
 
+from workbench import events
 from workbench.engine import Engine
-from workbench.errors import NonFiniteLogits
+from workbench.trace import Trace
 
 PROMPTS = random_prompts(6, seed=110, longest=30)
 PARAMS = [greedy(20), drawn(1, 20), greedy(12), drawn(2, 16), greedy(20), greedy(9)]
@@ -118,22 +119,28 @@ def test_an_error_in_on_finish_ends_the_batch(make_engine: MakeEngine) -> None:
     assert engine.requests == {}
 
 
-def test_logits_that_are_no_numbers(make_engine: MakeEngine, alone: Alone) -> None:
-    """The error names the request; once it is aborted the others go on as if nothing happened."""
-    params = [drawn(i, 14) for i in range(4)]
+@pytest.mark.parametrize("kind", [drawn, lambda seed, n: greedy(n)], ids=["drawn", "greedy"])
+def test_logits_that_are_no_numbers(make_engine: MakeEngine, alone: Alone, kind: Any) -> None:
+    """The request ends with the error; the others go on as if nothing had happened."""
+    params = [kind(i, 14) for i in range(4)]
     expected = alone(PROMPTS[:4], params)
     engine = make_engine(block_size=4)
     names = [engine.add(p, own) for p, own in zip(PROMPTS[:4], params, strict=True)]
     engine.run(3)
     ill = engine.requests[names[2]].sequences[0]
     engine.cache.tensor[:, :, engine.cache.blocks.tables[2].block_ids] = torch.nan
-    for _ in range(2):
-        with pytest.raises(NonFiniteLogits, match=rf"request\(s\) {names[2]}: NaN") as caught:
-            engine.step()
-        assert caught.value.request_ids == [names[2]]
     made = ill.output_token_ids
-    engine.abort(names[2])
-    engine.run()
+    with Trace.record(engine) as trace:
+        record = engine.step()
+        assert [s.request.request_id for s in record.finished] == [names[2]]
+        assert names[2] not in [token.request_id for token in record.tokens]
+        engine.run()
+    output = engine.output(names[2]).outputs[0]
+    assert output.finish_reason == "error"
+    assert output.error is not None
+    assert output.error.startswith("logits: the model's are NaN or +inf")
+    [failure] = trace.of(events.RequestFailed)
+    assert (failure.request_id, failure.message) == (names[2], output.error)
     got = [engine.output(name).outputs[0].token_ids for name in names]
     assert got[2] == made == expected[2][: len(made)]
     assert got[:2] + got[3:] == expected[:2] + expected[3:]

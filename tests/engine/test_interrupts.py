@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 from drive import Alone, MakeEngine, drawn, greedy, tokens_of
@@ -318,3 +319,37 @@ def test_steps_interrupted_at_every_line(make_engine: MakeEngine) -> None:
     assert [engine.output(name).outputs[0].token_ids for name in names] == expected
     assert sum(s.metrics.num_preemptions for s in engine.requests.values()) > 0
     assert interrupts > 250
+
+
+def test_a_processor_that_takes_for_ever_can_be_interrupted(make_engine: MakeEngine) -> None:
+    """Sampling is shielded, users' functions in it are not; it stays whole at every line."""
+    engine = make_engine()
+    endless = True
+
+    def stubborn(token_ids: list[int], logits: Any) -> Any:
+        while endless:
+            signal.raise_signal(signal.SIGINT)
+        return logits
+
+    params = greedy(6, logits_processors=[stubborn])
+    name = engine.add([1, 2, 3], params)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+        assert engine.scheduler.books.busy is None
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    endless = False
+    line = interrupts = 0
+    while engine.has_work:
+        line += 1
+        try:
+            with LineByLine(line).active():
+                engine.step()
+            line = 0
+        except KeyboardInterrupt:
+            interrupts += 1
+        assert engine.scheduler.books.busy is None
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert interrupts > 150
+    [expected] = tokens_of(make_engine(), [[1, 2, 3]], greedy(6))
+    assert engine.output(name).outputs[0].token_ids == expected

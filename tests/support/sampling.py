@@ -7,19 +7,71 @@ under test: not its order of work, not its arithmetic.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence as Tokens
 from typing import Any
 
 import torch
 
+from workbench.engine.admission import tracked_by
 from workbench.request import Request, RequestMetrics, Sequence
 from workbench.sampling_params import SamplingParams
 
 
-def sequence(seed: int = 0, num_output: int = 0, name: str = "r", **params: Any) -> Sequence:
-    """Return a running sequence of these parameters that has `num_output` tokens already."""
-    request = Request(name, None, (1,), SamplingParams(**params))
-    token_ids = [1] + [0] * num_output
-    return Sequence(0, request, token_ids, 1, RequestMetrics(0.0), seed, frozenset(), 10**6)
+def sequence(
+    seed: int = 0,
+    num_output: int = 0,
+    name: str = "r",
+    *,
+    prompt: Tokens[int] = (1,),
+    output: Tokens[int] = (),
+    stop_ids: Tokens[int] = (),
+    **params: Any,
+) -> Sequence:
+    """Return a running sequence of these parameters that has `output`, or `num_output` tokens."""
+    request = Request(name, None, tuple(prompt), SamplingParams(**params))
+    token_ids = [*prompt, *(output or [0] * num_output)]
+    made = Sequence(
+        sequence_id=0,
+        request=request,
+        token_ids=token_ids,
+        num_prompt_tokens=len(prompt),
+        metrics=RequestMetrics(0.0),
+        seed=seed,
+        stop_ids=frozenset(stop_ids),
+        max_num_tokens=10**6,
+        num_tracked=tracked_by(request.params, frozenset(stop_ids)),
+    )
+    made.bad_word_ids = tuple(
+        word for word in request.params.bad_words if not isinstance(word, str)
+    )
+    return made
+
+
+def processed(logits: list[float], running: Sequence) -> list[float]:
+    """Return the logits that a sequence chooses from, by the definition of each setting."""
+    params, seen = running.request.params, running.token_ids
+    output = seen[running.num_prompt_tokens :]
+    values = list(logits)
+    for token in set(seen):
+        penalty = params.repetition_penalty
+        values[token] = values[token] * penalty if values[token] < 0 else values[token] / penalty
+    for token in set(output):
+        values[token] -= params.presence_penalty + params.frequency_penalty * output.count(token)
+    for token, bias in dict(params.logit_bias).items():
+        values[token] += bias
+    forbidden = set()
+    for word in running.bad_word_ids:
+        *before, last = word
+        if before == seen[len(seen) - len(before) :]:
+            forbidden.add(last)
+    size = params.no_repeat_ngram_size
+    if size is not None and len(seen) >= size - 1:
+        grams = {tuple(seen[i : i + size]) for i in range(len(seen) - size + 1)}
+        latest = seen[len(seen) - size + 1 :]
+        forbidden |= {t for t in range(len(values)) if (*latest, t) in grams}
+    if len(output) < params.min_tokens:
+        forbidden |= running.stop_ids
+    return [-math.inf if token in forbidden else value for token, value in enumerate(values)]
 
 
 def law(

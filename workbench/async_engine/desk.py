@@ -13,7 +13,7 @@ from workbench.async_engine.mailbox import Mailbox
 from workbench.async_engine.ticket import Answer, Ticket
 from workbench.async_engine.waiters import Waiter, wake
 from workbench.engine import Engine, StepRecord
-from workbench.errors import EngineDraining, NonFiniteLogits, QueueFull, RequestFailed
+from workbench.errors import EngineDraining, QueueFull, RequestFailed
 from workbench.errors import UnknownRequest as Unknown
 from workbench.events import warn
 
@@ -121,17 +121,13 @@ class Desk:
     def step_failed(self, error: Exception) -> None:
         """End the requests that a failed step was about, and say so to whoever waits for them.
 
-        Those named by `NonFiniteLogits`, else all that were running. Nothing is tried twice: what
-        has failed once as it stood would fail again. Who only waits for a place is not concerned,
-        unless nobody was running, so that the loop cannot fail for ever.
+        All that were running: what belongs to one request alone fails no step. Nothing is tried
+        twice: what has failed once as it stood would fail again. Who only waits for a place is not
+        concerned, unless nobody was running, so that the loop cannot fail for ever.
         """
         engine = self.engine
-        if isinstance(error, NonFiniteLogits):
-            names = set(error.request_ids)
-        else:
-            running = engine.scheduler.running or engine.scheduler.waiting
-            names = {sequence.request.request_id for sequence in running}
-        for name in names:
+        running = engine.scheduler.running or engine.scheduler.waiting
+        for name in {sequence.request.request_id for sequence in running}:
             ticket = self.tickets.pop(name, None)
             if ticket is not None:
                 engine.discard([name])

@@ -18,7 +18,7 @@ from workbench.engine.prompts import read_prompt, require_text
 from workbench.engine.reports import check_reports
 from workbench.errors import RequestError
 from workbench.request import Prompt, Request, RequestMetrics, Sequence, TextStream
-from workbench.sample import check_params
+from workbench.sample import bad_word_ids, check_params
 from workbench.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def make_sequence(
         num_tracked=tracked_by(params, stop_ids),
         max_num_tokens=limit,
         stream=output_stream(request, (), tokenizer),
+        bad_word_ids=bad_word_ids(params, tokenizer, config.vocab_size),
         # Nothing can be said of the first token: no distribution came before it.
         prompt_logprobs=None if params.prompt_logprobs is None else [None],
         activations=Activations(params.points) if params.points else None,
@@ -137,11 +138,13 @@ def make_branch(
     """
     shared = num_tokens - parent.num_prompt_tokens
     tokens = parent.token_ids[:num_tokens]
-    params = request.params
+    params, config = request.params, model.config
     limit = parent.num_prompt_tokens + params.max_tokens
     seed = parent.seed if params.seed is None else params.seed
     scores, kept = parent.prompt_logprobs, parent.activations
-    stop_ids = stop_ids_of(params, model.config)
+    stop_ids, words = stop_ids_of(params, config), parent.bad_word_ids
+    if params.bad_words != parent.request.params.bad_words:
+        words = bad_word_ids(params, model.tokenizer, config.vocab_size)
     return Sequence(
         sequence_id=sequence_id,
         request=request,
@@ -151,10 +154,11 @@ def make_branch(
         seed=seed + index,
         stop_ids=stop_ids,
         num_tracked=tracked_by(params, stop_ids),
-        max_num_tokens=min(limit, model.config.context),
+        max_num_tokens=min(limit, config.context),
         stream=output_stream(request, tokens[parent.num_prompt_tokens :], model.tokenizer),
         index=index,
         leader=(parent.leader or parent) if request is parent.request else None,
+        bad_word_ids=words,
         logprobs=parent.logprobs[:shared] if parent.logprobs else None,
         prompt_logprobs=list(scores) if scores and params.prompt_logprobs is not None else None,
         activations=kept.first(num_tokens, params.points) if kept and params.points else None,

@@ -84,8 +84,10 @@ class Engine(Described):
         output = self.runner.run(plan) if plan else ForwardOutput()
         laps.lap("run")
         rows = [plan.sequences[row] for row in plan.sampled]
-        logits = output.logits
-        sampled = SampledTokens([]) if logits is None else self.sampler(logits, rows)
+        sampled = SampledTokens([])
+        if output.logits is not None:
+            with self.scheduler.books.open("sampling"):  # users' processors run in there
+                sampled = self.sampler(output.logits, rows)
         laps.lap("sample")
         new = new_tokens(rows, sampled)
         with shielded():  # a step that is committed is also told

@@ -20,6 +20,7 @@ from workbench.engine.requests import RequestRecord
 from workbench.engine.strategies import make_strategy
 from workbench.models import DecoderLM
 from workbench.request import Request, RequestMetrics, Sequence, Status
+from workbench.sample import bad_word_ids
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -118,6 +119,7 @@ def _unpack(data: dict[str, Any], request: Request, model: DecoderLM) -> Sequenc
         max_num_tokens=data["max_num_tokens"],
         stream=output_stream(request, output, model.tokenizer),
         index=data["index"],
+        bad_word_ids=bad_word_ids(request.params, model.tokenizer, model.config.vocab_size),
         num_tracked=tracked_by(request.params, stop_ids),
         status=Status.WAITING if data["finish_reason"] is None else Status.FINISHED,
         finish_reason=data["finish_reason"],

@@ -62,9 +62,12 @@ class Tokenizer(Described):
             raise CheckpointError(folder, [problem], "Save or download it again.") from error
         return cls(hf, _eos_of_generation_config(folder))
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`, with BOS and the like as the tokenizer's own settings say."""
-        return list(self.hf.encode(text, verbose=False))
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Return the ids of `text`, with BOS and the like as the tokenizer's own settings say.
+
+        special: False leaves BOS and the like out, as for a piece of a text.
+        """
+        return list(self.hf.encode(text, add_special_tokens=special, verbose=False))
 
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
         """Return the text of these ids; bytes that are no character become U+FFFD."""

@@ -155,5 +155,6 @@ def _score(
         part = tokens[start : start + size]
         places = torch.tensor([[t.position, t.token_id] for t in part]).to(hidden.device)
         logits = model.logits(hidden[places[:, 0]], ctx)  # [n, vocab]
-        entries += token_logprobs(logits, places[:, 1], [t.num_top for t in part])
+        logprobs = torch.log_softmax(logits.float(), dim=-1)
+        entries += token_logprobs(logprobs, places[:, 1], [t.num_top for t in part])
     return entries

@@ -1,26 +1,24 @@
-"""Log-probabilities of chosen tokens under the model's own distribution.
+"""Log-probabilities of chosen tokens, and of the likeliest beside them.
 
-Called by `Sampler` for the rows that asked, and for those alone. Temperature and filters play no
-part in them.
+Called by `Sampler` for the rows that asked, and for those alone: with the model's own distribution,
+in which neither processing nor temperature nor filters play a part; or with what beams choose from.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from workbench.request import TokenLogprobs
 from workbench.sample.filters import rank
 
 
-def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: list[int]) -> list[TokenLogprobs]:
+def token_logprobs(logprobs: Tensor, token_ids: Tensor, num_top: list[int]) -> list[TokenLogprobs]:
     """Return what each row reports of its chosen token.
 
-    logits: [L, V] as the model made them; token_ids: [L] int64; num_top[i]: how many of the
+    logprobs: [L, V] float32; token_ids: [L] int64; num_top[i]: how many of the
     likeliest tokens row i lists, likeliest first; the chosen token need not be among them.
     A row without a distribution (NaN, +inf) has NaN for every value.
     """
-    logprobs = torch.log_softmax(logits.float(), dim=-1)  # [L, V]
     chosen = logprobs.gather(1, token_ids[:, None])[:, 0].tolist()
     ids = token_ids.tolist()
     width = max(num_top, default=0)

@@ -1,7 +1,7 @@
 """The sampling parameters of a batch as tensors, grouped by how much work their rows need.
 
 Made by `Sampler` when the batch changes and kept while it does not, so that steady decoding reads
-no parameter again. `check_params` is called by the engine when a request is added.
+no parameter again. What changes logits before a choice is in `Processing`.
 """
 
 from __future__ import annotations
@@ -12,24 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench.errors import RequestError
 from workbench.request import Sequence
 from workbench.sample.random import stream_keys
 from workbench.sampling_params import SamplingParams
 
 # Up to this many candidates a partial selection beats sorting the vocabulary.
 NARROW = 1024
-
-
-def check_params(params: SamplingParams, vocab_size: int) -> None:
-    """Raise `RequestError` if this model cannot do what `params` ask."""
-    if params.logprobs is not None and params.logprobs > vocab_size:
-        raise RequestError(
-            "logprobs",
-            params.logprobs,
-            f"the model has only {vocab_size} tokens",
-            f"Ask for {vocab_size} or fewer.",
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,15 @@
 """`Sampler`: logits to tokens, one for each row. Called by the engine once a step.
 
-Order: temperature, top-k, top-p, min-p, each on what the one before has left. A token depends only
-on its row of logits, its parameters, `seq.seed` and `seq.num_output_tokens`: not on the batch. No
-state is kept but a cache of parameter tensors. A batch of greedy rows costs one argmax.
+Order: all of `Processing`, then temperature, top-k, top-p, min-p, each on what the one before has
+left. A token depends only on its row of logits, its parameters, the sequence's tokens, its seed and
+`num_output_tokens`: not on the batch. What is kept between steps is a cache and nothing else. A
+batch of greedy rows costs one argmax.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,13 +17,16 @@ from torch import Tensor
 
 from workbench.batch import SampledTokens
 from workbench.describe import Described
-from workbench.errors import NonFiniteLogits
+from workbench.errors import ConfigError
 from workbench.request import Sequence, TokenLogprobs
 from workbench.sample import filters
 from workbench.sample.greedy import argmax
+from workbench.sample.guides import Mask
 from workbench.sample.logprobs import token_logprobs
 from workbench.sample.params import NARROW, RowGroup, SamplingTensors, to_device
+from workbench.sample.processing import Processing
 from workbench.sample.random import inverse_cdf, uniforms
+from workbench.sample.user_code import BatchProcessor, name_of
 
 INVALID = -1  # stands for a token on its way to the host, where a row had no distribution
 
@@ -36,49 +41,73 @@ class Candidates(NamedTuple):
 
 
 class Sampler(Described):
-    """Chooses one token a row: greedy, or drawn after temperature, top-k, top-p and min-p."""
+    """Chooses one token a row: greedy, or drawn after temperature, top-k, top-p and min-p.
 
-    def __init__(self) -> None:
+    processors: functions `(logits [R, V] float32, sequences) -> logits` for the whole batch, called
+    in order before anything else, in every step. mask: applies the bitmasks of guided sequences
+    (see `Guides`).
+    """
+
+    def __init__(
+        self, processors: Iterable[BatchProcessor] = (), *, mask: Mask | None = None
+    ) -> None:
+        """Raise `ConfigError` for a processor that is no function."""
+        self.processors = tuple(processors)
+        for processor in self.processors:
+            if not callable(processor):
+                fix = "Pass functions `(logits, sequences) -> logits`."
+                raise ConfigError("processors", processor, "is not callable", fix)
+        self.mask = mask
+        self._processing = Processing(self.processors, mask)
         self._tensors: SamplingTensors | None = None
 
     def __call__(self, logits: Tensor, sequences: list[Sequence]) -> SampledTokens:
         """Return a token for each row of logits [R, V] (any float dtype, any device).
 
-        sequences: the R sequences that sample in this step, in row order. Raises `NonFiniteLogits`
-        for rows with NaN, +inf or nothing above -inf, where a draw or a log-probability needs the
-        distribution; a greedy row takes its argmax unchecked, so that it costs nothing else.
+        sequences: the R sequences that sample in this step, in row order. A row from which nothing
+        can be drawn, because its logits are NaN or +inf, or all -inf, or because its own processor
+        failed, has its reason in `errors` and no token. Raises `ProcessorFailed` for a processor of
+        the whole batch. Log-probabilities are of the model's own distribution; those of a sequence
+        with a chooser are processed, since that is what it chooses from (see `Processing`).
         """
         tensors = self._tensors_for(logits, sequences)
-        tokens = self._choose(logits, tensors)
+        processed, errors = self._processing(logits, sequences)
+        tokens = self._choose(processed, tensors)
         token_ids = tokens.tolist()
-        if tensors.groups:
-            _raise_for([i for i, t in enumerate(token_ids) if t == INVALID], sequences)
-        if not tensors.logprob_rows:
-            return SampledTokens(token_ids)
-        return SampledTokens(token_ids, self._logprobs(logits, tokens, tensors))
+        if INVALID in token_ids:
+            for row in [i for i, t in enumerate(token_ids) if t == INVALID and i not in errors]:
+                rows = logits[row], processed[row]
+                errors[row] = self._processing.explain(*rows, sequences[row])
+        logprobs = None
+        if tensors.logprob_rows:
+            logprobs = self._logprobs(logits, processed, tokens, tensors, errors)
+        return SampledTokens(token_ids, logprobs, errors)
 
     def probabilities(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
-        """Return the distribution each row is drawn from, [R, V] float64: all filters applied.
+        """Return the distribution each row is drawn from, [R, V] float64: everything applied.
 
-        A greedy row has all its probability on the argmax. Raises as calling does.
+        A greedy row has all its probability on one token; a row from which nothing can be drawn is
+        NaN throughout. Raises as calling does.
         """
         tensors = self._tensors_for(logits, sequences)
+        logits, errors = self._processing(logits, sequences)
+        best = argmax(logits)[:, None]
         result = torch.zeros(logits.shape, dtype=torch.float64, device=logits.device)
-        result.scatter_(1, logits.argmax(dim=-1, keepdim=True), 1.0)
+        result.scatter_(1, best, 1.0)
         for group in tensors.groups:
-            weights, token_ids, peak = _candidates(logits, group)
-            bad = (~peak.isfinite()).flatten().tolist()
-            _raise_for([i for i, b in zip(group.indices, bad, strict=True) if b], sequences)
-            dense = weights
+            weights, token_ids, _ = _candidates(logits, group)
             if token_ids is not None:
                 shape = (len(group.indices), logits.shape[1])
-                dense = weights.new_zeros(shape).scatter_(1, token_ids, weights)
-            result[group.indices] = dense.double() / dense.sum(dim=1, keepdim=True)
+                weights = weights.new_zeros(shape).scatter_(1, token_ids, weights)
+            result[group.indices] = weights.double() / weights.sum(dim=1, keepdim=True)
+        result[~logits.gather(1, best)[:, 0].isfinite()] = torch.nan
+        result[list(errors)] = torch.nan
         return result
 
     def describe(self) -> dict[str, Any]:
-        """Return the order of the filters, and what the last batch was made of."""
-        facts = {"order": "temperature, top-k, top-p, min-p"}
+        """Return the order of what is applied, and what the last batch was made of."""
+        stages = [*map(name_of, self.processors), "processing", "temperature", "top-k", "top-p"]
+        facts = {"order": ", ".join([*stages, "min-p"])}
         if self._tensors is not None:
             num_rows, num_greedy = len(self._tensors.sequences), self._tensors.num_greedy
             facts["last batch"] = f"{num_greedy} greedy, {num_rows - num_greedy} sampled"
@@ -87,13 +116,19 @@ class Sampler(Described):
     def _tensors_for(self, logits: Tensor, sequences: list[Sequence]) -> SamplingTensors:
         assert logits.shape[0] == len(sequences), "one row of logits for each sequence"
         if self._tensors is None or not self._tensors.fits(sequences, logits):
-            self._tensors = SamplingTensors.of(sequences, logits.shape[1], logits.device)
+            self._tensors = None  # until both are arranged: an interrupt may land in between
+            vocab_size, device = logits.shape[1], logits.device
+            self._processing.arrange(sequences, vocab_size, device)
+            self._tensors = SamplingTensors.of(sequences, vocab_size, device)
         return self._tensors
 
     def _choose(self, logits: Tensor, tensors: SamplingTensors) -> Tensor:
-        """Return a token for each row, [R] int64, `INVALID` where a draw was impossible."""
+        """Return a token for each row, [R] int64, `INVALID` where there was nothing to choose."""
         if tensors.num_greedy:
-            tokens = argmax(logits)
+            best = argmax(logits)[:, None]
+            # argmax finds NaN before anything else, so its value tells all about the row.
+            valid = logits.gather(1, best).isfinite()
+            tokens = best.where(valid, INVALID)[:, 0]
         else:
             tokens = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
         if tensors.keys is None:
@@ -115,15 +150,36 @@ class Sampler(Described):
         return to_device(uniforms(keys, indices), tensors.device)
 
     def _logprobs(
-        self, logits: Tensor, tokens: Tensor, tensors: SamplingTensors
+        self,
+        logits: Tensor,
+        processed: Tensor,
+        tokens: Tensor,
+        tensors: SamplingTensors,
+        errors: dict[int, str],
     ) -> list[TokenLogprobs | None]:
-        rows = list(tensors.logprob_rows)
-        wanted = [tensors.sequences[i].num_tracked or 0 for i in rows]
-        index = to_device(torch.tensor(rows), logits.device)
-        entries = token_logprobs(logits[index], tokens[index], wanted)
-        found = dict(zip(rows, entries, strict=True))
-        _raise_for([i for i in rows if math.isnan(found[i].logprob)], tensors.sequences)
-        return [found.get(i) for i in range(len(tensors.sequences))]
+        """Return what rows report, None for others and those in `errors`, which may grow by some
+        whose distribution was mended by processing alone."""
+        result: list[TokenLogprobs | None] = [None] * len(tensors.sequences)
+        asking = [row for row in tensors.logprob_rows if row not in errors]
+        choosing = [row for row in asking if tensors.sequences[row].chooser is not None]
+        if processed is logits:  # and what beams choose from is the model's own
+            choosing = []
+        for rows in ([row for row in asking if row not in choosing], choosing):
+            if not rows:
+                continue
+            wanted = [tensors.sequences[i].num_tracked or 0 for i in rows]
+            index = to_device(torch.tensor(rows), logits.device)
+            if rows is choosing:  # turned to log-probabilities before they were processed
+                logprobs = processed[index]
+            else:
+                logprobs = torch.log_softmax(logits[index].float(), dim=-1)
+            entries = token_logprobs(logprobs, tokens[index], wanted)
+            for row, entry in zip(rows, entries, strict=True):
+                if math.isnan(entry.logprob):
+                    errors[row] = "logprobs: the model's own distribution has NaN or +inf"
+                else:
+                    result[row] = entry
+        return result
 
 
 def _candidates(logits: Tensor, group: RowGroup) -> Candidates:
@@ -174,8 +230,3 @@ def _draw(candidates: Candidates, uniform: Tensor) -> Tensor:
     column = inverse_cdf(weights, uniform)
     tokens = column if token_ids is None else token_ids.gather(1, column[:, None])[:, 0]
     return torch.where(peak[:, 0].isfinite(), tokens, INVALID)
-
-
-def _raise_for(rows: list[int], sequences: list[Sequence]) -> None:
-    if rows:
-        raise NonFiniteLogits([sequences[row].request.request_id for row in rows])

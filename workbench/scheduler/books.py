@@ -2,7 +2,8 @@
 
 `Scheduler` opens them to plan, commit, fork or finish. While they are open an interrupt is held
 back, and user code that runs in between (a policy, an event's subscriber) cannot start another
-change: it is told to wait until the step is over.
+change: it is told to wait until the step is over. So is a logits processor: the engine opens them
+to sample, too.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 
 from workbench.batch import RowReport
+from workbench.errors import GuideFailed
 from workbench.request import FinishReason, Sequence, Status, TokenLogprobs
 
 
@@ -23,18 +24,24 @@ def append(sequence: Sequence, token_id: int, entry: TokenLogprobs | None) -> bo
         assert entry is not None, "a chooser's sequence reports its candidates"
         sequence.chooser.take(sequence, entry)
         return False
-    append_token(sequence, token_id, entry)
+    try:
+        append_token(sequence, token_id, entry)
+    except GuideFailed as error:  # the token stays: it was drawn, and told of
+        sequence.error, sequence.finish_reason = f"guided_decoding: {error.problem}", "error"
+        return True
     return ends(sequence, token_id)
 
 
 def append_token(sequence: Sequence, token_id: int, entry: TokenLogprobs | None) -> None:
-    """Append a token and what is reported of it."""
+    """Append a token and what is reported of it; its guide takes it in, or raises `GuideFailed`."""
     sequence.token_ids.append(token_id)
     if len(sequence.token_ids) - sequence.num_prompt_tokens == 1:
         sequence.metrics.first_token = time.monotonic()
     if entry is not None:
         sequence.logprobs = sequence.logprobs or []
         sequence.logprobs.append(entry)
+    if sequence.guide is not None:
+        sequence.guide.accept(token_id)
 
 
 def note(sequence: Sequence, report: RowReport) -> None:

@@ -14,6 +14,7 @@ from workbench.events import (
     Preempted,
     PrefixHit,
     PrefixMiss,
+    RequestFailed,
     RequestFinished,
     SequenceAdmitted,
 )
@@ -92,6 +93,8 @@ class Queues:
         mark_finished(sequence, reason)
         if self.bus:
             ids = self.step, sequence.request.request_id, sequence.sequence_id
+            if sequence.error is not None:
+                self.bus.emit(RequestFailed(*ids, sequence.error))
             self.bus.emit(RequestFinished(*ids, reason, sequence.num_output_tokens))
 
     def expire(self) -> list[Sequence]:

@@ -147,8 +147,10 @@ class Scheduler(Described):
     def _append_tokens(self, plan: StepPlan, sampled: SampledTokens) -> list[Sequence]:
         finished: list[Sequence] = []
         entries = sampled.logprobs or [None] * len(plan.sampled)
-        for place, error in sampled.errors.items():
-            plan.sequences[plan.sampled[place]].error = error
+        for place, message in sampled.errors.items():
+            sequence = plan.sequences[plan.sampled[place]]
+            if sequence.status is Status.RUNNING:
+                sequence.error = message
         for row, token_id, entry in zip(plan.sampled, sampled.token_ids, entries, strict=True):
             sequence = plan.sequences[row]
             if sequence.status is Status.RUNNING and append(sequence, token_id, entry):

@@ -15,8 +15,8 @@ from workbench.request import Sequence
 class Branches:
     """`num_made` sequences of which the `num_returned` likeliest are the outputs.
 
-    The likeliest has the largest sum of log-probabilities; while any runs, and where all are
-    returned, they stand in order of branch.
+    The likeliest has the largest sum of log-probabilities, and one that failed goes last; while any
+    runs, and where all are returned, they stand in order of branch.
     """
 
     def __init__(self, num_made: int, num_returned: int) -> None:
@@ -43,7 +43,7 @@ class Branches:
             return record.sequences
         if not record.finished:
             return record.sequences[: self.num_returned]
-        ranked = sorted(record.sequences, key=_log_probability, reverse=True)
+        ranked = sorted(record.sequences, key=_likeliness, reverse=True)
         return ranked[: self.num_returned]
 
     def pack(self, places: dict[int, int]) -> dict[str, Any]:
@@ -55,5 +55,6 @@ class Branches:
         self.settled, self.num_tokens = data["settled"], data["num_tokens"]
 
 
-def _log_probability(sequence: Sequence) -> float:
-    return sum(entry.logprob for entry in sequence.logprobs or ())
+def _likeliness(sequence: Sequence) -> tuple[bool, float]:
+    """Return what branches are ranked by: one that failed, and so stopped early, goes last."""
+    return sequence.error is None, sum(entry.logprob for entry in sequence.logprobs or ())

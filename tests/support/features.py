@@ -1,0 +1,377 @@
+"""Every feature that a request or an engine can have, one entry each: the table of combinations.
+
+`tests/engine/test_combinations.py` runs every pair. A new feature is one new entry in `FEATURES`;
+then `python tests/support/features.py` writes COMBINATIONS.md again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.engine import Engine
+from workbench.request import CompletionOutput
+from workbench.sample import Sampler
+from workbench.sampling_params import SamplingParams
+
+MAX_TOKENS = 10
+END = 7  # a stop token
+BANNED = tuple(range(0, 320, 3))
+BASE = {"max_tokens": MAX_TOKENS, "temperature": 0.8, "seed": 11, "ignore_eos": True}
+# Tokens repeat in them, so that penalties and n-grams have work; they share a beginning.
+PROMPTS = [[9, 8, 9, 8, 5, 6, 7, 8], [9, 8, 9, 8, 9, 8, 9], [9, 8, 9, 8, *range(40, 50)]]
+
+
+class Fault(Exception):
+    """What a part of the engine raises on purpose."""
+
+
+@dataclass
+class Run:
+    """One run of the prompts: what hooks may look at and change between two steps."""
+
+    engine: Engine
+    names: list[str]
+    step: int = 0
+    twins: dict[str, str] = field(default_factory=dict)  # a fork's name -> the original's
+    others: list[str] = field(default_factory=list)
+    faults: int = 0
+    notes: set[str] = field(default_factory=set)
+    state: Any = None
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One feature. What it promises is that tokens are those of the plain counterpart: the same
+    parameters and sampler, each prompt alone on the reference backend, with nothing else going on.
+
+    params: settings of a request. engine: settings of the engine. sampler: makes the engine's.
+    prepare: called with a run before its first step; between: after every step. holds: what an
+    output of it must satisfy besides. happened: whether a run on its own met what it is about.
+    refused: other features it cannot be with -> the part of the error's text that says why.
+    """
+
+    name: str
+    what: str
+    params: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
+    sampler: Callable[[], Sampler] | None = None
+    prepare: Callable[[Run], None] | None = None
+    between: Callable[[Run], None] | None = None
+    holds: Callable[[CompletionOutput, list[int]], bool] | None = None
+    happened: Callable[[Run], bool] | None = None
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def no_thirds(token_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
+    """A request's own processor: forbids every third token."""
+    logits[list(BANNED)] = -torch.inf
+    return logits
+
+
+def prefer_low(logits: torch.Tensor, sequences: list[Any]) -> torch.Tensor:
+    """A processor of the whole batch: halves the upper half of the vocabulary."""
+    logits[:, 160:] /= 2
+    return logits
+
+
+def _fork(run: Run) -> None:
+    if run.step == 3:
+        for name in run.names:
+            record = run.engine.requests[name]
+            if not record.sequences[0].finished and record.request.params.beam_width is None:
+                single = replace(record.request.params, n=1, best_of=None)
+                run.twins[run.engine.fork(name, single)] = name
+
+
+def _warm(run: Run) -> None:
+    engine = run.engine
+    for prompt in PROMPTS:
+        engine.generate([prompt], SamplingParams(max_tokens=1, temperature=0))
+
+
+def _neighbour(run: Run) -> None:
+    run.others.append(run.engine.add([3, 1, 4], SamplingParams(max_tokens=30, seed=5)))
+
+
+def _abort(run: Run) -> None:
+    name = run.others[0]
+    if run.step == 4 and not run.engine.requests[name].finished:
+        run.engine.abort(name)
+        run.notes.add("aborted")
+
+
+def _failing(run: Run) -> None:
+    original = run.engine.runner.run
+
+    def run_or_fail(plan: Any) -> Any:
+        run.faults += 1
+        logits = original(plan)
+        if run.faults % 3 == 0:
+            raise Fault
+        return logits
+
+    run.engine.runner.run = run_or_fail
+
+
+def _swap(run: Run) -> None:
+    engine = run.engine
+    engine.swap(
+        sampler=Sampler(engine.sampler.processors, mask=engine.sampler.mask),
+        backend=["reference", "sdpa"][run.step % 2],
+        scheduler_policy=["fcfs", "shortest_first"][run.step % 2],
+    )
+
+
+def _time_travel(run: Run) -> None:
+    """Go back three steps, once: the same tokens must come again."""
+    if run.step == 2:
+        run.state = run.engine.checkpoint()
+    elif run.step == 5:
+        run.notes.add("restored")
+        run.engine.restore(run.state)
+
+
+def _all_new(tokens: list[int], prompt: list[int]) -> bool:
+    return len({*tokens, *prompt}) == len(tokens) + len(set(prompt))
+
+
+def _preemptions(run: Run) -> bool:
+    return sum(run.engine.requests[name].metrics.num_preemptions for name in run.names) > 0
+
+
+FEATURES = [
+    Feature(
+        "greedy",
+        "temperature 0",
+        params={"temperature": 0, "seed": None},
+        refused={
+            "n": "greedy branches would be equal",
+            "best_of": "greedy branches would be equal",
+        },
+    ),
+    Feature(
+        "beams",
+        "beam search, two wide",
+        params={"beam_width": 2, "n": 2, "seed": None},
+        refused={
+            "filters": "has no meaning for beams",
+            "n": "not with beam_width=2",
+            "best_of": "not with beam_width=2",
+            "one by one": "more beams than max_sequences=1",
+        },
+    ),
+    Feature("filters", "top_k, top_p, min_p", params={"top_k": 40, "top_p": 0.9, "min_p": 0.01}),
+    Feature(
+        "logprobs",
+        "log-probabilities beside each token",
+        params={"logprobs": 2},
+        holds=lambda output, _: len(output.logprobs or ()) == len(output.token_ids),
+    ),
+    Feature(
+        "prompt_logprobs",
+        "log-probabilities of the prompt's tokens",
+        params={"prompt_logprobs": 1},
+        happened=lambda run: all(
+            len(run.engine.output(name).prompt_logprobs or ()) == len(prompt)
+            for name, prompt in zip(run.names, PROMPTS, strict=True)
+        ),
+    ),
+    Feature(
+        "hidden_states",
+        "what the model makes of each token is kept",
+        params={"hidden_states": True},
+        holds=lambda output, prompt: (
+            output.hidden_states is not None
+            and len(output.hidden_states) == len(prompt) + len(output.token_ids) - 1
+        ),
+        happened=lambda run: True,
+    ),
+    Feature("echo", "the prompt before the text", params={"echo": True}),
+    Feature("n", "three branches of a prompt", params={"n": 3}),
+    Feature(
+        "best_of",
+        "the best of three branches",
+        params={"best_of": 3},
+    ),
+    Feature(
+        "stop", "stop strings, a stop token", params={"stop": "5", "stop_token_ids": (END, 134)}
+    ),
+    Feature(
+        "min_tokens",
+        "no end token before there are four",
+        params={"min_tokens": 4, "stop_token_ids": (END, *range(100, 200))},
+        holds=lambda output, _: not {END, *range(100, 200)} & set(output.token_ids[:4]),
+    ),
+    Feature("repetition", "repetition penalty", params={"repetition_penalty": 2.5}),
+    Feature(
+        "presence",
+        "presence and frequency penalty",
+        params={"presence_penalty": 3.0, "frequency_penalty": 2.0},
+    ),
+    Feature(
+        "bias",
+        "logit_bias",
+        params={"logit_bias": {8: 4.0, **dict.fromkeys(range(200, 260), -math.inf)}},
+        holds=lambda output, _: not set(range(200, 260)) & set(output.token_ids),
+    ),
+    Feature(
+        "bad words",
+        "words and single tokens that must not come",
+        params={"bad_words": ["def", *([i] for i in range(60, 110)), [8, 9], [9, 8]]},
+        holds=lambda output, _: not set(range(60, 110)) & set(output.token_ids),
+    ),
+    Feature(
+        "n-grams",
+        "no token twice: n-grams of one",
+        params={"no_repeat_ngram_size": 1},
+        holds=lambda output, prompt: _all_new(output.token_ids, prompt),
+    ),
+    Feature(
+        "processor",
+        "a request's own logits processor",
+        params={"logits_processors": (no_thirds,)},
+        holds=lambda output, _: not set(BANNED) & set(output.token_ids),
+    ),
+    Feature(
+        "batch processor",
+        "a processor of the whole batch in the sampler",
+        sampler=lambda: Sampler([prefer_low]),
+    ),
+    Feature(
+        "chunks",
+        "prompts split over steps of four tokens",
+        engine={"max_batch_tokens": 4, "max_sequences": 4},
+        happened=lambda run: run.step > MAX_TOKENS + 4,
+    ),
+    Feature(
+        "whole prompts",
+        "no splitting, one prompt at a time",
+        engine={"chunked_prefill": False, "max_batch_tokens": 16, "max_sequences": 16},
+    ),
+    Feature(
+        "preemption",
+        "a cache too small for all",
+        engine={"num_blocks": 20, "block_size": 2},
+        happened=_preemptions,
+    ),
+    Feature(
+        "prefix reuse",
+        "the prompts' blocks are in the cache already",
+        engine={"block_size": 2},
+        prepare=_warm,
+        happened=lambda run: all(
+            run.engine.requests[name].metrics.num_cached_tokens > 0 for name in run.names
+        ),
+    ),
+    Feature("no reuse", "prefix reuse off", engine={"prefix_reuse": False}),
+    Feature("one by one", "one sequence at a time", engine={"max_sequences": 1}),
+    Feature(
+        "fork",
+        "a request goes on twice from its third step",
+        between=_fork,
+        happened=lambda run: len(run.twins) == len(PROMPTS),
+    ),
+    Feature(
+        "abort",
+        "a neighbour is aborted on the way",
+        prepare=_neighbour,
+        between=_abort,
+        happened=lambda run: "aborted" in run.notes,
+    ),
+    Feature(
+        "failing steps",
+        "every third step fails after its forward pass",
+        prepare=_failing,
+        happened=lambda run: run.faults > 5,
+    ),
+    Feature("swap", "sampler, backend and policy swapped after each step", between=_swap),
+    Feature(
+        "time travel",
+        "a checkpoint, restored three steps later",
+        between=_time_travel,
+        happened=lambda run: "restored" in run.notes,
+    ),
+]
+
+
+def together(features: tuple[Feature, ...]) -> SamplingParams:
+    """Return the parameters of a request with all of these features."""
+    settings = dict(BASE)
+    for feature in features:
+        settings |= feature.params
+    return SamplingParams(**settings)
+
+
+def run(make_engine: Callable[..., Engine], features: tuple[Feature, ...]) -> Run:
+    """Run the prompts with all of these features, to the end."""
+    settings: dict[str, Any] = {}
+    for feature in features:
+        settings |= feature.engine
+    engine = make_engine(**settings)
+    use_samplers(engine, features)
+    params, state = together(features), Run(engine, [])
+    for feature in features:
+        if feature.prepare is not None:
+            feature.prepare(state)
+    state.names = [engine.add(prompt, params) for prompt in PROMPTS]
+    while engine.has_work:
+        assert state.step < 500, "it does not end"
+        try:
+            engine.step()
+        except Fault:
+            engine.cache.check()
+        state.step += 1
+        for feature in features:
+            if feature.between is not None:
+                feature.between(state)
+    return state
+
+
+def use_samplers(engine: Engine, features: tuple[Feature, ...]) -> None:
+    """Give the engine the sampler of the features that bring one."""
+    for feature in features:
+        if feature.sampler is not None:
+            engine.swap(sampler=feature.sampler())
+
+
+def refusal(a: Feature, b: Feature) -> str | None:
+    """Return what the error says where two features exclude each other."""
+    return a.refused.get(b.name) or b.refused.get(a.name)
+
+
+def table() -> str:
+    """Return COMBINATIONS.md."""
+    names = [feature.name for feature in FEATURES]
+    lines = [
+        "# Combinations",
+        "",
+        "What happens when two features meet. `=`: every token, reason to end and log-probability "
+        "equals that of the plain counterpart: the same parameters, each prompt alone, on the "
+        "reference backend, in whole prompts, without reuse, forks or faults. A letter: refused, "
+        "with the error below, before anything is queued.",
+        "",
+        "`tests/engine/test_combinations.py` runs every pair, and keeps this file equal to what it "
+        "runs; `python tests/support/features.py` writes it.",
+        "",
+    ]
+    lines += [f"{i}. **{f.name}**: {f.what}" for i, f in enumerate(FEATURES, start=1)]
+    reasons = sorted({reason for f in FEATURES for reason in f.refused.values()})
+    letters = dict(zip(reasons, "abcdefghijklmnopqrstuvwxyz", strict=False))
+    header = ["", *map(str, range(1, len(names) + 1))]
+    lines += ["", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for row, a in enumerate(FEATURES):
+        marks = [letters.get(refusal(a, b) or "", "=") for b in FEATURES[: row + 1]]
+        cells = [f"{row + 1} {a.name}", *marks, *[""] * (len(names) - row - 1)]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", *(f"{letter}: `{reason}`" for reason, letter in letters.items())]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    Path(__file__).parents[2].joinpath("COMBINATIONS.md").write_text(table(), encoding="utf-8")
