@@ -27,10 +27,12 @@ FinishReason = Literal["stop", "length", "abort", "error", "timeout", "dropped"]
 
 
 class Status(enum.Enum):
-    """Where a sequence is. A preempted sequence is `WAITING` again."""
+    """Where a sequence is. A preempted sequence is `WAITING` again; a paused one waits for nothing
+    but `resume`."""
 
     WAITING = "waiting"
     RUNNING = "running"
+    PAUSED = "paused"
     FINISHED = "finished"
 
 

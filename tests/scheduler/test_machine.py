@@ -1,12 +1,14 @@
-"""A random walk over add, step, fork, abort, failure and swap; all is checked after each."""
+"""A random walk over all that may be done to a scheduler; everything is checked after each."""
 
 from __future__ import annotations
+
+from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from shadow import ShadowModel, make_sequence
+from shadow import ShadowModel, TransferFailed, make_sequence
 
 from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
@@ -26,16 +28,43 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget=st.integers(6, 40),
         chunked=st.booleans(),
         reuse=st.booleans(),
+        host_blocks=st.sampled_from([0, 1, 5, 40]),
+        capacity=st.sampled_from(["max_utilization", "guaranteed_no_evict"]),
+        swap=st.booleans(),
+        chunking=st.sampled_from(["first_come", "equal_progress"]),
+        max_prefill=st.sampled_from([None, 3]),
     )
-    def build(self, num_blocks, block_size, max_sequences, budget, chunked, reuse):
+    def build(
+        self,
+        num_blocks,
+        block_size,
+        max_sequences,
+        budget,
+        chunked,
+        reuse,
+        host_blocks,
+        capacity,
+        swap,
+        chunking,
+        max_prefill,
+    ):
         self.cache = KVCache(
-            num_layers=0, num_kv_heads=1, head_dim=1, num_blocks=num_blocks, block_size=block_size
+            num_layers=0,
+            num_kv_heads=1,
+            head_dim=1,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            num_host_blocks=host_blocks,
         )
         config = SchedulerConfig(
             max_batch_tokens=budget,
             max_sequences=max_sequences,
             chunked_prefill=chunked,
             prefix_reuse=reuse,
+            capacity=capacity,
+            preemption="swap" if swap and host_blocks else "recompute",
+            chunking=chunking,
+            max_prefill_tokens=max_prefill,
         )
         self.scheduler = Scheduler(self.cache, config)
         self.model = ShadowModel(self.cache.blocks)
@@ -63,13 +92,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def step(self):
         before = {s.sequence_id: s.num_tokens for s in self.alive}
-        plan = self.scheduler.schedule()
-        config = self.scheduler.config
-        assert len(plan.sequences) <= config.max_sequences
-        if config.chunked_prefill:
-            assert plan.num_tokens <= config.max_batch_tokens
-        assert plan.num_new[: plan.num_decodes] == [1] * plan.num_decodes
-        assert bool(plan) == bool(self.alive), "work waits and nothing was planned"
+        plan = self.plan()
+        self.model.transfers_left = 10**9
         finished = self.scheduler.commit(plan, self.model.run(plan))
         for sequence in plan.sequences:
             made = sequence.num_tokens - before[sequence.sequence_id]
@@ -91,13 +115,53 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.fork(parent, child)
         self.alive.append(child)
 
-    @rule(failures=st.integers(1, 2))
-    def failed_step(self, failures):
+    def plan(self):
+        """Plan a step and check what holds of every plan."""
+        running = {s.sequence_id for s in self.scheduler.running}
+        plan = self.scheduler.schedule()
+        config = self.scheduler.config
+        assert len(plan.sequences) <= config.max_sequences
+        assert 0 not in plan.num_new
+        prefill = plan.num_tokens - plan.num_decodes
+        if config.chunked_prefill:
+            assert plan.num_tokens <= config.max_batch_tokens
+            assert prefill <= (config.max_prefill_tokens or prefill)
+        assert plan.num_new[: plan.num_decodes] == [1] * plan.num_decodes
+        waits = any(s.status is not Status.PAUSED for s in self.alive)
+        assert bool(plan) == waits, "work waits and nothing was planned"
+        if config.capacity == "guaranteed_no_evict":
+            lost = {s.sequence_id for s in plan.preempted}
+            assert not lost & running, "a running sequence was preempted"
+        return plan
+
+    @rule(failures=st.integers(1, 2), transfers=st.integers(0, 12))
+    def failed_step(self, failures, transfers):
         """A forward pass that fails: planned, perhaps half run, never committed."""
         for number in range(failures):
-            plan = self.scheduler.schedule()
-            if number:
-                self.model.run(plan)
+            plan = self.plan()
+            self.model.transfers_left = transfers
+            with suppress(TransferFailed):
+                if number:
+                    self.model.run(plan)
+
+    @rule(data=st.data(), release=st.booleans())
+    def pause(self, data, release):
+        if self.alive:
+            sequence = data.draw(st.sampled_from(self.alive))
+            self.scheduler.pause(sequence, release=release)
+            assert sequence.status is Status.PAUSED
+            assert not release or sequence.sequence_id not in self.cache.blocks.tables
+
+    @rule(data=st.data())
+    def resume(self, data):
+        if self.alive:
+            sequence = data.draw(st.sampled_from(self.alive))
+            self.scheduler.resume(sequence)
+            assert sequence.status is not Status.PAUSED
+
+    @rule()
+    def clear_cached(self):
+        self.cache.blocks.clear_cached()
 
     @rule(data=st.data())
     def abort(self, data):
@@ -112,12 +176,16 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def drain(self):
+        for sequence in self.alive:
+            self.scheduler.resume(sequence)
         for _ in range(2000):
             if not self.alive:
                 break
             self.step()
         assert not self.alive, "a sequence never ended"
         assert self.cache.blocks.num_free == self.cache.num_blocks
+        host = self.cache.blocks.host
+        assert host is None or host.num_free == host.num_slots, "a slot is held for nobody"
 
     def _retire(self, sequences):
         for sequence in sequences:
@@ -130,10 +198,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "cache"):
             return
         self.cache.check()
-        queued = {s.sequence_id for s in [*self.scheduler.waiting, *self.scheduler.running]}
-        assert queued == {s.sequence_id for s in self.alive}
-        running = {s.sequence_id for s in self.scheduler.running}
-        assert set(self.cache.blocks.tables) == running, "a table without a running sequence"
+        scheduler, tables = self.scheduler, set(self.cache.blocks.tables)
+        waiting, running, paused = (
+            {s.sequence_id for s in queue}
+            for queue in (scheduler.waiting, scheduler.running, scheduler.paused)
+        )
+        assert sorted([*waiting, *running, *paused]) == sorted(s.sequence_id for s in self.alive)
+        holding = {s.sequence_id for s in scheduler.holding}
+        assert holding <= waiting | paused
+        assert tables == running | holding, "a table without a sequence that runs or may go on"
+        if self.cache.blocks.host is not None:
+            assert set(self.cache.blocks.host.swapped) <= (waiting | paused) - holding
 
     @invariant()
     def tokens_are_those_of_a_run_alone(self):

@@ -1,12 +1,15 @@
 """The paged KV cache: `KVCache` (tensors) over `BlockManager` (who owns which block)."""
 
-from workbench.cache.blocks import BlockManager, BlockTable, OutOfBlocks
+from workbench.cache.blocks import BlockManager
+from workbench.cache.host import HostTier
 from workbench.cache.kv import KVCache
 from workbench.cache.prefix import PrefixIndex, PrefixLookup, block_hash
+from workbench.cache.table import BlockTable, OutOfBlocks
 
 __all__ = [
     "BlockManager",
     "BlockTable",
+    "HostTier",
     "KVCache",
     "OutOfBlocks",
     "PrefixIndex",

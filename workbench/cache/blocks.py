@@ -8,48 +8,42 @@ changes anything; it knows nothing of tensors. `check()` proves the structure wh
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass, field
 from typing import Any
 
+from workbench.cache.host import HostTier
+from workbench.cache.host_lookup import continued, resumed, true_sources
 from workbench.cache.prefix import PrefixIndex, PrefixLookup, block_hash, root_hash
+from workbench.cache.proof import prove_counted, prove_findable, prove_host
+from workbench.cache.table import BlockTable, OutOfBlocks
 from workbench.config import require_positive
 from workbench.describe import Described
-from workbench.errors import WorkbenchError
 from workbench.events import (
     BlockAllocated,
     BlockCached,
     BlockCopied,
     BlockEvicted,
     BlockFreed,
+    BlockOffloaded,
     BlockReleased,
+    BlockRestored,
     BlockShared,
     EventBus,
 )
 
 
-class OutOfBlocks(WorkbenchError, RuntimeError):
-    """No free block is left; ask `num_missing` and `num_free` first."""
-
-
-@dataclass(slots=True)
-class BlockTable:
-    """A sequence's blocks in order; `hashes` names its first, published ones."""
-
-    namespace: str
-    block_ids: list[int] = field(default_factory=list)
-    hashes: list[bytes] = field(default_factory=list)
-
-
 class BlockManager(Described):
-    """Allocator of `num_blocks` blocks. `step` is stamped on events by the scheduler."""
+    """Allocator of `num_blocks` blocks. `step` is stamped on events by the scheduler.
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    host: the tier that takes in what is evicted or swapped out, if there is one.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, host: HostTier | None = None) -> None:
         """Raise `ConfigError` unless both are whole numbers of at least 1."""
         require_positive("num_blocks", num_blocks)
         require_positive("block_size", block_size)
-        self.num_blocks, self.block_size = num_blocks, block_size
+        self.num_blocks, self.block_size, self.host = num_blocks, block_size, host
         self.bus = EventBus()
         self.step = 0
         self.ref_counts = [0] * num_blocks
@@ -83,7 +77,14 @@ class BlockManager(Described):
 
     def lookup(self, token_ids: Tokens[int], namespace: str = "") -> PrefixLookup:
         """Return the cached prefix of a token list, and why it ends there; change nothing."""
-        return self.prefix.lookup(token_ids, self.block_size, namespace, self._namespaces)
+        host, size = self.host, self.block_size
+        found = self.prefix.lookup(token_ids, size, namespace, self._namespaces)
+        return continued(found, host, token_ids, size, namespace) if host is not None else found
+
+    def swapped(self, sequence_id: int) -> PrefixLookup | None:
+        """Return where a swapped-out sequence's blocks are now; None if it has none."""
+        kept = self.host.swapped.get(sequence_id) if self.host is not None else None
+        return resumed(kept, self.prefix) if kept is not None else None
 
     def num_missing(self, sequence_id: int, start: int, stop: int) -> int:
         """Return how many free blocks `grow` to `stop` tokens, writing from `start`, would take."""
@@ -96,18 +97,53 @@ class BlockManager(Described):
     # --- a sequence's life --------------------------------------------------------------------
 
     def open(self, sequence_id: int, lookup: PrefixLookup | None, namespace: str = "") -> None:
-        """Start a block table, taking a reference on every block that `lookup` found."""
+        """Start a block table, taking a reference on every block that `lookup` found.
+
+        What it found on the host gets blocks of its own; its transfer is owed from now on.
+        """
         table = self.tables[sequence_id] = BlockTable(namespace)
         self._namespaces.add(namespace)
-        for block_id, content_hash in (
-            zip(lookup.block_ids, lookup.hashes, strict=True) if lookup else ()
-        ):
+        for index, block_id in enumerate(lookup.block_ids if lookup else ()):
             table.block_ids.append(block_id)
-            table.hashes.append(content_hash)
             self._take(block_id)
             if self.bus:
-                index = len(table.block_ids) - 1
                 self.bus.emit(BlockShared(self.step, block_id, sequence_id, index))
+        if lookup is not None:
+            table.hashes += lookup.hashes
+            self._restore(sequence_id, table, lookup.slots)
+
+    def _restore(self, sequence_id: int, table: BlockTable, slots: tuple[int, ...]) -> None:
+        """Give a table blocks for these host slots; the named ones can be found at once."""
+        if self.host is None:
+            return
+        for slot in slots:  # held before a block is evicted to the host for one of them
+            self.host.hold(slot)
+        for slot in slots:
+            index, block_id = len(table.block_ids), self._allocate(sequence_id)
+            table.block_ids.append(block_id)
+            self.host.restore(slot, block_id)
+            if self.bus:
+                self.bus.emit(BlockAllocated(self.step, block_id, sequence_id, index))
+                self.bus.emit(BlockRestored(self.step, slot, block_id, sequence_id))
+            if index < len(table.hashes):
+                self._make_findable(block_id, table.hashes[index])
+        self.host.drop(sequence_id)
+
+    def swap_out(self, sequence_id: int, num_tokens: int) -> bool:
+        """Keep the KV of a sequence's first `num_tokens` tokens on the host; its table stays.
+
+        False, with nothing changed, if the host tier is full.
+        """
+        assert self.host is not None, "swapping needs a host tier"
+        table = self.tables[sequence_id]
+        block_ids = table.block_ids[: self.blocks_for(num_tokens)]
+        hashes = table.hashes[: num_tokens // self.block_size]
+        sources = true_sources(block_ids, self.pending_copies)
+        moved = self.host.swap_out(sequence_id, sources, hashes, num_tokens)
+        if self.bus:
+            for block_id, slot in moved or ():
+                self.bus.emit(BlockOffloaded(self.step, block_id, slot, sequence_id))
+        return moved is not None
 
     def grow(self, sequence_id: int, start: int, stop: int) -> None:
         """Make the table hold `stop` tokens, with the block written from `start` on its own.
@@ -140,6 +176,11 @@ class BlockManager(Described):
         if self.bus:
             self.bus.emit(BlockCopied(self.step, source, block_id, sequence_id, index))
 
+    def drop_swapped(self, sequence_id: int) -> None:
+        """Forget what the host tier keeps for a sequence, if anything."""
+        if self.host is not None:
+            self.host.drop(sequence_id)
+
     def publish(self, sequence_id: int, token_ids: Tokens[int], num_computed: int) -> None:
         """Make every full block of the first `num_computed` tokens findable by its content."""
         table = self.tables[sequence_id]
@@ -148,9 +189,11 @@ class BlockManager(Described):
             parent = table.hashes[-1] if table.hashes else root_hash(table.namespace)
             content_hash = block_hash(parent, token_ids[index * size : (index + 1) * size])
             table.hashes.append(content_hash)
-            block_id = table.block_ids[index]
-            if self.prefix.add(content_hash, block_id) and self.bus:
-                self.bus.emit(BlockCached(self.step, block_id, content_hash.hex()))
+            self._make_findable(table.block_ids[index], content_hash)
+
+    def _make_findable(self, block_id: int, content_hash: bytes) -> None:
+        if self.prefix.add(content_hash, block_id) and self.bus:
+            self.bus.emit(BlockCached(self.step, block_id, content_hash.hex()))
 
     def fork(self, sequence_id: int, child_id: int, num_tokens: int) -> None:
         """Give `child_id` a table of the blocks that hold the first `num_tokens` tokens.
@@ -186,11 +229,13 @@ class BlockManager(Described):
             self._release(block_id, sequence_id)
 
     def clear_cached(self) -> int:
-        """Forget all cached content of free blocks; return how many that made blank."""
+        """Forget all cached content, also the host's; return how many blocks that made blank."""
         count = len(self._cached)
         while self._cached:
             block_id = self._evict(sequence_id=None)
             self._blank.append(block_id)
+        if self.host is not None:
+            self.host.clear()
         return count
 
     # --- blocks -------------------------------------------------------------------------------
@@ -205,6 +250,10 @@ class BlockManager(Described):
         content_hash = self.prefix.evict(block_id, self.step, sequence_id)
         if self.bus:
             self.bus.emit(BlockEvicted(self.step, block_id, content_hash.hex(), sequence_id))
+        if self.host is not None and sequence_id is not None:
+            slot = self.host.keep(content_hash, block_id)
+            if slot is not None and self.bus:
+                self.bus.emit(BlockOffloaded(self.step, block_id, slot, None))
         return block_id
 
     def _take(self, block_id: int) -> None:
@@ -219,6 +268,8 @@ class BlockManager(Described):
             self.bus.emit(BlockReleased(self.step, block_id, sequence_id, left))
         if left:
             return
+        if self.host is not None and self.host.cancel(block_id):
+            self.prefix.forget(block_id)
         cached = self.prefix.content(block_id) is not None
         if cached:
             self._cached[block_id] = None
@@ -231,24 +282,11 @@ class BlockManager(Described):
 
     def check(self) -> None:
         """Raise `AssertionError` unless each block is blank, cached or in use, and counted."""
-        expected = Counter(b for table in self.tables.values() for b in table.block_ids)
-        expected.update(source for source, _ in self.pending_copies)
-        blank, cached = set(self._blank), set(self._cached)
-        used = {block for block, count in enumerate(self.ref_counts) if count}
-        assert len(blank) == len(self._blank), "a block is blank twice"
-        assert not blank & cached, "a block is blank and cached"
-        assert used == set(range(self.num_blocks)) - blank - cached, (
-            "a block is lost, or free and used"
-        )
-        assert {b: self.ref_counts[b] for b in used} == dict(expected), "a reference count is wrong"
-        for table in self.tables.values():
-            assert len(set(table.block_ids)) == len(table.block_ids), "a table holds a block twice"
-            assert len(table.hashes) <= len(table.block_ids), "more published than allocated"
-        findable = dict(self.prefix.items())
-        assert len(set(findable.values())) == len(findable), "two contents name one block"
-        assert all(self.prefix.content(b) == h for h, b in findable.items()), "index out of step"
-        assert not blank & set(findable.values()), "a blank block can be found"
-        assert cached <= set(findable.values()), "a cached block cannot be found"
+        counts, blank, cached = self.ref_counts, self._blank, self._cached
+        prove_counted(counts, blank, cached, self.tables, self.pending_copies)
+        prove_findable(self.prefix, blank, cached)
+        if self.host is not None:
+            prove_host(self.host, counts, self.tables)
 
     def describe(self) -> dict[str, Any]:
         """Return how the blocks are used now."""

@@ -32,13 +32,15 @@ def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
 class PrefixLookup:
     """What a prefix lookup found: blocks whose KV is that of the first `num_tokens` tokens.
 
-    `reason` says what ended the match, in words; `hashes` names the matched blocks.
+    `reason` says what ended the match, in words; `hashes` names the matched blocks. `slots`: where
+    the host tier holds the blocks that follow `block_ids`.
     """
 
     block_ids: tuple[int, ...]
     hashes: tuple[bytes, ...]
     num_tokens: int
     reason: str
+    slots: tuple[int, ...] = ()
 
 
 class PrefixIndex:
@@ -82,6 +84,12 @@ class PrefixIndex:
         if len(self._evicted) > _EVICTIONS_REMEMBERED:
             self._evicted.popitem(last=False)
         return content_hash
+
+    def forget(self, block_id: int) -> None:
+        """Make a block unfindable whose content never came; fine if it cannot be found."""
+        content_hash = self._hash_of.pop(block_id, None)
+        if content_hash is not None:
+            del self._block_of[content_hash]
 
     def lookup(
         self, token_ids: Sequence[int], block_size: int, namespace: str, other_namespaces: set[str]
