@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from contextlib import suppress
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from shadow import ShadowModel, TransferFailed, make_sequence
 
 from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
+from workbench.events import Event, Preempted
 from workbench.request import Sequence, Status
 from workbench.scheduler import POLICIES, Scheduler
 
-PROMPTS = st.lists(st.integers(0, 2), min_size=1, max_size=24)
+SHARED = [i * i % 7 % 3 for i in range(24)]  # prompts begin alike, so that prefixes are met again
+PROMPTS = st.one_of(
+    st.lists(st.integers(0, 2), min_size=1, max_size=24),
+    st.integers(1, 24).map(lambda length: SHARED[:length]),
+)
+PICK = st.integers(0, 30)
+
+
+def among(sequences: list[Sequence], pick: int) -> Sequence:
+    """Return one of them."""
+    return sequences[pick % len(sequences)]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
     """Drives a scheduler over a small cache, so that preemption and eviction are common."""
 
     @initialize(
-        num_blocks=st.integers(6, 24),
+        tokens=st.integers(12, 72),
         block_size=st.sampled_from([1, 2, 4, 8]),
         max_sequences=st.integers(1, 6),
         budget=st.integers(6, 40),
@@ -36,7 +50,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def build(
         self,
-        num_blocks,
+        tokens,
         block_size,
         max_sequences,
         budget,
@@ -52,7 +66,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             num_layers=0,
             num_kv_heads=1,
             head_dim=1,
-            num_blocks=num_blocks,
+            num_blocks=-(-tokens // block_size),
             block_size=block_size,
             num_host_blocks=host_blocks,
         )
@@ -73,12 +87,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.count = 0
 
     @rule(
-        prompt=PROMPTS,
-        max_tokens=st.integers(1, 12),
-        namespace=st.sampled_from(["", "other"]),
+        prompts=st.lists(PROMPTS, min_size=1, max_size=4),
+        max_tokens=st.integers(1, 30),
+        namespace=st.sampled_from(["", "", "", "other"]),
         priority=st.integers(0, 2),
     )
-    def add(self, prompt, max_tokens, namespace, priority):
+    def add(self, prompts, max_tokens, namespace, priority):
+        for prompt in prompts:
+            self.add_one(prompt, max_tokens, namespace, priority)
+
+    def add_one(self, prompt, max_tokens, namespace, priority):
         capacity = self.cache.num_blocks * self.cache.block_size
         if len(prompt) + max_tokens - 1 > capacity:
             return  # the engine refuses such a request when it is added
@@ -89,7 +107,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.add(sequence)
         self.alive.append(sequence)
 
-    @rule()
+    @rule(count=st.integers(1, 6))
+    def steps(self, count):
+        for _ in range(count):
+            self.step()
+            self.whole()
+
     def step(self):
         before = {s.sequence_id: s.num_tokens for s in self.alive}
         plan = self.plan()
@@ -100,11 +123,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert made in (0, 1)
         self._retire(finished)
 
-    @rule(data=st.data(), max_tokens=st.integers(1, 12))
-    def fork(self, data, max_tokens):
+    @rule(pick=PICK, max_tokens=st.integers(1, 30))
+    def fork(self, pick, max_tokens):
         if not self.alive:
             return
-        parent = data.draw(st.sampled_from(self.alive))
+        parent = among(self.scheduler.running or self.alive, pick)
         capacity = self.cache.num_blocks * self.cache.block_size
         if parent.num_tokens + max_tokens - 1 > capacity:
             return
@@ -144,18 +167,18 @@ class SchedulerMachine(RuleBasedStateMachine):
                 if number:
                     self.model.run(plan)
 
-    @rule(data=st.data(), release=st.booleans())
-    def pause(self, data, release):
+    @rule(pick=PICK, release=st.booleans())
+    def pause(self, pick, release):
         if self.alive:
-            sequence = data.draw(st.sampled_from(self.alive))
+            sequence = among(self.alive, pick)
             self.scheduler.pause(sequence, release=release)
             assert sequence.status is Status.PAUSED
             assert not release or sequence.sequence_id not in self.cache.blocks.tables
 
-    @rule(data=st.data())
-    def resume(self, data):
+    @rule(pick=PICK)
+    def resume(self, pick):
         if self.alive:
-            sequence = data.draw(st.sampled_from(self.alive))
+            sequence = among(self.alive, pick)
             self.scheduler.resume(sequence)
             assert sequence.status is not Status.PAUSED
 
@@ -163,10 +186,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def clear_cached(self):
         self.cache.blocks.clear_cached()
 
-    @rule(data=st.data())
-    def abort(self, data):
+    @rule(pick=PICK)
+    def abort(self, pick):
         if self.alive:
-            sequence = data.draw(st.sampled_from(self.alive))
+            sequence = among(self.alive, pick)
             self.scheduler.finish(sequence, "abort")
             self._retire([sequence])
 
@@ -174,6 +197,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def swap_policy(self, name):
         self.scheduler.policy = POLICIES[name]
 
+    @precondition(lambda self: self.count > 12)
     @rule()
     def drain(self):
         for sequence in self.alive:
@@ -230,3 +254,66 @@ TestScheduler.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+
+
+class Met(Counter[str]):
+    """Counts what happened, by event; preemptions also by kind."""
+
+    def __call__(self, event: Event) -> None:
+        self[type(event).__name__] += 1
+        if isinstance(event, Preempted):
+            self[event.kind] += 1
+            self["host full"] += "host tier is full" in event.cause
+            self["reclaimed"] += "nothing else can run" in event.cause
+
+
+def walk(source: random.Random, met: Met) -> None:
+    """Drive a machine at random, without hypothesis: more happens, and nothing is shrunk."""
+    machine = SchedulerMachine()
+    machine.build(
+        tokens=source.randint(12, 72),
+        block_size=source.choice([1, 2, 4, 8]),
+        max_sequences=source.randint(1, 6),
+        budget=source.randint(6, 40),
+        chunked=source.random() < 0.7,
+        reuse=source.random() < 0.7,
+        host_blocks=source.choice([0, 3, 10, 40]),
+        capacity=source.choice(["max_utilization", "max_utilization", "guaranteed_no_evict"]),
+        swap=source.random() < 0.7,
+        chunking=source.choice(["first_come", "equal_progress"]),
+        max_prefill=source.choice([None, 3]),
+    )
+    machine.scheduler.bus.subscribe(met)
+    machine.cache.blocks.bus = machine.scheduler.bus
+    pick = partial(source.randint, 0, 30)
+    actions = {
+        lambda: machine.add_one(prompt(source), source.randint(1, 30), "", source.randint(0, 2)): 4,
+        lambda: machine.steps(source.randint(1, 4)): 6,
+        lambda: machine.fork(pick(), source.randint(1, 30)): 3,
+        lambda: machine.failed_step(source.randint(1, 2), source.randint(0, 12)): 2,
+        lambda: machine.pause(pick(), source.random() < 0.3): 1,
+        lambda: machine.resume(pick()): 1,
+        lambda: machine.abort(pick()): 1,
+        lambda: machine.swap_policy(source.choice(sorted(POLICIES))): 1,
+        lambda: machine.clear_cached(): 0.2,
+    }
+    for action in source.choices(list(actions), list(actions.values()), k=60):
+        action()
+        machine.whole()
+    machine.drain()
+    machine.whole()
+    machine.tokens_are_those_of_a_run_alone()
+
+
+def prompt(source: random.Random) -> list[int]:
+    """Return a prompt that likely begins like others."""
+    return [*SHARED[: source.randint(0, 20)], *(source.randint(0, 2) for _ in range(2))]
+
+
+def test_walks_in_which_everything_happens() -> None:
+    met, source = Met(), random.Random(3)
+    for _ in range(150):
+        walk(source, met)
+    for name in ("swap", "recompute", "host full", "reclaimed", "SwappedIn", "BlockCopied"):
+        assert met[name] >= 5, (name, met)
+    assert met["BlockRestored"] > met["SwappedIn"], "also evicted blocks come back"
