@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from shadow import ShadowModel, TransferFailed, make_sequence
 
+from workbench.batch import SampledTokens
 from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
 from workbench.events import Event, Preempted
@@ -117,7 +118,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         before = {s.sequence_id: s.num_tokens for s in self.alive}
         plan = self.plan()
         self.model.transfers_left = 10**9
-        finished = self.scheduler.commit(plan, self.model.run(plan))
+        sampled = self.model.run(plan) if plan else SampledTokens([])
+        finished = self.scheduler.commit(plan, sampled)
         for sequence in plan.sequences:
             made = sequence.num_tokens - before[sequence.sequence_id]
             assert made in (0, 1)

@@ -1,4 +1,8 @@
-"""`BlockTable`: a sequence's blocks in order. Written by `BlockManager` alone, read by everyone."""
+"""`BlockTable`: a sequence's blocks in order.
+
+Written by `BlockManager` alone, read by whoever turns tokens into slots; apart from it so that the
+proof of a cache's structure can name it.
+"""
 
 from __future__ import annotations
 
