@@ -50,8 +50,11 @@ class Queues:
         return len(self.waiting) + len(self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence."""
-        self.waiting.append(sequence)
+        """Queue a new sequence; one that comes paused, from a checkpoint, stays so."""
+        if sequence.status is Status.PAUSED:
+            self.paused[sequence.sequence_id] = sequence
+        else:
+            self.waiting.append(sequence)
         if sequence.request.deadline is not None:
             self.timed[sequence.sequence_id] = sequence
 
@@ -127,7 +130,7 @@ class Queues:
 
     def pause(self, sequence: Sequence) -> None:
         """Keep an unfinished sequence from running; with its blocks, if it has any."""
-        if sequence.status is Status.PAUSED:
+        if sequence.status in (Status.PAUSED, Status.FINISHED):
             return
         if sequence.status is Status.RUNNING:
             del self.running[sequence.sequence_id]
