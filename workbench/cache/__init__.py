@@ -2,6 +2,7 @@
 
 from workbench.cache.blocks import BlockManager
 from workbench.cache.host import HostTier
+from workbench.cache.host_swap import Swapper
 from workbench.cache.kv import KVCache
 from workbench.cache.prefix import PrefixIndex, PrefixLookup, block_hash
 from workbench.cache.table import BlockTable, OutOfBlocks
@@ -14,5 +15,6 @@ __all__ = [
     "OutOfBlocks",
     "PrefixIndex",
     "PrefixLookup",
+    "Swapper",
     "block_hash",
 ]

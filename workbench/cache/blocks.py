@@ -13,7 +13,7 @@ from collections.abc import Sequence as Tokens
 from typing import Any
 
 from workbench.cache.host import HostTier
-from workbench.cache.host_lookup import continued, resumed, true_sources
+from workbench.cache.host_lookup import continued
 from workbench.cache.prefix import PrefixIndex, PrefixLookup, block_hash, root_hash
 from workbench.cache.proof import prove_counted, prove_findable, prove_host
 from workbench.cache.table import BlockTable, OutOfBlocks
@@ -75,16 +75,18 @@ class BlockManager(Described):
         """Return how many blocks hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
 
-    def lookup(self, token_ids: Tokens[int], namespace: str = "") -> PrefixLookup:
-        """Return the cached prefix of a token list, and why it ends there; change nothing."""
-        host, size = self.host, self.block_size
-        found = self.prefix.lookup(token_ids, size, namespace, self._namespaces)
-        return continued(found, host, token_ids, size, namespace) if host is not None else found
+    def lookup(
+        self, token_ids: Tokens[int], namespace: str = "", names: Tokens[bytes] = ()
+    ) -> PrefixLookup:
+        """Return the cached prefix of a token list, and why it ends there; change nothing.
 
-    def swapped(self, sequence_id: int) -> PrefixLookup | None:
-        """Return where a swapped-out sequence's blocks are now; None if it has none."""
-        kept = self.host.swapped.get(sequence_id) if self.host is not None else None
-        return resumed(kept, self.prefix) if kept is not None else None
+        names: content hashes of the first blocks, where they are known.
+        """
+        size, host = self.block_size, self.host
+        found = self.prefix.lookup(token_ids, size, namespace, self._namespaces, names)
+        if host is None:
+            return found
+        return continued(found, host, token_ids, size, namespace, names)
 
     def num_missing(self, sequence_id: int, start: int, stop: int) -> int:
         """Return how many free blocks `grow` to `stop` tokens, writing from `start`, would take."""
@@ -129,22 +131,6 @@ class BlockManager(Described):
                 self._make_findable(block_id, table.hashes[index])
         self.host.drop(sequence_id)
 
-    def swap_out(self, sequence_id: int, num_tokens: int) -> bool:
-        """Keep the KV of a sequence's first `num_tokens` tokens on the host; its table stays.
-
-        False, with nothing changed, if the host tier is full.
-        """
-        assert self.host is not None, "swapping needs a host tier"
-        table = self.tables[sequence_id]
-        block_ids = table.block_ids[: self.blocks_for(num_tokens)]
-        hashes = table.hashes[: num_tokens // self.block_size]
-        sources = true_sources(block_ids, self.pending_copies)
-        moved = self.host.swap_out(sequence_id, sources, hashes, num_tokens)
-        if self.bus:
-            for block_id, slot in moved or ():
-                self.bus.emit(BlockOffloaded(self.step, block_id, slot, sequence_id))
-        return moved is not None
-
     def grow(self, sequence_id: int, start: int, stop: int) -> None:
         """Make the table hold `stop` tokens, with the block written from `start` on its own.
 
@@ -175,11 +161,6 @@ class BlockManager(Described):
         self.pending_copies.append((source, block_id))
         if self.bus:
             self.bus.emit(BlockCopied(self.step, source, block_id, sequence_id, index))
-
-    def drop_swapped(self, sequence_id: int) -> None:
-        """Forget what the host tier keeps for a sequence, if anything."""
-        if self.host is not None:
-            self.host.drop(sequence_id)
 
     def publish(self, sequence_id: int, token_ids: Tokens[int], num_computed: int) -> None:
         """Make every full block of the first `num_computed` tokens findable by its content."""

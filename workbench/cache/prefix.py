@@ -92,11 +92,17 @@ class PrefixIndex:
             del self._block_of[content_hash]
 
     def lookup(
-        self, token_ids: Sequence[int], block_size: int, namespace: str, other_namespaces: set[str]
+        self,
+        token_ids: Sequence[int],
+        block_size: int,
+        namespace: str,
+        other_namespaces: set[str],
+        names: Sequence[bytes] = (),
     ) -> PrefixLookup:
         """Return the longest run of cached full blocks, leaving at least one token to compute.
 
         The last token is always computed, because its logits are what the next one is drawn from.
+        names: content hashes of the first blocks, where they are known.
         """
         parent = root_hash(namespace)
         block_ids: list[int] = []
@@ -105,7 +111,7 @@ class PrefixIndex:
         reason = "whole prompt cached" if num_full else "prompt shorter than a block"
         for index in range(num_full):
             tokens = token_ids[index * block_size : (index + 1) * block_size]
-            content_hash = block_hash(parent, tokens)
+            content_hash = names[index] if index < len(names) else block_hash(parent, tokens)
             block_id = self._block_of.get(content_hash)
             if block_id is None:
                 reason = self._why_missing(content_hash, tokens, index, namespace, other_namespaces)

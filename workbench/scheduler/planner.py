@@ -12,7 +12,7 @@ from workbench.config import SchedulerConfig
 from workbench.request import Sequence, Status
 from workbench.scheduler.capacity import CAPACITIES
 from workbench.scheduler.chunking import sharing
-from workbench.scheduler.policy import GuardedPolicy
+from workbench.scheduler.guard import GuardedPolicy
 from workbench.scheduler.queues import Queues
 
 
@@ -101,9 +101,10 @@ class Planner:
         if sequence.sequence_id in self.queues.holding:
             self.queues.go_on(sequence)
             return True
-        kept = lookup = self.blocks.swapped(sequence.sequence_id)
+        kept = lookup = self.queues.swapper.find(sequence.sequence_id)
         if kept is None and self.config.prefix_reuse:
-            lookup = self.blocks.lookup(sequence.token_ids, sequence.request.namespace)
+            names, namespace = self.queues.names(sequence), sequence.request.namespace
+            lookup = self.blocks.lookup(sequence.token_ids, namespace, names)
         behind = sequence.num_tokens - (lookup.num_tokens if lookup else 0)
         if not self.sharing.joins(behind, left, first):
             return False

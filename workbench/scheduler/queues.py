@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 
-from workbench.cache import BlockManager, PrefixLookup
+from workbench.cache import BlockManager, PrefixLookup, Swapper
 from workbench.config import Preemption
 from workbench.events import (
     EventBus,
@@ -24,6 +24,7 @@ from workbench.events import (
 )
 from workbench.request import FinishReason, Sequence, Status
 from workbench.scheduler.ending import mark_finished
+from workbench.scheduler.names import BlockNames
 
 
 class Queues:
@@ -36,6 +37,7 @@ class Queues:
 
     def __init__(self, blocks: BlockManager, preemption: Preemption = "recompute") -> None:
         self.blocks, self.preemption = blocks, preemption
+        self.swapper = Swapper(blocks)
         self.bus = EventBus()
         self.step = 0
         self.waiting: list[Sequence] = []
@@ -43,6 +45,7 @@ class Queues:
         self.paused: dict[int, Sequence] = {}
         self.holding: dict[int, Sequence] = {}
         self.timed: dict[int, Sequence] = {}
+        self._names: dict[int, BlockNames] = {}
 
     @property
     def num_unfinished(self) -> int:
@@ -58,6 +61,17 @@ class Queues:
         if sequence.request.deadline is not None:
             self.timed[sequence.sequence_id] = sequence
 
+    def names(self, sequence: Sequence) -> BlockNames:
+        """Return the names of its prompt's blocks; they are kept while it waits."""
+        names = self._names.get(sequence.sequence_id)
+        if names is None:
+            request = sequence.request
+            size = self.blocks.block_size
+            names = BlockNames(request.prompt_token_ids, size, request.namespace)
+            if sequence.status is Status.WAITING:
+                self._names[sequence.sequence_id] = names
+        return names
+
     def run(self, sequence: Sequence, num_computed: int) -> None:
         """Note that a sequence runs, with the KV of its first `num_computed` tokens in its blocks.
 
@@ -66,6 +80,7 @@ class Queues:
         sequence.status = Status.RUNNING
         sequence.num_computed = num_computed
         self.running[sequence.sequence_id] = sequence
+        self._names.pop(sequence.sequence_id, None)
         if self.bus:
             self.bus.emit(SequenceAdmitted(self.step, sequence.sequence_id, num_computed))
 
@@ -124,7 +139,7 @@ class Queues:
         num_kept = min(sequence.num_computed, sequence.num_tokens - 1)
         if not num_kept:
             return "recompute", ""
-        if self.blocks.swap_out(sequence.sequence_id, num_kept):
+        if self.swapper.swap_out(sequence.sequence_id, num_kept):
             return "swap", ""
         return "recompute", "; not swapped out, the host tier is full"
 
@@ -138,6 +153,7 @@ class Queues:
         else:
             self.waiting.remove(sequence)
         sequence.status = Status.PAUSED
+        self._names.pop(sequence.sequence_id, None)
         self.paused[sequence.sequence_id] = sequence
         if self.bus:
             self.bus.emit(SequencePaused(self.step, sequence.sequence_id))
@@ -165,10 +181,11 @@ class Queues:
         self.paused.pop(number, None)
         self.holding.pop(number, None)
         self.timed.pop(number, None)
+        self._names.pop(number, None)
         if number in self.blocks.tables:
             self.blocks.free(number)
         else:
-            self.blocks.drop_swapped(number)
+            self.swapper.drop(number)
         mark_finished(sequence, reason)
         if self.bus:
             ids = self.step, sequence.request.request_id, number

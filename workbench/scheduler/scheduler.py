@@ -19,8 +19,9 @@ from workbench.events import EventBus, PolicyFailed, StepPlanned
 from workbench.request import FinishReason, Sequence, Status, TokenLogprobs
 from workbench.scheduler.books import Books, StalePlan
 from workbench.scheduler.ending import append, append_token, note
+from workbench.scheduler.guard import GuardedPolicy
 from workbench.scheduler.planner import Planner
-from workbench.scheduler.policy import GuardedPolicy, Policy, get_policy, policy_name
+from workbench.scheduler.policy import Policy, get_policy, policy_name
 from workbench.scheduler.queues import Queues
 
 
@@ -41,7 +42,7 @@ class Scheduler(Described):
         self.step = 0
         self.books = Books()
         self._queues = Queues(cache.blocks, self.config.preemption)
-        self._order = GuardedPolicy(get_policy(self.config.policy), self._policy_failed)
+        self._order = GuardedPolicy(get_policy(self.config.policy), self, self._policy_failed)
         self._planner = Planner(self._queues, self.config, self._order)
         self._plan: StepPlan | None = None  # planned and not yet committed
 
@@ -56,12 +57,13 @@ class Scheduler(Described):
 
     @property
     def policy(self) -> Policy:
-        """The key function that orders admission and, reversed, preemption; replaceable."""
+        """What orders admission and, reversed, preemption; replaceable between steps."""
         return self._order.policy
 
     @policy.setter
     def policy(self, policy: Policy) -> None:
-        self._order.policy = policy
+        if policy is not self._order.policy:  # one that is kept also keeps its accounts
+            self._order.policy = policy
 
     @property
     def waiting(self) -> list[Sequence]:
@@ -87,6 +89,14 @@ class Scheduler(Described):
     def num_unfinished(self) -> int:
         """Sequences waiting or running: those that further steps advance, so not the paused."""
         return self._queues.num_unfinished
+
+    def num_cached_tokens(self, sequence: Sequence) -> int:
+        """Return how many of its first prompt tokens lie in full blocks, on device or host."""
+        prefix, host = self.blocks.prefix, self.blocks.host
+        for index, name in enumerate(names := self._queues.names(sequence)):
+            if prefix.block(name) is None and (host is None or host.find(name) is None):
+                return index * self.blocks.block_size
+        return len(names) * self.blocks.block_size
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. It must fit the cache when it is alone: `engine.add` checks that."""
@@ -148,6 +158,7 @@ class Scheduler(Described):
             self._advance(plan)
             for row, report in (reports or {}).items():
                 note(plan.sequences[row], report)
+            self._order.committed(plan)
             return plan.ended + self._append_tokens(plan, sampled)
 
     def _advance(self, plan: StepPlan) -> None:
