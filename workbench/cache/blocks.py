@@ -16,6 +16,7 @@ from workbench.cache.host import HostTier
 from workbench.cache.host_lookup import continued
 from workbench.cache.prefix import PrefixIndex, PrefixLookup, block_hash, root_hash
 from workbench.cache.proof import prove_counted, prove_findable, prove_host
+from workbench.cache.stats import CacheCounters
 from workbench.cache.table import BlockTable, OutOfBlocks
 from workbench.config import require_positive
 from workbench.describe import Described
@@ -46,6 +47,7 @@ class BlockManager(Described):
         self.num_blocks, self.block_size, self.host = num_blocks, block_size, host
         self.bus = EventBus()
         self.step = 0
+        self.counters = CacheCounters()
         self.ref_counts = [0] * num_blocks
         self.tables: dict[int, BlockTable] = {}
         self.pending_copies: list[tuple[int, int]] = []
@@ -159,6 +161,7 @@ class BlockManager(Described):
         del table.hashes[index:]
         # The reference on `source` passes to the pending copy: its content must outlive that.
         self.pending_copies.append((source, block_id))
+        self.counters.copies += 1
         if self.bus:
             self.bus.emit(BlockCopied(self.step, source, block_id, sequence_id, index))
 
@@ -224,11 +227,13 @@ class BlockManager(Described):
     def _allocate(self, sequence_id: int) -> int:
         block_id = self._blank.pop() if self._blank else self._evict(sequence_id)
         self.ref_counts[block_id] = 1
+        self._note_peak()
         return block_id
 
     def _evict(self, sequence_id: int | None) -> int:
         block_id, _ = self._cached.popitem(last=False)
         content_hash = self.prefix.evict(block_id, self.step, sequence_id)
+        self.counters.evictions += sequence_id is not None
         if self.bus:
             self.bus.emit(BlockEvicted(self.step, block_id, content_hash.hex(), sequence_id))
         if self.host is not None and sequence_id is not None:
@@ -240,7 +245,13 @@ class BlockManager(Described):
     def _take(self, block_id: int) -> None:
         if self.ref_counts[block_id] == 0:
             del self._cached[block_id]
+            self._note_peak()
         self.ref_counts[block_id] += 1
+
+    def _note_peak(self) -> None:
+        used = self.num_blocks - len(self._blank) - len(self._cached)
+        if used > self.counters.peak_used:
+            self.counters.peak_used = used
 
     def _release(self, block_id: int, sequence_id: int | None = None) -> None:
         self.ref_counts[block_id] -= 1

@@ -48,6 +48,7 @@ class HostTier(Described):
         """Raise `ConfigError` unless there is at least one slot."""
         require_positive("num_host_blocks", num_slots)
         self.num_slots = num_slots
+        self.num_offloads = self.num_restores = 0  # blocks moved so far
         self.holds = [0] * num_slots
         self.swapped: dict[int, SwappedOut] = {}
         self.offloading: dict[int, int] = {}
@@ -206,10 +207,13 @@ class HostTier(Described):
         """
         if self.offloading:
             memory.offload(self.offloading)
-            self.offloading.clear()
+            with shielded():
+                self.num_offloads += len(self.offloading)
+                self.offloading.clear()
         if self.restoring:
             memory.restore(self.restoring)
             with shielded():
+                self.num_restores += len(self.restoring)
                 for slot in self.restoring.values():
                     self.release(slot)
                 self.restoring.clear()

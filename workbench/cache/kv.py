@@ -6,6 +6,7 @@ Written only by the attention op (through `slot_mapping`) and by `run_transfers`
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from workbench.cache.blocks import BlockManager
 from workbench.cache.host import HostTier
 from workbench.cache.host_memory import HostMemory
+from workbench.cache.stats import CacheStats
 from workbench.config import ModelConfig
 from workbench.describe import Described, human_bytes
 from workbench.errors import ConfigError
@@ -140,6 +142,15 @@ class KVCache(Described):
         pairs = torch.tensor(list(source_of.items()), device=self.tensor.device)
         destinations, sources = pairs.unbind(1)
         self.tensor[:, :, destinations] = self.tensor[:, :, sources]
+
+    def stats(self) -> CacheStats:
+        """Return what the cache has done since it was made."""
+        host = self.blocks.host
+        return CacheStats(
+            **asdict(self.blocks.counters),
+            offloads=host.num_offloads if host is not None else 0,
+            restores=host.num_restores if host is not None else 0,
+        )
 
     def check(self) -> None:
         """Raise `AssertionError` unless the block structure is whole; see `BlockManager.check`."""

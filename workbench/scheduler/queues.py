@@ -88,6 +88,11 @@ class Queues:
         """Run a waiting sequence with what a prefix lookup found; None: nobody looked."""
         num_cached = lookup.num_tokens if lookup else 0
         self.blocks.open(sequence.sequence_id, lookup, sequence.request.namespace)
+        if lookup is not None:
+            counters = self.blocks.counters
+            counters.lookups += 1
+            counters.hit_tokens += num_cached
+            counters.missed_tokens += sequence.num_tokens - num_cached
         metrics = sequence.metrics
         if metrics.first_scheduled is None:
             metrics.first_scheduled = time.monotonic()
@@ -120,6 +125,8 @@ class Queues:
         if kind == "swap":
             kind, note = self._swap_out(sequence)
             cause += note
+        self.blocks.counters.swapped += kind == "swap"
+        self.blocks.counters.recomputed += kind == "recompute"
         if self.bus:
             ids = self.step, sequence.sequence_id
             self.bus.emit(Preempted(*ids, cause, sequence.num_computed, kind))
