@@ -61,6 +61,7 @@ class HostMemory:
         """Copy each slot to its block: {block: slot}. What reads the blocks next sees them."""
         for blocks, slots in self._groups(slot_of):
             self._await_staging()
+            ids = self._ids(blocks)  # before the wait: nothing here may hold the host up
             with self._side():
                 shape = (len(slots), *self.tensor.shape[1:])
                 staged = self.device_tensor.new_empty(shape)
@@ -68,7 +69,7 @@ class HostMemory:
                     staged[place].copy_(self.tensor[slot], non_blocking=True)
             if self.stream is not None:
                 torch.cuda.current_stream(staged.device).wait_stream(self.stream)
-            self.device_tensor.index_copy_(2, self._ids(blocks), staged.movedim(0, 2))
+            self.device_tensor.index_copy_(2, ids, staged.movedim(0, 2))
             if self.stream is not None:
                 current = torch.cuda.current_stream(staged.device)
                 staged.record_stream(current)
@@ -91,7 +92,7 @@ class HostMemory:
         return torch.cuda.stream(self.stream) if self.stream is not None else nullcontext()
 
     def _ids(self, ids: list[int]) -> Tensor:
-        return torch.tensor(ids, device=self.device_tensor.device)
+        return torch.tensor(ids).to(self.device_tensor.device, non_blocking=True)
 
     def close(self) -> None:
         """Wait for what is under way and give the memory back."""
