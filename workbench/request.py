@@ -27,8 +27,7 @@ FinishReason = Literal["stop", "length", "abort", "error", "timeout", "dropped"]
 
 
 class Status(enum.Enum):
-    """Where a sequence is. A preempted sequence is `WAITING` again; a paused one waits for nothing
-    but `resume`."""
+    """Where a sequence is. A preempted one is `WAITING` again; a paused one waits for `resume`."""
 
     WAITING = "waiting"
     RUNNING = "running"

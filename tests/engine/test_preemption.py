@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from drive import Alone, MakeEngine, drawn, greedy
 from tiny import random_prompts
 
@@ -161,3 +162,24 @@ def test_evicted_prefixes_come_back_from_the_host(
     for prompt in [*prompts, *prompts]:
         no_host.generate([prompt], greedy(8))
     assert no_host.cache.stats().hit_rate < 0.1
+
+
+def test_what_is_kept_of_tokens_survives_a_swap(make_engine: MakeEngine) -> None:
+    """Prompt log-probabilities and hidden states: swapped tokens were reported before they left."""
+    prompts = random_prompts(5, seed=14, longest=20)
+    params = [greedy(24, prompt_logprobs=1, hidden_states=True)] * 5
+    calm = make_engine().generate(prompts, params)
+    engine = make_engine(num_blocks=14, block_size=4, preemption="swap", host_blocks=40)
+    tight = engine.generate(prompts, params)
+    assert engine.cache.stats().swapped > 0
+    for a, b in zip(calm, tight, strict=True):
+        assert a.outputs[0].token_ids == b.outputs[0].token_ids
+        assert a.prompt_logprobs is not None
+        assert b.prompt_logprobs is not None
+        assert [e and e.token_id for e in a.prompt_logprobs] == [
+            e and e.token_id for e in b.prompt_logprobs
+        ]
+        assert a.outputs[0].hidden_states is not None
+        torch.testing.assert_close(
+            a.outputs[0].hidden_states, b.outputs[0].hidden_states, rtol=1e-4, atol=1e-4
+        )

@@ -7,7 +7,10 @@ books.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from workbench.batch import StepPlan
+from workbench.cache import PrefixLookup
 from workbench.config import SchedulerConfig
 from workbench.request import Sequence, Status
 from workbench.scheduler.capacity import CAPACITIES
@@ -103,8 +106,7 @@ class Planner:
             return True
         kept = lookup = self.queues.swapper.find(sequence.sequence_id)
         if kept is None and self.config.prefix_reuse:
-            names, namespace = self.queues.names(sequence), sequence.request.namespace
-            lookup = self.blocks.lookup(sequence.token_ids, namespace, names)
+            lookup = self._lookup(sequence)
         behind = sequence.num_tokens - (lookup.num_tokens if lookup else 0)
         if not self.sharing.joins(behind, left, first):
             return False
@@ -129,6 +131,21 @@ class Planner:
             plan.drop_waiting()
             if grown:
                 plan.append(sequence, num_new)
+
+    def _lookup(self, sequence: Sequence) -> PrefixLookup:
+        """Return the cached prefix that a sequence may use.
+
+        A forward pass says nothing of cached tokens, so one that reports on each of its tokens uses
+        those alone that it has reported on.
+        """
+        known, namespace = sequence.num_reusable, sequence.request.namespace
+        names = self.queues.names(sequence)
+        if known >= sequence.num_tokens - 1:
+            return self.blocks.lookup(sequence.token_ids, namespace, names)
+        found = self.blocks.lookup(sequence.token_ids[: known + 1], namespace, names)
+        if found.num_tokens + self.blocks.block_size <= known:
+            return found
+        return replace(found, reason=f"the request asks about every token from {known} on")
 
     def _make_way(self, plan: StepPlan) -> bool:
         """Where nothing can run, take the place of one for those that wait; whether there was one.
