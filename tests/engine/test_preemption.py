@@ -103,10 +103,10 @@ def test_the_largest_key_is_preempted_first(make_engine: MakeEngine) -> None:
     assert ended[1] < ended[2] < ended[0]
 
 
-@pytest.mark.parametrize("host_blocks", [0, 20])
-@pytest.mark.parametrize("chunking", ["first_come", "equal_progress"])
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("chunking", ["first_come", "equal_progress", "off"])
 def test_nobody_is_preempted_where_that_is_promised(
-    make_engine: MakeEngine, alone: Alone, host_blocks: int, chunking: str
+    make_engine: MakeEngine, alone: Alone, policy: str, chunking: str
 ) -> None:
     prompts = random_prompts(8, seed=12, longest=24)
     params = [greedy(20) if i % 2 else drawn(i, 26, n=1) for i in range(8)]
@@ -117,8 +117,10 @@ def test_nobody_is_preempted_where_that_is_promised(
         max_batch_tokens=24,
         max_sequences=8,
         capacity="guaranteed_no_evict",
-        chunking=chunking,
-        host_blocks=host_blocks,
+        policy=policy,
+        chunked_prefill=chunking != "off",
+        chunking="first_come" if chunking == "off" else chunking,
+        host_blocks=20 if chunking == "first_come" else 0,
     )
     with Trace.record(engine) as trace:
         outputs = engine.generate([*prompts, *prompts], params * 2)

@@ -230,6 +230,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             for queue in (scheduler.waiting, scheduler.running, scheduler.paused)
         )
         assert sorted([*waiting, *running, *paused]) == sorted(s.sequence_id for s in self.alive)
+        assert set(scheduler._queues._names) <= waiting
         holding = {s.sequence_id for s in scheduler.holding}
         assert holding <= waiting | paused
         assert tables == running | holding, "a table without a sequence that runs or may go on"

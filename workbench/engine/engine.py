@@ -193,8 +193,8 @@ class Engine(Described):
     def pause(self, request_id: str, *, release: bool = False) -> None:
         """Keep a request from running until `resume`; it can be aborted meanwhile.
 
-        It keeps its blocks until others lack them; release: it gives them up at once. Raises
-        `UnknownRequest`, or `RequestFinished` if it has ended.
+        It keeps its blocks until others lack them; release: it gives them up at once. A time-out
+        goes on. Raises `UnknownRequest`, or `RequestFinished` if it has ended.
         """
         for sequence in self._unfinished("pause", request_id).sequences:
             self.scheduler.pause(sequence, release=release)
