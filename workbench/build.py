@@ -15,6 +15,7 @@ from workbench.cache.kv import size_for_memory
 from workbench.config import EngineConfig, ModelConfig, require_positive
 from workbench.engine import Engine
 from workbench.engine.checks import check_seed
+from workbench.errors import ConfigError
 from workbench.models import DecoderLM, load_model
 from workbench.models.loader import resolve_device
 from workbench.ops import get_backend
@@ -37,7 +38,7 @@ def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None)
     if model is None:
         model = load_model(config.model, device=config.device, dtype=config.dtype)
     num_blocks = config.num_blocks or default_num_blocks(model, config)
-    cache = KVCache.for_model(model, num_blocks, config.block_size)
+    cache = KVCache.for_model(model, num_blocks, config.block_size, config.host_cache_bytes)
     runner = Runner(model, cache, backend=config.backend)
     scheduler = Scheduler(cache, scheduler_config)
     return Engine(model, cache, scheduler, runner, Sampler(), seed=config.seed)
@@ -53,6 +54,11 @@ def check(config: EngineConfig) -> None:
     require_positive("block_size", config.block_size)
     if config.num_blocks is not None:
         require_positive("num_blocks", config.num_blocks)
+    if config.host_cache_bytes != 0:
+        require_positive("host_cache_bytes", config.host_cache_bytes)
+    elif config.preemption == "swap":
+        fix = "Give it some bytes of host memory, or use preemption='recompute'."
+        raise ConfigError("host_cache_bytes", 0, "preemption='swap' needs a host tier", fix)
 
 
 def resolve(config: EngineConfig, model: DecoderLM) -> EngineConfig:

@@ -11,11 +11,16 @@ import difflib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from workbench.errors import ConfigError, InvalidValue
 
 C = TypeVar("C")
+
+Capacity = Literal["max_utilization", "guaranteed_no_evict"]
+Preemption = Literal["recompute", "swap"]
+Chunking = Literal["first_come", "equal_progress"]
+_CHOICES: dict[str, Any] = {"capacity": Capacity, "preemption": Preemption, "chunking": Chunking}
 
 
 def known_keywords(error: type[InvalidValue]) -> Callable[[type[C]], type[C]]:
@@ -113,6 +118,13 @@ class SchedulerConfig:
     policy: a name in `workbench.scheduler.POLICIES`, or a key function of a sequence (smallest
     first). chunked_prefill: whether a prompt may be split over steps. prefix_reuse: whether a new
     sequence looks for its prompt's blocks in the cache.
+
+    capacity: `max_utilization` starts a sequence when its tokens so far fit, and preempts when
+    blocks run out; `guaranteed_no_evict` starts it only if it and all that run can grow to their
+    full length. preemption: whether a preempted sequence's blocks are computed anew (`recompute`)
+    or kept in the cache's host tier (`swap`). chunking: whether prompts get the step's tokens one
+    after the other (`first_come`) or in equal parts (`equal_progress`). max_prefill_tokens: how
+    many of them prompts may take in all (None: what decodes leave).
     """
 
     max_batch_tokens: int = 2048
@@ -120,11 +132,19 @@ class SchedulerConfig:
     policy: str | Callable[[Any], Any] = "fcfs"
     chunked_prefill: bool = True
     prefix_reuse: bool = True
+    capacity: Capacity = "max_utilization"
+    preemption: Preemption = "recompute"
+    chunking: Chunking = "first_come"
+    max_prefill_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse budgets under which no step could run."""
+        """Refuse budgets under which no step could run, and words that mean nothing."""
         for name in ("max_batch_tokens", "max_sequences"):
             require_positive(f"SchedulerConfig.{name}", getattr(self, name))
+        if self.max_prefill_tokens is not None:
+            require_positive("SchedulerConfig.max_prefill_tokens", self.max_prefill_tokens)
+        for name, choice in _CHOICES.items():
+            require_choice(f"SchedulerConfig.{name}", getattr(self, name), get_args(choice))
         if self.max_sequences > self.max_batch_tokens:
             raise ConfigError(
                 "SchedulerConfig.max_sequences",
@@ -139,8 +159,9 @@ class SchedulerConfig:
 class EngineConfig:
     """Everything `build` needs to make an engine. `None` and `auto` are chosen from the machine.
 
-    num_blocks x block_size is the cache's capacity in tokens. `seed` fixes the draw of every
-    request that names no seed of its own.
+    num_blocks x block_size is the cache's capacity in tokens. `host_cache_bytes` of host memory
+    take in what is evicted or swapped out of it (0: none). `seed` fixes the draw of every request
+    that names no seed of its own. The rest is explained at `SchedulerConfig`.
     """
 
     model: str = "tinypy"
@@ -149,25 +170,31 @@ class EngineConfig:
     backend: str = "auto"
     block_size: int = 16
     num_blocks: int | None = None
+    host_cache_bytes: int = 0
     max_batch_tokens: int = 2048
     max_sequences: int = 256
     policy: str | Callable[[Any], Any] = "fcfs"
     chunked_prefill: bool = True
     prefix_reuse: bool = True
+    capacity: Capacity = "max_utilization"
+    preemption: Preemption = "recompute"
+    chunking: Chunking = "first_come"
+    max_prefill_tokens: int | None = None
     seed: int | None = None
 
     def scheduler(self) -> SchedulerConfig:
         """Return the part of these settings that the scheduler owns, checked."""
-        return SchedulerConfig(
-            max_batch_tokens=self.max_batch_tokens,
-            max_sequences=self.max_sequences,
-            policy=self.policy,
-            chunked_prefill=self.chunked_prefill,
-            prefix_reuse=self.prefix_reuse,
-        )
+        names = [field.name for field in fields(SchedulerConfig)]
+        return SchedulerConfig(**{name: getattr(self, name) for name in names})
 
 
 def require_positive(field: str, value: Any) -> None:
     """Raise `ConfigError` unless `value` is an int of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(field, value, "must be a whole number of at least 1", "Raise it.")
+
+
+def require_choice(field: str, value: Any, known: Sequence[str]) -> None:
+    """Raise `ConfigError` unless `value` is one of the known words."""
+    if value not in known:
+        raise ConfigError(field, value, "no such choice", f"Known: {', '.join(known)}.")

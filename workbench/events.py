@@ -70,11 +70,38 @@ class RequestFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Preempted(Event):
-    """A running sequence lost its blocks and waits again."""
+    """A running sequence lost its blocks and waits again; a paused one just lost them.
+
+    kind: `swap` if the host tier keeps its KV, else `recompute`.
+    """
 
     sequence_id: int
     cause: str
     num_computed: int
+    kind: str = "recompute"
+
+
+@dataclass(frozen=True, slots=True)
+class SwappedIn(Event):
+    """A swapped-out sequence starts to run again with all the KV that was kept for it."""
+
+    sequence_id: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class SequencePaused(Event):
+    """A sequence runs no more until it is resumed; it keeps its blocks until they are needed."""
+
+    sequence_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceResumed(Event):
+    """A paused sequence goes on: at once where it holds blocks and there is a place, or waits."""
+
+    sequence_id: int
+    running: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +164,24 @@ class BlockEvicted(Event):
     block_id: int
     content_hash: str
     for_sequence_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockOffloaded(Event):
+    """A block's content goes to a host slot: evicted (None), or swapped out of a sequence."""
+
+    block_id: int
+    slot: int
+    sequence_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRestored(Event):
+    """A host slot's content comes back into a block of a sequence."""
+
+    slot: int
+    block_id: int
+    sequence_id: int
 
 
 @dataclass(frozen=True, slots=True)

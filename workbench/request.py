@@ -28,10 +28,11 @@ FinishReason = Literal["stop", "length", "abort", "error", "timeout", "dropped"]
 
 
 class Status(enum.Enum):
-    """Where a sequence is. A preempted sequence is `WAITING` again."""
+    """Where a sequence is. A preempted one is `WAITING` again; a paused one waits for `resume`."""
 
     WAITING = "waiting"
     RUNNING = "running"
+    PAUSED = "paused"
     FINISHED = "finished"
 
 
@@ -123,7 +124,8 @@ class Request:
     sooner; `deadline`: when it ends as it is, in seconds of `time.monotonic`.
 
     `namespace` separates prefix reuse: blocks are only shared between requests of equal namespace,
-    and embeddings are part of it by their content. `embeds`: what stands in place of tokens.
+    and embeddings are part of it by their content. `tenant`: on whose account it runs. `embeds`:
+    what stands in place of tokens.
     """
 
     request_id: str
@@ -133,6 +135,7 @@ class Request:
     priority: int = 0
     namespace: str = ""
     deadline: float | None = None
+    tenant: str = ""
     embeds: PromptEmbeds | None = field(default=None, compare=False)
 
     @property

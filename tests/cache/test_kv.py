@@ -92,7 +92,7 @@ def test_size_for_memory(dtype: torch.dtype) -> None:
         assert size_for_memory(CONFIG, memory, 16, dtype) == blocks
         cache = KVCache.for_config(CONFIG, blocks, 16, dtype)
         assert cache.num_bytes <= memory
-    with pytest.raises(ConfigError, match=r"num_blocks=.* less memory than one block of .*Free"):
+    with pytest.raises(ConfigError, match=r"num_blocks=.* less memory than one block of .*Give"):
         size_for_memory(CONFIG, per_block - 1, 16, dtype)
 
 

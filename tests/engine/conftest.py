@@ -86,13 +86,17 @@ def make_engine(model_of: Callable[..., DecoderLM]) -> Callable[..., Engine]:
         backend: str = "sdpa",
         num_blocks: int = 96,
         block_size: int = 16,
+        host_blocks: int = 0,
         seed: int | None = None,
         **scheduling: Any,
     ) -> Engine:
         model = model_of(model, device) if isinstance(model, str) else model
-        cache = KVCache.for_model(model, num_blocks, block_size)
+        per_block = KVCache.bytes_per_block(model.config, block_size, torch.float32)
+        cache = KVCache.for_model(model, num_blocks, block_size, host_blocks * per_block)
         # What nobody has computed must not matter: a wrong slot shows as NaN, not as a mild zero.
         cache.tensor.fill_(torch.nan)
+        if cache.host_memory is not None:
+            cache.host_memory.tensor.fill_(torch.nan)
         settings = {"max_batch_tokens": 512, **scheduling}
         settings.setdefault("max_sequences", min(32, settings["max_batch_tokens"]))
         scheduler = Scheduler(cache, SchedulerConfig(**settings))
@@ -152,3 +156,5 @@ def _every_engine_ends_clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         assert engine.cache.blocks.num_used == 0, "blocks leaked"
         assert not engine.cache.blocks.tables
         assert not engine.cache.blocks.pending_copies
+        host = engine.cache.blocks.host
+        assert host is None or host.num_free == host.num_slots, "host slots leaked"

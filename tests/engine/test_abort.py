@@ -66,7 +66,7 @@ def test_twice_is_an_error(make_engine: MakeEngine) -> None:
 def test_forget(make_engine: MakeEngine) -> None:
     engine = make_engine()
     name = engine.add([1, 2], greedy(3))
-    with pytest.raises(RequestError, match="still running"):
+    with pytest.raises(RequestError, match="has not ended"):
         engine.forget(name)
     engine.run()
     assert engine.forget(name).finished

@@ -52,7 +52,7 @@ def run_through(engine: Engine, error: type[BaseException]) -> list[list[int]]:
     return [engine.output(name).outputs[0].token_ids for name in names]
 
 
-@pytest.mark.parametrize("part", ["runner", "sampler", "model", "attention"])
+@pytest.mark.parametrize("part", ["runner", "sampler", "model", "attention", "host"])
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("error", [Fault, KeyboardInterrupt])
 def test_a_failing_part(
@@ -64,8 +64,10 @@ def test_a_failing_part(
     error: type[BaseException],
 ) -> None:
     expected = alone(PROMPTS, PARAMS)
-    engine = make_engine(num_blocks=18, block_size=4, max_batch_tokens=16, max_sequences=5)
+    swaps = {"preemption": "swap", "host_blocks": 40} if part == "host" else {}
+    engine = make_engine(num_blocks=18, block_size=4, max_batch_tokens=16, max_sequences=5, **swaps)
     target, name = {
+        "host": (engine.cache, "run_transfers"),
         "runner": (engine.runner, "run"),
         "sampler": (engine, "sampler"),
         "model": (engine.model, "forward"),

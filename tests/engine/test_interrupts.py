@@ -299,9 +299,14 @@ def test_generate_interrupted_at_every_line(make_engine: MakeEngine) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_steps_interrupted_at_every_line(make_engine: MakeEngine) -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"preemption": "swap", "host_blocks": 20}, {"host_blocks": 6}], ids=str
+)
+def test_steps_interrupted_at_every_line(
+    make_engine: MakeEngine, settings: dict[str, object]
+) -> None:
     """Each line once, in one long run with preemption: the tokens are those of a quiet run."""
-    engine = make_engine(num_blocks=8, block_size=2, max_sequences=3)
+    engine = make_engine(num_blocks=8, block_size=2, max_sequences=3, **settings)
     prompts = [[5, 6, 7], [8, 9], [4, 3, 2, 1]]
     expected = tokens_of(engine, prompts, greedy(9))
     names = [engine.add(prompt, greedy(9)) for prompt in prompts]

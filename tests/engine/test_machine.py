@@ -57,8 +57,24 @@ class EngineMachine(RuleBasedStateMachine):
         max_sequences=st.integers(1, 4),
         chunked=st.booleans(),
         reuse=st.booleans(),
+        host_tokens=st.sampled_from([0, 32, 320]),
+        swap=st.booleans(),
+        capacity=st.sampled_from(["max_utilization", "guaranteed_no_evict"]),
+        chunking=st.sampled_from(["first_come", "equal_progress"]),
     )
-    def build(self, backend, block_size, budget, max_sequences, chunked, reuse):
+    def build(
+        self,
+        backend,
+        block_size,
+        budget,
+        max_sequences,
+        chunked,
+        reuse,
+        host_tokens,
+        swap,
+        capacity,
+        chunking,
+    ):
         self.engine: Engine = self.make(
             backend=backend,
             block_size=block_size,
@@ -67,6 +83,10 @@ class EngineMachine(RuleBasedStateMachine):
             max_sequences=max_sequences,
             chunked_prefill=chunked,
             prefix_reuse=reuse,
+            host_blocks=host_tokens // block_size,
+            preemption="swap" if swap and host_tokens else "recompute",
+            capacity=capacity,
+            chunking=chunking,
         )
         self.asked: dict[str, tuple[tuple[int, ...], SamplingParams]] = {}
         self.aborted: set[str] = set()
@@ -102,6 +122,8 @@ class EngineMachine(RuleBasedStateMachine):
     @rule()
     def interrupted_commit(self):
         """An interrupt that arrives while a step is committed: it counts, and is told later."""
+        if not self.engine.has_work:
+            return
         publish = self.engine.cache.blocks.finish_copies
 
         def interrupt():
@@ -123,6 +145,44 @@ class EngineMachine(RuleBasedStateMachine):
             self.engine.abort(name)
             self.aborted.add(name)
 
+    @rule(data=st.data(), release=st.booleans())
+    def pause(self, data, release):
+        going = [n for n, s in self.engine.requests.items() if not s.finished]
+        if going:
+            self.engine.pause(data.draw(st.sampled_from(going)), release=release)
+
+    @rule(data=st.data())
+    def resume(self, data):
+        paused = [s.request.request_id for s in self.engine.scheduler.paused]
+        if paused:
+            self.engine.resume(data.draw(st.sampled_from(paused)))
+
+    @rule(at=st.integers(0, 6), error=st.sampled_from([Fault, KeyboardInterrupt]))
+    def failing_transfer(self, at, error):
+        """A copy to or from the host that fails, after some were made."""
+        memory = self.engine.cache.host_memory
+        if memory is None:
+            return
+        calls = iter(range(at))
+        originals = memory.offload, memory.restore
+
+        def failing(move):
+            def act(pairs):
+                for key, value in pairs.items():
+                    if next(calls, None) is None:
+                        raise error
+                    move({key: value})
+
+            return act
+
+        memory.offload, memory.restore = map(failing, originals)
+        try:
+            self.engine.step()
+        except error:
+            pass
+        finally:
+            memory.offload, memory.restore = originals
+
     @rule(
         policy=st.sampled_from(sorted(POLICIES)),
         backend=st.sampled_from(["reference", "sdpa", "native"]),
@@ -138,8 +198,9 @@ class EngineMachine(RuleBasedStateMachine):
     def whole(self):
         if hasattr(self, "engine"):
             self.engine.cache.check()
-            running = {s.sequence_id for s in self.engine.scheduler.running}
-            assert set(self.engine.cache.blocks.tables) == running
+            scheduler = self.engine.scheduler
+            owners = {s.sequence_id for s in [*scheduler.running, *scheduler.holding]}
+            assert set(self.engine.cache.blocks.tables) == owners
 
     @invariant()
     def outputs_are_those_of_a_quiet_run(self):
@@ -162,6 +223,8 @@ class EngineMachine(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, "engine"):
+            for sequence in self.engine.scheduler.paused:
+                self.engine.resume(sequence.request.request_id)
             self.engine.run(2000)
             assert not self.engine.has_work, "a request never ended"
             self.outputs_are_those_of_a_quiet_run()

@@ -19,18 +19,23 @@ KINDS = [
 
 
 def eventful(engine: Any) -> None:
-    """Share, copy, preempt, evict, abort, fail: a run in which nearly everything happens."""
+    """Share, copy, preempt, evict, pause, abort: a run in which nearly everything happens."""
     prompts = random_prompts(6, seed=90, longest=24)
     names = [engine.add(prompt, greedy(24)) for prompt in [*prompts, prompts[1]]]
     engine.run(6)
     engine.abort(names[0])
+    engine.pause(names[1])
+    engine.pause(names[2], release=True)
+    engine.run(2)
+    engine.resume(names[1])
+    engine.resume(names[2])
     engine.run()
 
 
 def test_without_subscribers_no_event_is_built(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = make_engine(num_blocks=16, block_size=4)
+    engine = make_engine(num_blocks=16, block_size=4, preemption="swap", host_blocks=30)
 
     def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
         raise AssertionError(f"{type(self).__name__} was built")
@@ -41,7 +46,7 @@ def test_without_subscribers_no_event_is_built(
 
 
 def test_the_guard_above_can_fail(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = make_engine(num_blocks=16, block_size=4)
+    engine = make_engine(num_blocks=16, block_size=4, preemption="swap", host_blocks=30)
     built = set()
 
     def note(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -61,6 +66,11 @@ def test_the_guard_above_can_fail(make_engine: MakeEngine, monkeypatch: pytest.M
         "BlockFreed",
         "BlockCached",
         "BlockEvicted",
+        "BlockOffloaded",
+        "BlockRestored",
+        "SwappedIn",
+        "SequencePaused",
+        "SequenceResumed",
         "PrefixMiss",
         "StepPlanned",
         "StepDone",
@@ -69,7 +79,7 @@ def test_the_guard_above_can_fail(make_engine: MakeEngine, monkeypatch: pytest.M
 
 def test_the_events_rebuild_the_allocator(make_engine: MakeEngine) -> None:
     """A reader of the events alone knows every table and reference count at every step."""
-    engine = make_engine(num_blocks=16, block_size=4)
+    engine = make_engine(num_blocks=16, block_size=4, preemption="swap", host_blocks=30)
     tables: dict[int, dict[int, int]] = {}
     counts = [0] * 16
     checked = 0
@@ -99,7 +109,7 @@ def test_the_events_rebuild_the_allocator(make_engine: MakeEngine) -> None:
 
 
 def test_every_token_is_in_the_events(make_engine: MakeEngine) -> None:
-    engine = make_engine(num_blocks=16, block_size=4)
+    engine = make_engine(num_blocks=16, block_size=4, preemption="swap", host_blocks=30)
     with Trace.record(engine) as trace:
         eventful(engine)
     told: dict[int, list[int]] = {}

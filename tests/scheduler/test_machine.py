@@ -1,41 +1,85 @@
-"""A random walk over add, step, fork, abort, failure and swap; all is checked after each."""
+"""A random walk over all that may be done to a scheduler; everything is checked after each."""
 
 from __future__ import annotations
+
+import random
+from collections import Counter
+from contextlib import suppress
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from shadow import ShadowModel, make_sequence
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from shadow import ShadowModel, TransferFailed, make_sequence
 
+from workbench.batch import SampledTokens
 from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
+from workbench.events import Event, Preempted
 from workbench.request import Sequence, Status
 from workbench.scheduler import POLICIES, Scheduler
 
-PROMPTS = st.lists(st.integers(0, 2), min_size=1, max_size=24)
+SHARED = [i * i % 7 % 3 for i in range(24)]  # prompts begin alike, so that prefixes are met again
+PROMPTS = st.one_of(
+    st.lists(st.integers(0, 2), min_size=1, max_size=24),
+    st.integers(1, 24).map(lambda length: SHARED[:length]),
+)
+PICK = st.integers(0, 30)
+
+
+def among(sequences: list[Sequence], pick: int) -> Sequence:
+    """Return one of them."""
+    return sequences[pick % len(sequences)]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
     """Drives a scheduler over a small cache, so that preemption and eviction are common."""
 
     @initialize(
-        num_blocks=st.integers(6, 24),
+        tokens=st.integers(12, 72),
         block_size=st.sampled_from([1, 2, 4, 8]),
         max_sequences=st.integers(1, 6),
         budget=st.integers(6, 40),
         chunked=st.booleans(),
         reuse=st.booleans(),
+        host_blocks=st.sampled_from([0, 1, 5, 40]),
+        capacity=st.sampled_from(["max_utilization", "guaranteed_no_evict"]),
+        swap=st.booleans(),
+        chunking=st.sampled_from(["first_come", "equal_progress"]),
+        max_prefill=st.sampled_from([None, 3]),
     )
-    def build(self, num_blocks, block_size, max_sequences, budget, chunked, reuse):
+    def build(
+        self,
+        tokens,
+        block_size,
+        max_sequences,
+        budget,
+        chunked,
+        reuse,
+        host_blocks,
+        capacity,
+        swap,
+        chunking,
+        max_prefill,
+    ):
         self.cache = KVCache(
-            num_layers=0, num_kv_heads=1, head_dim=1, num_blocks=num_blocks, block_size=block_size
+            num_layers=0,
+            num_kv_heads=1,
+            head_dim=1,
+            num_blocks=-(-tokens // block_size),
+            block_size=block_size,
+            num_host_blocks=host_blocks,
         )
         config = SchedulerConfig(
             max_batch_tokens=budget,
             max_sequences=max_sequences,
             chunked_prefill=chunked,
             prefix_reuse=reuse,
+            capacity=capacity,
+            preemption="swap" if swap and host_blocks else "recompute",
+            chunking=chunking,
+            max_prefill_tokens=max_prefill,
         )
         self.scheduler = Scheduler(self.cache, config)
         self.model = ShadowModel(self.cache.blocks)
@@ -44,12 +88,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.count = 0
 
     @rule(
-        prompt=PROMPTS,
-        max_tokens=st.integers(1, 12),
-        namespace=st.sampled_from(["", "other"]),
+        prompts=st.lists(PROMPTS, min_size=1, max_size=4),
+        max_tokens=st.integers(1, 30),
+        namespace=st.sampled_from(["", "", "", "other"]),
         priority=st.integers(0, 2),
     )
-    def add(self, prompt, max_tokens, namespace, priority):
+    def add(self, prompts, max_tokens, namespace, priority):
+        for prompt in prompts:
+            self.add_one(prompt, max_tokens, namespace, priority)
+
+    def add_one(self, prompt, max_tokens, namespace, priority):
         capacity = self.cache.num_blocks * self.cache.block_size
         if len(prompt) + max_tokens - 1 > capacity:
             return  # the engine refuses such a request when it is added
@@ -60,27 +108,28 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.add(sequence)
         self.alive.append(sequence)
 
-    @rule()
+    @rule(count=st.integers(1, 6))
+    def steps(self, count):
+        for _ in range(count):
+            self.step()
+            self.whole()
+
     def step(self):
         before = {s.sequence_id: s.num_tokens for s in self.alive}
-        plan = self.scheduler.schedule()
-        config = self.scheduler.config
-        assert len(plan.sequences) <= config.max_sequences
-        if config.chunked_prefill:
-            assert plan.num_tokens <= config.max_batch_tokens
-        assert plan.num_new[: plan.num_decodes] == [1] * plan.num_decodes
-        assert bool(plan) == bool(self.alive), "work waits and nothing was planned"
-        finished = self.scheduler.commit(plan, self.model.run(plan))
+        plan = self.plan()
+        self.model.transfers_left = 10**9
+        sampled = self.model.run(plan) if plan else SampledTokens([])
+        finished = self.scheduler.commit(plan, sampled)
         for sequence in plan.sequences:
             made = sequence.num_tokens - before[sequence.sequence_id]
             assert made in (0, 1)
         self._retire(finished)
 
-    @rule(data=st.data(), max_tokens=st.integers(1, 12))
-    def fork(self, data, max_tokens):
+    @rule(pick=PICK, max_tokens=st.integers(1, 30))
+    def fork(self, pick, max_tokens):
         if not self.alive:
             return
-        parent = data.draw(st.sampled_from(self.alive))
+        parent = among(self.scheduler.running or self.alive, pick)
         capacity = self.cache.num_blocks * self.cache.block_size
         if parent.num_tokens + max_tokens - 1 > capacity:
             return
@@ -91,18 +140,58 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.fork(parent, child)
         self.alive.append(child)
 
-    @rule(failures=st.integers(1, 2))
-    def failed_step(self, failures):
+    def plan(self):
+        """Plan a step and check what holds of every plan."""
+        running = {s.sequence_id for s in self.scheduler.running}
+        plan = self.scheduler.schedule()
+        config = self.scheduler.config
+        assert len(plan.sequences) <= config.max_sequences
+        assert 0 not in plan.num_new
+        prefill = plan.num_tokens - plan.num_decodes
+        if config.chunked_prefill:
+            assert plan.num_tokens <= config.max_batch_tokens
+            assert prefill <= (config.max_prefill_tokens or prefill)
+        assert plan.num_new[: plan.num_decodes] == [1] * plan.num_decodes
+        waits = any(s.status is not Status.PAUSED for s in self.alive)
+        assert bool(plan) == waits, "work waits and nothing was planned"
+        if config.capacity == "guaranteed_no_evict":
+            lost = {s.sequence_id for s in plan.preempted}
+            assert not lost & running, "a running sequence was preempted"
+        return plan
+
+    @rule(failures=st.integers(1, 2), transfers=st.integers(0, 12))
+    def failed_step(self, failures, transfers):
         """A forward pass that fails: planned, perhaps half run, never committed."""
         for number in range(failures):
-            plan = self.scheduler.schedule()
-            if number:
-                self.model.run(plan)
+            plan = self.plan()
+            self.model.transfers_left = transfers
+            with suppress(TransferFailed):
+                if number:
+                    self.model.run(plan)
 
-    @rule(data=st.data())
-    def abort(self, data):
+    @rule(pick=PICK, release=st.booleans())
+    def pause(self, pick, release):
         if self.alive:
-            sequence = data.draw(st.sampled_from(self.alive))
+            sequence = among(self.alive, pick)
+            self.scheduler.pause(sequence, release=release)
+            assert sequence.status is Status.PAUSED
+            assert not release or sequence.sequence_id not in self.cache.blocks.tables
+
+    @rule(pick=PICK)
+    def resume(self, pick):
+        if self.alive:
+            sequence = among(self.alive, pick)
+            self.scheduler.resume(sequence)
+            assert sequence.status is not Status.PAUSED
+
+    @rule()
+    def clear_cached(self):
+        self.cache.blocks.clear_cached()
+
+    @rule(pick=PICK)
+    def abort(self, pick):
+        if self.alive:
+            sequence = among(self.alive, pick)
             self.scheduler.finish(sequence, "abort")
             self._retire([sequence])
 
@@ -110,14 +199,19 @@ class SchedulerMachine(RuleBasedStateMachine):
     def swap_policy(self, name):
         self.scheduler.policy = POLICIES[name]
 
+    @precondition(lambda self: self.count > 12)
     @rule()
     def drain(self):
+        for sequence in self.alive:
+            self.scheduler.resume(sequence)
         for _ in range(2000):
             if not self.alive:
                 break
             self.step()
         assert not self.alive, "a sequence never ended"
         assert self.cache.blocks.num_free == self.cache.num_blocks
+        host = self.cache.blocks.host
+        assert host is None or host.num_free == host.num_slots, "a slot is held for nobody"
 
     def _retire(self, sequences):
         for sequence in sequences:
@@ -130,10 +224,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "cache"):
             return
         self.cache.check()
-        queued = {s.sequence_id for s in [*self.scheduler.waiting, *self.scheduler.running]}
-        assert queued == {s.sequence_id for s in self.alive}
-        running = {s.sequence_id for s in self.scheduler.running}
-        assert set(self.cache.blocks.tables) == running, "a table without a running sequence"
+        scheduler, tables = self.scheduler, set(self.cache.blocks.tables)
+        waiting, running, paused = (
+            {s.sequence_id for s in queue}
+            for queue in (scheduler.waiting, scheduler.running, scheduler.paused)
+        )
+        assert sorted([*waiting, *running, *paused]) == sorted(s.sequence_id for s in self.alive)
+        assert set(scheduler._queues._names) <= waiting
+        holding = {s.sequence_id for s in scheduler.holding}
+        assert holding <= waiting | paused
+        assert tables == running | holding, "a table without a sequence that runs or may go on"
+        if self.cache.blocks.host is not None:
+            assert set(self.cache.blocks.host.swapped) <= (waiting | paused) - holding
 
     @invariant()
     def tokens_are_those_of_a_run_alone(self):
@@ -155,3 +257,66 @@ TestScheduler.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+
+
+class Met(Counter[str]):
+    """Counts what happened, by event; preemptions also by kind."""
+
+    def __call__(self, event: Event) -> None:
+        self[type(event).__name__] += 1
+        if isinstance(event, Preempted):
+            self[event.kind] += 1
+            self["host full"] += "host tier is full" in event.cause
+            self["reclaimed"] += "nothing else can run" in event.cause
+
+
+def walk(source: random.Random, met: Met) -> None:
+    """Drive a machine at random, without hypothesis: more happens, and nothing is shrunk."""
+    machine = SchedulerMachine()
+    machine.build(
+        tokens=source.randint(12, 72),
+        block_size=source.choice([1, 2, 4, 8]),
+        max_sequences=source.randint(1, 6),
+        budget=source.randint(6, 40),
+        chunked=source.random() < 0.7,
+        reuse=source.random() < 0.7,
+        host_blocks=source.choice([0, 3, 10, 40]),
+        capacity=source.choice(["max_utilization", "max_utilization", "guaranteed_no_evict"]),
+        swap=source.random() < 0.7,
+        chunking=source.choice(["first_come", "equal_progress"]),
+        max_prefill=source.choice([None, 3]),
+    )
+    machine.scheduler.bus.subscribe(met)
+    machine.cache.blocks.bus = machine.scheduler.bus
+    pick = partial(source.randint, 0, 30)
+    actions = {
+        lambda: machine.add_one(prompt(source), source.randint(1, 30), "", source.randint(0, 2)): 4,
+        lambda: machine.steps(source.randint(1, 4)): 6,
+        lambda: machine.fork(pick(), source.randint(1, 30)): 3,
+        lambda: machine.failed_step(source.randint(1, 2), source.randint(0, 12)): 2,
+        lambda: machine.pause(pick(), source.random() < 0.3): 1,
+        lambda: machine.resume(pick()): 1,
+        lambda: machine.abort(pick()): 1,
+        lambda: machine.swap_policy(source.choice(sorted(POLICIES))): 1,
+        lambda: machine.clear_cached(): 0.2,
+    }
+    for action in source.choices(list(actions), list(actions.values()), k=60):
+        action()
+        machine.whole()
+    machine.drain()
+    machine.whole()
+    machine.tokens_are_those_of_a_run_alone()
+
+
+def prompt(source: random.Random) -> list[int]:
+    """Return a prompt that likely begins like others."""
+    return [*SHARED[: source.randint(0, 20)], *(source.randint(0, 2) for _ in range(2))]
+
+
+def test_walks_in_which_everything_happens() -> None:
+    met, source = Met(), random.Random(3)
+    for _ in range(150):
+        walk(source, met)
+    for name in ("swap", "recompute", "host full", "reclaimed", "SwappedIn", "BlockCopied"):
+        assert met[name] >= 5, (name, met)
+    assert met["BlockRestored"] > met["SwappedIn"], "also evicted blocks come back"

@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
-from shadow import ShadowModel, make_sequence
+from shadow import make_sequence
 
 from workbench.batch import SampledTokens
-from workbench.cache import KVCache
-from workbench.config import SchedulerConfig
 from workbench.request import Status
-from workbench.scheduler import Scheduler
 from workbench.scheduler.books import Books, StalePlan, StepInProgress
 
 
-@pytest.fixture
-def make() -> Callable[..., tuple[Scheduler, ShadowModel]]:
-    """Build a scheduler over a cache without tensors, and the model that checks every slot."""
-
-    def make(num_blocks: int = 16, block_size: int = 4, **settings: object):
-        cache = KVCache(
-            num_layers=0, num_kv_heads=1, head_dim=1, num_blocks=num_blocks, block_size=block_size
-        )
-        scheduler = Scheduler(cache, SchedulerConfig(**{"max_sequences": 8, **settings}))
-        return scheduler, ShadowModel(cache.blocks)
-
-    return make
-
-
-def step(scheduler: Scheduler, model: ShadowModel):
-    plan = scheduler.schedule()
-    scheduler.commit(plan, model.run(plan))
-    scheduler.blocks.check()
-    return plan
-
-
-def test_decodes_come_first_and_the_budget_is_used(make) -> None:
+def test_decodes_come_first_and_the_budget_is_used(make, step) -> None:
     scheduler, model = make(max_batch_tokens=8)
     for i, length in enumerate([3, 20, 2]):
         scheduler.add(make_sequence(i, [i] * length, 9))
@@ -54,14 +28,14 @@ def test_decodes_come_first_and_the_budget_is_used(make) -> None:
     ]
 
 
-def test_a_row_samples_when_it_has_caught_up(make) -> None:
+def test_a_row_samples_when_it_has_caught_up(make, step) -> None:
     scheduler, model = make(max_batch_tokens=4, max_sequences=4)
     scheduler.add(make_sequence(0, [1] * 9, 2))
     sampled = [step(scheduler, model).sampled for _ in range(4)]
     assert sampled == [[], [], [0], [0]]
 
 
-def test_what_was_planned_and_failed_is_planned_again(make) -> None:
+def test_what_was_planned_and_failed_is_planned_again(make, step) -> None:
     scheduler, model = make(max_batch_tokens=8)
     for i in range(3):
         scheduler.add(make_sequence(i, [i] * 6, 4))
@@ -76,7 +50,7 @@ def test_what_was_planned_and_failed_is_planned_again(make) -> None:
     assert scheduler.blocks.num_used == 0
 
 
-def test_an_unsplittable_prompt_is_planned_whole_again(make) -> None:
+def test_an_unsplittable_prompt_is_planned_whole_again(make, step) -> None:
     scheduler, model = make(max_batch_tokens=8, chunked_prefill=False)
     scheduler.add(make_sequence(0, [1, 2], 6))
     step(scheduler, model)
@@ -94,7 +68,7 @@ def test_an_unsplittable_prompt_is_planned_whole_again(make) -> None:
         step(scheduler, model)
 
 
-def test_only_the_latest_plan_is_committed_and_once(make) -> None:
+def test_only_the_latest_plan_is_committed_and_once(make, step) -> None:
     scheduler, model = make()
     scheduler.add(make_sequence(0, [1, 2, 3], 5))
     stale, plan = scheduler.schedule(), scheduler.schedule()
@@ -109,7 +83,7 @@ def test_only_the_latest_plan_is_committed_and_once(make) -> None:
         step(scheduler, model)
 
 
-def test_a_sequence_aborted_while_it_ran_gets_no_token(make) -> None:
+def test_a_sequence_aborted_while_it_ran_gets_no_token(make, step) -> None:
     scheduler, model = make()
     one, two = make_sequence(0, [1, 2, 3], 5), make_sequence(1, [4, 5], 5)
     scheduler.add(one)
@@ -125,7 +99,7 @@ def test_a_sequence_aborted_while_it_ran_gets_no_token(make) -> None:
         step(scheduler, model)
 
 
-def test_a_fork_of_a_fork_whose_copies_wait(make) -> None:
+def test_a_fork_of_a_fork_whose_copies_wait(make, step) -> None:
     """A failed step leaves a copy pending; a fork of its destination asks for a copy of that."""
     scheduler, model = make()
     first = make_sequence(0, [1, 0, 1, 2, 0, 1], 6)
@@ -146,7 +120,7 @@ def test_a_fork_of_a_fork_whose_copies_wait(make) -> None:
     assert len({tuple(child.token_ids) for child in children}) == 1
 
 
-def test_a_fork_without_room_waits(make) -> None:
+def test_a_fork_without_room_waits(make, step) -> None:
     scheduler, model = make(max_sequences=1)
     first = make_sequence(0, [1, 2, 0, 1, 2], 5)
     scheduler.add(first)
@@ -159,7 +133,7 @@ def test_a_fork_without_room_waits(make) -> None:
     assert child.token_ids[:9] == first.token_ids[:9]
 
 
-def test_the_queues_are_copies(make) -> None:
+def test_the_queues_are_copies(make, step) -> None:
     scheduler, model = make(max_sequences=1)
     for i in range(3):
         scheduler.add(make_sequence(i, [i], 2))

@@ -7,10 +7,18 @@ lost copy or a block handed out twice shows at once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from workbench.batch import SampledTokens, StepPlan
 from workbench.cache import BlockManager
 from workbench.request import Request, RequestMetrics, Sequence
 from workbench.sampling_params import SamplingParams
+
+Slots = dict[tuple[int, int], tuple[int, ...]]
+
+
+class TransferFailed(Exception):
+    """A copy between blocks or host slots that fails half way."""
 
 
 class ShadowModel:
@@ -18,19 +26,41 @@ class ShadowModel:
 
     def __init__(self, blocks: BlockManager, vocab: int = 3) -> None:
         self.blocks, self.vocab = blocks, vocab
-        self.slots: dict[tuple[int, int], tuple[int, ...]] = {}
+        self.slots: Slots = {}
+        self.host: Slots = {}
+        self.transfers_left = 10**9  # how many blocks are moved before moving one fails
 
     def next_token(self, token_ids: list[int]) -> int:
         """Return a token that depends on everything before it."""
         return hash(tuple(token_ids)) % self.vocab
 
+    def offload(self, block_of: Mapping[int, int]) -> None:
+        """Copy blocks to host slots, as `HostMemory` does."""
+        for slot, block_id in block_of.items():
+            self._move(self.slots, block_id, self.host, slot)
+
+    def restore(self, slot_of: Mapping[int, int]) -> None:
+        """Copy host slots to blocks, as `HostMemory` does."""
+        for block_id, slot in slot_of.items():
+            self._move(self.host, slot, self.slots, block_id)
+
+    def _move(self, source: Slots, from_id: int, target: Slots, to_id: int) -> None:
+        """Copy a block's content, offset by offset; what the source lacks is gone there too."""
+        self.transfers_left -= 1
+        if self.transfers_left < 0:
+            raise TransferFailed
+        for offset in range(self.blocks.block_size):
+            target.pop((to_id, offset), None)
+            if (from_id, offset) in source:
+                target[to_id, offset] = source[from_id, offset]
+
     def run(self, plan: StepPlan) -> SampledTokens:
         """Carry out copies, check every row's context, write its new slots, choose its token."""
         size = self.blocks.block_size
+        if self.blocks.host is not None:
+            self.blocks.host.carry_out(self)
         for source, destination in plan.copies:  # in order: one may build on another
-            for offset in range(size):
-                if (source, offset) in self.slots:
-                    self.slots[destination, offset] = self.slots[source, offset]
+            self._move(self.slots, source, self.slots, destination)
         for sequence, start, num_new in zip(plan.sequences, plan.starts, plan.num_new, strict=True):
             table = self.blocks.tables[sequence.sequence_id].block_ids
             for position in range(start + num_new):

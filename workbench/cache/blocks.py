@@ -8,50 +8,46 @@ changes anything; it knows nothing of tensors. `check()` proves the structure wh
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass, field
 from typing import Any
 
+from workbench.cache.host import HostTier
+from workbench.cache.host_lookup import continued
 from workbench.cache.prefix import PrefixIndex, PrefixLookup, block_hash, root_hash
+from workbench.cache.proof import prove_counted, prove_findable, prove_host
+from workbench.cache.stats import CacheCounters
+from workbench.cache.table import BlockTable, OutOfBlocks
 from workbench.config import require_positive
 from workbench.describe import Described
-from workbench.errors import WorkbenchError
 from workbench.events import (
     BlockAllocated,
     BlockCached,
     BlockCopied,
     BlockEvicted,
     BlockFreed,
+    BlockOffloaded,
     BlockReleased,
+    BlockRestored,
     BlockShared,
     EventBus,
 )
 
 
-class OutOfBlocks(WorkbenchError, RuntimeError):
-    """No free block is left; ask `num_missing` and `num_free` first."""
-
-
-@dataclass(slots=True)
-class BlockTable:
-    """A sequence's blocks in order; `hashes` names its first, published ones."""
-
-    namespace: str
-    block_ids: list[int] = field(default_factory=list)
-    hashes: list[bytes] = field(default_factory=list)
-
-
 class BlockManager(Described):
-    """Allocator of `num_blocks` blocks. `step` is stamped on events by the scheduler."""
+    """Allocator of `num_blocks` blocks. `step` is stamped on events by the scheduler.
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    host: the tier that takes in what is evicted or swapped out, if there is one.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, host: HostTier | None = None) -> None:
         """Raise `ConfigError` unless both are whole numbers of at least 1."""
         require_positive("num_blocks", num_blocks)
         require_positive("block_size", block_size)
-        self.num_blocks, self.block_size = num_blocks, block_size
+        self.num_blocks, self.block_size, self.host = num_blocks, block_size, host
         self.bus = EventBus()
         self.step = 0
+        self.counters = CacheCounters()
         self.ref_counts = [0] * num_blocks
         self.tables: dict[int, BlockTable] = {}
         self.pending_copies: list[tuple[int, int]] = []
@@ -81,9 +77,18 @@ class BlockManager(Described):
         """Return how many blocks hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
 
-    def lookup(self, token_ids: Tokens[int], namespace: str = "") -> PrefixLookup:
-        """Return the cached prefix of a token list, and why it ends there; change nothing."""
-        return self.prefix.lookup(token_ids, self.block_size, namespace, self._namespaces)
+    def lookup(
+        self, token_ids: Tokens[int], namespace: str = "", names: Tokens[bytes] = ()
+    ) -> PrefixLookup:
+        """Return the cached prefix of a token list, and why it ends there; change nothing.
+
+        names: content hashes of the first blocks, where they are known.
+        """
+        size, host = self.block_size, self.host
+        found = self.prefix.lookup(token_ids, size, namespace, self._namespaces, names)
+        if host is None:
+            return found
+        return continued(found, host, token_ids, size, namespace, names)
 
     def num_missing(self, sequence_id: int, start: int, stop: int) -> int:
         """Return how many free blocks `grow` to `stop` tokens, writing from `start`, would take."""
@@ -96,18 +101,37 @@ class BlockManager(Described):
     # --- a sequence's life --------------------------------------------------------------------
 
     def open(self, sequence_id: int, lookup: PrefixLookup | None, namespace: str = "") -> None:
-        """Start a block table, taking a reference on every block that `lookup` found."""
+        """Start a block table, taking a reference on every block that `lookup` found.
+
+        What it found on the host gets blocks of its own; its transfer is owed from now on.
+        """
         table = self.tables[sequence_id] = BlockTable(namespace)
         self._namespaces.add(namespace)
-        for block_id, content_hash in (
-            zip(lookup.block_ids, lookup.hashes, strict=True) if lookup else ()
-        ):
+        for index, block_id in enumerate(lookup.block_ids if lookup else ()):
             table.block_ids.append(block_id)
-            table.hashes.append(content_hash)
             self._take(block_id)
             if self.bus:
-                index = len(table.block_ids) - 1
                 self.bus.emit(BlockShared(self.step, block_id, sequence_id, index))
+        if lookup is not None:
+            table.hashes += lookup.hashes
+            self._restore(sequence_id, table, lookup.slots)
+
+    def _restore(self, sequence_id: int, table: BlockTable, slots: tuple[int, ...]) -> None:
+        """Give a table blocks for these host slots; the named ones can be found at once."""
+        if self.host is None:
+            return
+        for slot in slots:  # held before a block is evicted to the host for one of them
+            self.host.hold(slot)
+        for slot in slots:
+            index, block_id = len(table.block_ids), self._allocate(sequence_id)
+            table.block_ids.append(block_id)
+            self.host.restore(slot, block_id)
+            if self.bus:
+                self.bus.emit(BlockAllocated(self.step, block_id, sequence_id, index))
+                self.bus.emit(BlockRestored(self.step, slot, block_id, sequence_id))
+            if index < len(table.hashes):
+                self._make_findable(block_id, table.hashes[index])
+        self.host.drop(sequence_id)
 
     def grow(self, sequence_id: int, start: int, stop: int) -> None:
         """Make the table hold `stop` tokens, with the block written from `start` on its own.
@@ -137,6 +161,7 @@ class BlockManager(Described):
         del table.hashes[index:]
         # The reference on `source` passes to the pending copy: its content must outlive that.
         self.pending_copies.append((source, block_id))
+        self.counters.copies += 1
         if self.bus:
             self.bus.emit(BlockCopied(self.step, source, block_id, sequence_id, index))
 
@@ -148,9 +173,11 @@ class BlockManager(Described):
             parent = table.hashes[-1] if table.hashes else root_hash(table.namespace)
             content_hash = block_hash(parent, token_ids[index * size : (index + 1) * size])
             table.hashes.append(content_hash)
-            block_id = table.block_ids[index]
-            if self.prefix.add(content_hash, block_id) and self.bus:
-                self.bus.emit(BlockCached(self.step, block_id, content_hash.hex()))
+            self._make_findable(table.block_ids[index], content_hash)
+
+    def _make_findable(self, block_id: int, content_hash: bytes) -> None:
+        if self.prefix.add(content_hash, block_id) and self.bus:
+            self.bus.emit(BlockCached(self.step, block_id, content_hash.hex()))
 
     def fork(self, sequence_id: int, child_id: int, num_tokens: int) -> None:
         """Give `child_id` a table of the blocks that hold the first `num_tokens` tokens.
@@ -186,11 +213,13 @@ class BlockManager(Described):
             self._release(block_id, sequence_id)
 
     def clear_cached(self) -> int:
-        """Forget all cached content of free blocks; return how many that made blank."""
+        """Forget all cached content, also the host's; return how many blocks that made blank."""
         count = len(self._cached)
         while self._cached:
             block_id = self._evict(sequence_id=None)
             self._blank.append(block_id)
+        if self.host is not None:
+            self.host.clear()
         return count
 
     # --- blocks -------------------------------------------------------------------------------
@@ -198,19 +227,31 @@ class BlockManager(Described):
     def _allocate(self, sequence_id: int) -> int:
         block_id = self._blank.pop() if self._blank else self._evict(sequence_id)
         self.ref_counts[block_id] = 1
+        self._note_peak()
         return block_id
 
     def _evict(self, sequence_id: int | None) -> int:
         block_id, _ = self._cached.popitem(last=False)
         content_hash = self.prefix.evict(block_id, self.step, sequence_id)
+        self.counters.evictions += sequence_id is not None
         if self.bus:
             self.bus.emit(BlockEvicted(self.step, block_id, content_hash.hex(), sequence_id))
+        if self.host is not None and sequence_id is not None:
+            slot = self.host.keep(content_hash, block_id)
+            if slot is not None and self.bus:
+                self.bus.emit(BlockOffloaded(self.step, block_id, slot, None))
         return block_id
 
     def _take(self, block_id: int) -> None:
         if self.ref_counts[block_id] == 0:
             del self._cached[block_id]
+            self._note_peak()
         self.ref_counts[block_id] += 1
+
+    def _note_peak(self) -> None:
+        used = self.num_blocks - len(self._blank) - len(self._cached)
+        if used > self.counters.peak_used:
+            self.counters.peak_used = used
 
     def _release(self, block_id: int, sequence_id: int | None = None) -> None:
         self.ref_counts[block_id] -= 1
@@ -219,6 +260,8 @@ class BlockManager(Described):
             self.bus.emit(BlockReleased(self.step, block_id, sequence_id, left))
         if left:
             return
+        if self.host is not None and self.host.cancel(block_id):
+            self.prefix.forget(block_id)
         cached = self.prefix.content(block_id) is not None
         if cached:
             self._cached[block_id] = None
@@ -231,24 +274,11 @@ class BlockManager(Described):
 
     def check(self) -> None:
         """Raise `AssertionError` unless each block is blank, cached or in use, and counted."""
-        expected = Counter(b for table in self.tables.values() for b in table.block_ids)
-        expected.update(source for source, _ in self.pending_copies)
-        blank, cached = set(self._blank), set(self._cached)
-        used = {block for block, count in enumerate(self.ref_counts) if count}
-        assert len(blank) == len(self._blank), "a block is blank twice"
-        assert not blank & cached, "a block is blank and cached"
-        assert used == set(range(self.num_blocks)) - blank - cached, (
-            "a block is lost, or free and used"
-        )
-        assert {b: self.ref_counts[b] for b in used} == dict(expected), "a reference count is wrong"
-        for table in self.tables.values():
-            assert len(set(table.block_ids)) == len(table.block_ids), "a table holds a block twice"
-            assert len(table.hashes) <= len(table.block_ids), "more published than allocated"
-        findable = dict(self.prefix.items())
-        assert len(set(findable.values())) == len(findable), "two contents name one block"
-        assert all(self.prefix.content(b) == h for h, b in findable.items()), "index out of step"
-        assert not blank & set(findable.values()), "a blank block can be found"
-        assert cached <= set(findable.values()), "a cached block cannot be found"
+        counts, blank, cached = self.ref_counts, self._blank, self._cached
+        prove_counted(counts, blank, cached, self.tables, self.pending_copies)
+        prove_findable(self.prefix, blank, cached)
+        if self.host is not None:
+            prove_host(self.host, counts, self.tables)
 
     def describe(self) -> dict[str, Any]:
         """Return how the blocks are used now."""

@@ -32,13 +32,15 @@ def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
 class PrefixLookup:
     """What a prefix lookup found: blocks whose KV is that of the first `num_tokens` tokens.
 
-    `reason` says what ended the match, in words; `hashes` names the matched blocks.
+    `reason` says what ended the match, in words; `hashes` names the matched blocks. `slots`: where
+    the host tier holds the blocks that follow `block_ids`.
     """
 
     block_ids: tuple[int, ...]
     hashes: tuple[bytes, ...]
     num_tokens: int
     reason: str
+    slots: tuple[int, ...] = ()
 
 
 class PrefixIndex:
@@ -83,12 +85,24 @@ class PrefixIndex:
             self._evicted.popitem(last=False)
         return content_hash
 
+    def forget(self, block_id: int) -> None:
+        """Make a block unfindable whose content never came; fine if it cannot be found."""
+        content_hash = self._hash_of.pop(block_id, None)
+        if content_hash is not None:
+            del self._block_of[content_hash]
+
     def lookup(
-        self, token_ids: Sequence[int], block_size: int, namespace: str, other_namespaces: set[str]
+        self,
+        token_ids: Sequence[int],
+        block_size: int,
+        namespace: str,
+        other_namespaces: set[str],
+        names: Sequence[bytes] = (),
     ) -> PrefixLookup:
         """Return the longest run of cached full blocks, leaving at least one token to compute.
 
         The last token is always computed, because its logits are what the next one is drawn from.
+        names: content hashes of the first blocks, where they are known.
         """
         parent = root_hash(namespace)
         block_ids: list[int] = []
@@ -97,7 +111,7 @@ class PrefixIndex:
         reason = "whole prompt cached" if num_full else "prompt shorter than a block"
         for index in range(num_full):
             tokens = token_ids[index * block_size : (index + 1) * block_size]
-            content_hash = block_hash(parent, tokens)
+            content_hash = names[index] if index < len(names) else block_hash(parent, tokens)
             block_id = self._block_of.get(content_hash)
             if block_id is None:
                 reason = self._why_missing(content_hash, tokens, index, namespace, other_namespaces)

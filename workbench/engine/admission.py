@@ -32,6 +32,7 @@ def make_request(
     params: SamplingParams,
     priority: int,
     namespace: str,
+    tenant: str,
     timeout: float | None,
     model: DecoderLM,
     tokenizer: Tokenizer | None,
@@ -39,6 +40,7 @@ def make_request(
     """Return the request, or raise `RequestError` for whatever could trip up a later step."""
     require_text("request_id", request_id)
     require_text("namespace", namespace)
+    require_text("tenant", tenant)
     if not isinstance(params, SamplingParams):
         fix = "Pass `SamplingParams(max_tokens=…, …)`, or a list of them to `generate`."
         raise RequestError("params", params, "is not a SamplingParams", fix)
@@ -51,7 +53,8 @@ def make_request(
     namespace = namespace if scope is None else f"{namespace}\0rope-{scope}"
     if embeds is not None:
         namespace = f"{namespace}\0embeds-{embeds.digest()}"
-    return Request(request_id, text, ids, params, priority, namespace, _deadline(timeout), embeds)
+    deadline = _deadline(timeout)
+    return Request(request_id, text, ids, params, priority, namespace, deadline, tenant, embeds)
 
 
 def _deadline(timeout: float | None) -> float | None:

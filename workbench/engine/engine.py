@@ -102,7 +102,7 @@ class Engine(Described):
 
     @property
     def has_work(self) -> bool:
-        """Whether any request is waiting or running."""
+        """Whether any request is waiting or running; the paused ones are not."""
         return self.scheduler.num_unfinished > 0
 
     def run(self, max_steps: int | None = None) -> list[StepRecord]:
@@ -123,20 +123,29 @@ class Engine(Described):
         request_id: str | None = None,
         priority: int = 0,
         namespace: str = "",
+        tenant: str = "",
         timeout: float | None = None,
     ) -> str:
         """Queue a request and return its id.
 
-        prompt: text, embeddings [tokens, hidden], or a list of token ids and embeddings. priority:
-        used by the `priority` policy. namespace: keeps prefix reuse apart (a cache salt). timeout:
-        seconds after which it ends as it is. Raises `RequestError` for anything that could not run
-        to its end; nothing is queued then.
+        prompt: text, embeddings [tokens, hidden], or a list of token ids and embeddings. priority
+        and tenant: for the policies that look at them. namespace: keeps prefix reuse apart (a cache
+        salt). timeout: seconds after which it ends as it is. Raises `RequestError` for anything
+        that could not run to its end; nothing is queued then.
         """
         self.require_open()
         request_id = self._book.free_name() if request_id is None else request_id
         params = SamplingParams() if params is None else params
         request = make_request(
-            request_id, prompt, params, priority, namespace, timeout, self.model, self.tokenizer
+            request_id,
+            prompt,
+            params,
+            priority,
+            namespace,
+            tenant,
+            timeout,
+            self.model,
+            self.tokenizer,
         )
         self._book.require_free(request_id)
         check_splittable(len(request.prompt_token_ids), self.scheduler.config)
@@ -180,12 +189,25 @@ class Engine(Described):
 
         Raises `UnknownRequest`, or `RequestFinished` if it has already ended.
         """
-        self._require_between_steps("abort")
-        record = self.find(request_id)
-        if record.finished:
-            raise AlreadyFinished(request_id, str(record.sequences[0].finish_reason))
-        self._end(record)
+        self._end(self._unfinished("abort", request_id))
         return self.output(request_id)
+
+    def pause(self, request_id: str, *, release: bool = False) -> None:
+        """Keep a request from running until `resume`; it can be aborted meanwhile.
+
+        It keeps its blocks until others lack them; release: it gives them up at once. A time-out
+        goes on. Raises `UnknownRequest`, or `RequestFinished` if it has ended.
+        """
+        for sequence in self._unfinished("pause", request_id).sequences:
+            self.scheduler.pause(sequence, release=release)
+
+    def resume(self, request_id: str) -> None:
+        """Let a paused request go on, with the tokens it would have made; fine if it is not paused.
+
+        Raises `UnknownRequest`, or `RequestFinished` if it has ended.
+        """
+        for sequence in self._unfinished("resume", request_id).sequences:
+            self.scheduler.resume(sequence)
 
     def output(self, request_id: str) -> RequestOutput:
         """Return what a request has produced so far."""
@@ -195,7 +217,7 @@ class Engine(Described):
         """Return a finished request's output and drop its record; `RequestError` if it runs."""
         output = self.output(request_id)
         if not output.finished:
-            raise RequestError("request_id", request_id, "is still running", "Abort it first.")
+            raise RequestError("request_id", request_id, "has not ended", "Abort it first.")
         self._book.drop(request_id)
         return output
 
@@ -214,6 +236,14 @@ class Engine(Described):
         """Return a request's record, or raise `UnknownRequest`."""
         self.require_open()
         return self._book.find(request_id)
+
+    def _unfinished(self, action: str, request_id: str) -> RequestRecord:
+        """Return the record of a request that has not ended, if this is the time to change it."""
+        self._require_between_steps(action)
+        record = self.find(request_id)
+        if record.finished:
+            raise AlreadyFinished(request_id, str(record.sequences[0].finish_reason))
+        return record
 
     def _end(self, record: RequestRecord) -> None:
         self._book.end(record, lambda sequence: self.scheduler.finish(sequence, "abort"))
@@ -346,6 +376,7 @@ class Engine(Described):
             "step": self.scheduler.step,
             "waiting": len(self.scheduler.waiting),
             "running": len(self.scheduler.running),
+            "paused": len(self.scheduler.paused),
             "blocks used": f"{self.cache.blocks.num_used}/{self.cache.num_blocks}",
             "backend": self.runner.backend.name,
             "device": self.runner.device,

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from workbench.engine.checks import pair
 from workbench.engine.record import StepRecord
 from workbench.engine.requests import RequestRecord
+from workbench.errors import RequestError
 from workbench.interrupts import shielded
 from workbench.request import Prompt, RequestOutput
 from workbench.sampling_params import SamplingParams
@@ -38,10 +39,15 @@ class Steppable(Protocol):
 
 
 def stream(engine: Steppable, request_id: str) -> Iterator[RequestOutput]:
-    """Step the engine until this request ends, yielding its output after each of its tokens."""
+    """Step the engine until this request ends, yielding its output after each of its tokens.
+
+    Raises `RequestError` if it is paused and nothing else runs.
+    """
     record = engine.find(request_id)
     seen = record.num_output_tokens
     while not record.finished:
+        if not engine.has_work:
+            raise RequestError("request_id", request_id, "is paused", "Resume it first.")
         engine.step()
         if record.num_output_tokens > seen or record.finished:
             seen = record.num_output_tokens

@@ -94,6 +94,7 @@ def _pack(sequence: Sequence) -> dict[str, Any]:
         "max_num_tokens": sequence.max_num_tokens,
         "seed": sequence.seed,
         "index": sequence.index,
+        "paused": sequence.status is Status.PAUSED,
         "finish_reason": sequence.finish_reason,
         "stop_reason": sequence.stop_reason,
         "error": sequence.error,
@@ -121,7 +122,7 @@ def _unpack(data: dict[str, Any], request: Request, model: DecoderLM) -> Sequenc
         index=data["index"],
         bad_word_ids=bad_word_ids(request.params, model.tokenizer, model.config.vocab_size),
         num_tracked=tracked_by(request.params, stop_ids),
-        status=Status.WAITING if data["finish_reason"] is None else Status.FINISHED,
+        status=_status(data),
         finish_reason=data["finish_reason"],
         stop_reason=data["stop_reason"],
         error=data["error"],
@@ -129,3 +130,9 @@ def _unpack(data: dict[str, Any], request: Request, model: DecoderLM) -> Sequenc
         prompt_logprobs=None if scores is None else [e and unpack_logprobs(e) for e in scores],
         activations=None if kept is None else Activations.from_state(kept),
     )
+
+
+def _status(data: dict[str, Any]) -> Status:
+    if data["finish_reason"] is not None:
+        return Status.FINISHED
+    return Status.PAUSED if data["paused"] else Status.WAITING

@@ -1,8 +1,8 @@
 """`Runner`: one forward pass of the model over a plan's packed batch.
 
 Takes a `StepPlan`, returns the logits of the rows that sample, and what else requests want to know
-of their tokens. It carries out the plan's block copies first, and writes KV only through the
-attention op; sequences and blocks it just reads.
+of their tokens. It has the cache make the transfers that the plan rests on first, and writes KV
+only through the attention op; sequences and blocks it just reads.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Runner(Described):
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> ForwardOutput:
         """Return the logits of `plan.sampled`, and a report for each row that asks for one."""
-        self.cache.copy_blocks(plan.copies)
+        self.cache.run_transfers(plan.copies)
         inputs = self.inputs.build(plan, self.backend)
         with probe(self.model, points_of(plan)) as seen:
             hidden = self.model(inputs.token_ids, inputs.ctx)

@@ -1,14 +1,29 @@
 """In-flight batching: which sequences run in the next step, and by how many tokens."""
 
 from workbench.scheduler.ending import append_token, ends, mark_finished
-from workbench.scheduler.policy import POLICIES, Policy, fcfs, get_policy, priority, shortest_first
+from workbench.scheduler.fair_share import FairShare
+from workbench.scheduler.policy import (
+    POLICIES,
+    AgedPriority,
+    Policy,
+    deadline_first,
+    fcfs,
+    get_policy,
+    priority,
+    shortest_first,
+)
+from workbench.scheduler.prefix_match import LongestPrefixMatch
 from workbench.scheduler.scheduler import Scheduler
 
 __all__ = [
     "POLICIES",
+    "AgedPriority",
+    "FairShare",
+    "LongestPrefixMatch",
     "Policy",
     "Scheduler",
     "append_token",
+    "deadline_first",
     "ends",
     "fcfs",
     "get_policy",

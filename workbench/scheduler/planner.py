@@ -1,7 +1,8 @@
 """`Planner`: fills a step's plan, row by row, until a budget or the blocks run out.
 
-Decodes first, then running sequences that are further behind (chunks of a prompt), then waiting
-ones in policy order. Called by `Scheduler.schedule` alone, under its books.
+Decodes first, then prompts: those that run and are further behind, and waiting ones in policy
+order, as many as the capacity policy lets start. Called by `Scheduler.schedule` alone, under its
+books.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from workbench.batch import StepPlan
 from workbench.cache import PrefixLookup
 from workbench.config import SchedulerConfig
 from workbench.request import Sequence, Status
-from workbench.scheduler.policy import GuardedPolicy
+from workbench.scheduler.capacity import CAPACITIES
+from workbench.scheduler.chunking import sharing
+from workbench.scheduler.guard import GuardedPolicy
 from workbench.scheduler.queues import Queues
 
 
@@ -22,25 +25,37 @@ class Planner:
     def __init__(self, queues: Queues, config: SchedulerConfig, order: GuardedPolicy) -> None:
         self.queues, self.config, self.order = queues, config, order
         self.blocks = queues.blocks
+        self.capacity = CAPACITIES[config.capacity]
+        self.sharing = sharing(config)
 
     def fill(self, plan: StepPlan) -> None:
         """Add rows to an empty plan, with blocks allocated for everything in it."""
-        budget = self._decodes(plan, self.config.max_batch_tokens)
-        budget = self._chunks(plan, budget)
+        prompts = self._decodes(plan)
+        budget = self.config.max_batch_tokens - plan.num_decodes
+        if self.config.max_prefill_tokens is not None:
+            budget = min(budget, self.config.max_prefill_tokens)
         if not plan.preempted:  # what was just evicted must not come straight back
-            self._admit(plan, budget)
-        if not plan:
-            self._replace_idle(plan, budget)
+            self._admit(prompts, budget)
+        while not prompts and not plan.num_decodes and self._make_way(plan):
+            self._admit(prompts, budget)
+        self._chunks(plan, prompts, budget)
         plan.copies = list(self.blocks.pending_copies)
 
-    def _decodes(self, plan: StepPlan, budget: int) -> int:
-        """Plan the sequences that are one token behind; they come first in the packed batch."""
+    def _decodes(self, plan: StepPlan) -> list[Sequence]:
+        """Plan the sequences that are one token behind; they come first in the packed batch.
+
+        Returns the running ones that are further behind.
+        """
         blocks, block_size = self.blocks, self.blocks.block_size
         tables, ref_counts = blocks.tables, blocks.ref_counts
         sequences, starts = plan.sequences, plan.starts
+        prompts: list[Sequence] = []
         for sequence in list(self.queues.running.values()):
             start = sequence.num_computed
-            if len(sequence.token_ids) - start != 1 or sequence.status is not Status.RUNNING:
+            behind = len(sequence.token_ids) - start
+            if behind != 1 or sequence.status is not Status.RUNNING:
+                if behind > 1:  # 0 behind: its chooser has not decided yet
+                    prompts.append(sequence)
                 continue
             # Usual case, inlined because it is run for every sequence in every step: the last block
             # has room and nobody shares it.
@@ -56,59 +71,66 @@ class Planner:
         plan.sampled = list(range(len(sequences)))
         if plan.preempted:
             plan.drop_waiting()
-        return budget - plan.num_decodes
+            prompts = [s for s in prompts if s.status is Status.RUNNING]
+        return prompts
 
-    def _chunks(self, plan: StepPlan, budget: int) -> int:
-        """Plan running sequences that are further behind: chunks of a prompt."""
-        for sequence in list(self.queues.running.values()):
-            start, behind = sequence.num_computed, sequence.num_tokens - sequence.num_computed
-            if behind <= 1 or sequence.status is not Status.RUNNING or budget <= 0:
-                continue  # 0 behind: its chooser has not decided yet
-            if not self._may_start(plan, behind, budget):
+    def _admit(self, prompts: list[Sequence], budget: int) -> None:
+        """Start waiting sequences in order, until one finds no budget or no blocks.
+
+        They are added to `prompts`, those that share the budget of this step.
+        """
+        waiting, running = self.queues.waiting, self.queues.running
+        if not waiting:
+            return
+        left = budget - sum(self.sharing.claim(s.num_tokens - s.num_computed) for s in prompts)
+        holders = [*running.values(), *self.queues.holding.values()]
+        reserved = self.capacity.reserve(self.blocks, holders)
+        admitted = 0
+        for sequence in waiting:
+            if left <= 0 or len(running) >= self.config.max_sequences:
+                break
+            if not self._start(sequence, left, reserved, first=not prompts):
+                break
+            start = sequence.num_computed
+            length = self.capacity.length(sequence)
+            reserved += self.blocks.num_missing(sequence.sequence_id, start, length)
+            left -= self.sharing.claim(sequence.num_tokens - start)
+            prompts.append(sequence)
+            admitted += 1
+        del waiting[:admitted]
+
+    def _start(self, sequence: Sequence, left: int, reserved: int, *, first: bool) -> bool:
+        """Run a waiting sequence if budget and blocks allow it; return whether they did."""
+        if sequence.sequence_id in self.queues.holding:
+            self.queues.go_on(sequence)
+            return True
+        kept = lookup = self.queues.swapper.find(sequence.sequence_id)
+        if kept is None and self.config.prefix_reuse:
+            lookup = self._lookup(sequence)
+        behind = sequence.num_tokens - (lookup.num_tokens if lookup else 0)
+        if not self.sharing.joins(behind, left, first):
+            return False
+        if not self._fits(sequence, lookup.block_ids if lookup else (), reserved):
+            return False
+        if kept is not None:
+            self.queues.swap_in(sequence, kept)
+        else:
+            self.queues.start(sequence, lookup)
+        return True
+
+    def _chunks(self, plan: StepPlan, prompts: list[Sequence], budget: int) -> None:
+        """Plan the prompts, each with its share of the budget."""
+        if not prompts:
+            return
+        lacking = [s.num_tokens - s.num_computed for s in prompts]
+        for sequence, num_new in zip(prompts, self.sharing.share(lacking, budget), strict=True):
+            if num_new == 0 or sequence.status is not Status.RUNNING:
                 continue
-            num_new = min(behind, budget) if self.config.chunked_prefill else behind
+            start = sequence.num_computed
             grown = self._make_room(plan, sequence, start, start + num_new)
             plan.drop_waiting()
             if grown:
                 plan.append(sequence, num_new)
-                budget -= num_new
-        return budget
-
-    def _admit(self, plan: StepPlan, budget: int) -> None:
-        """Start waiting sequences in order, until one finds no budget or no blocks."""
-        waiting, running = self.queues.waiting, self.queues.running
-        admitted = 0
-        for sequence in waiting:
-            if budget <= 0 or len(running) >= self.config.max_sequences:
-                break
-            lookup = self._lookup(sequence) if self.config.prefix_reuse else None
-            num_cached = lookup.num_tokens if lookup else 0
-            behind = sequence.num_tokens - num_cached
-            if not self._may_start(plan, behind, budget):
-                break
-            if not self._fits(sequence, lookup.block_ids if lookup else ()):
-                break
-            self.blocks.open(sequence.sequence_id, lookup, sequence.request.namespace)
-            reason = lookup.reason if lookup else "prefix reuse is off"
-            self.queues.start(sequence, num_cached, reason)
-            num_new = min(behind, budget) if self.config.chunked_prefill else behind
-            self.blocks.grow(sequence.sequence_id, num_cached, num_cached + num_new)
-            plan.append(sequence, num_new)
-            budget -= num_new
-            admitted += 1
-        del waiting[:admitted]
-
-    def _replace_idle(self, plan: StepPlan, budget: int) -> None:
-        """Where only sequences run that wait for their chooser, let waiting ones take their place.
-
-        The chooser may be waiting for just these; what a preempted beam has reported stays known.
-        """
-        while self.queues.waiting and self.queues.running and not plan:
-            victim = self.order.last(self.queues.running.values())
-            self.queues.preempt(victim, "others that it waits for need its place")
-            plan.preempted.append(victim)
-            self.order.sort(self.queues.waiting)
-            self._admit(plan, budget)
 
     def _lookup(self, sequence: Sequence) -> PrefixLookup:
         """Return the cached prefix that a sequence may use.
@@ -117,29 +139,62 @@ class Planner:
         those alone that it has reported on.
         """
         known, namespace = sequence.num_reusable, sequence.request.namespace
+        names = self.queues.names(sequence)
         if known >= sequence.num_tokens - 1:
-            return self.blocks.lookup(sequence.token_ids, namespace)
-        found = self.blocks.lookup(sequence.token_ids[: known + 1], namespace)
+            return self.blocks.lookup(sequence.token_ids, namespace, names)
+        found = self.blocks.lookup(sequence.token_ids[: known + 1], namespace, names)
         if found.num_tokens + self.blocks.block_size <= known:
             return found
         return replace(found, reason=f"the request asks about every token from {known} on")
 
-    def _may_start(self, plan: StepPlan, behind: int, budget: int) -> bool:
-        """Whether the budget allows it: an unsplittable prompt may exceed it, but one at a time."""
-        alone = len(plan.sequences) == plan.num_decodes
-        return self.config.chunked_prefill or behind <= budget or alone
+    def _make_way(self, plan: StepPlan) -> bool:
+        """Where nothing can run, take the place of one for those that wait; whether there was one.
 
-    def _fits(self, sequence: Sequence, found: tuple[int, ...]) -> bool:
-        """Whether all its tokens fit into free blocks, so that it can start undisturbed."""
+        First of a paused sequence; then of a beam that waits for its chooser, who may be waiting
+        for just these (what it has reported stays known).
+        """
+        queues = self.queues
+        if not queues.waiting or not (queues.holding or queues.running):
+            return False
+        victim = self.order.last((queues.holding or queues.running).values())
+        causes = "others that it waits for need its place", "paused, and nothing else can run"
+        queues.preempt(victim, causes[bool(queues.holding)])
+        plan.preempted.append(victim)
+        self.order.sort(queues.waiting)
+        return True
+
+    def _fits(self, sequence: Sequence, found: tuple[int, ...], reserved: int) -> bool:
+        """Whether the blocks that others leave are enough for all it is counted with."""
         revived = sum(1 for block_id in found if self.blocks.ref_counts[block_id] == 0)
-        needed = self.blocks.blocks_for(sequence.num_tokens) - len(found)
-        return needed + revived <= self.blocks.num_free
+        needed = self.blocks.blocks_for(self.capacity.length(sequence)) - len(found)
+        return needed + revived + reserved <= self.blocks.num_free
+
+    def may_fork(self, child: Sequence, num_shared: int) -> bool:
+        """Whether a fork may run at once: there is a place, and room beside the blocks it shares.
+
+        Of a shared block that both write, each may need a copy. Under `max_utilization` a fork
+        starts whatever the blocks; it preempts where it must.
+        """
+        running = self.queues.running
+        if len(running) >= self.config.max_sequences:
+            return False
+        if self.config.capacity != "guaranteed_no_evict":
+            return True
+        size = self.blocks.block_size
+        needed = self.blocks.blocks_for(self.capacity.length(child)) - num_shared // size
+        copied = 1 if num_shared % size else 0
+        holders = [*running.values(), *self.queues.holding.values()]
+        reserved = self.capacity.reserve(self.blocks, holders)
+        return needed + copied + reserved <= self.blocks.num_free
 
     def _make_room(self, plan: StepPlan, sequence: Sequence, start: int, stop: int) -> bool:
-        """Grow a table, preempting while blocks lack; False if this sequence was."""
-        blocks = self.blocks
+        """Grow a table, preempting while blocks lack; False if this sequence was.
+
+        Paused sequences lose their blocks before any that runs.
+        """
+        blocks, queues = self.blocks, self.queues
         while blocks.num_missing(sequence.sequence_id, start, stop) > blocks.num_free:
-            victim = self.order.last(self.queues.running.values())
+            victim = self.order.last((queues.holding or queues.running).values())
             self.queues.preempt(victim, f"no free block for sequence {sequence.sequence_id}")
             plan.preempted.append(victim)
             if victim is sequence:

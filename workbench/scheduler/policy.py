@@ -1,26 +1,42 @@
-"""Scheduling policies: a key function of a sequence; the smallest key goes first.
+"""Scheduling policies: a key of a sequence; the smallest key goes first.
 
 The waiting queue is served in key order, and when blocks run out the running sequence with the
-largest key is preempted. A policy is any callable, so one can be written in a notebook cell and
+largest key is preempted. A policy is a key function, so one can be written in a notebook cell and
 swapped in between two steps: `engine.swap(scheduler_policy=lambda sequence:
--sequence.num_prompt_tokens)`.
+-sequence.num_prompt_tokens)`. One that has to know more than the sequence has a `bind` method that
+is given the scheduler and returns the key function; state lives in what it returns.
 """
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from workbench.errors import ConfigError
-from workbench.events import warn
-from workbench.request import Sequence, Status
+from workbench.request import Sequence
+from workbench.scheduler.fair_share import FairShare
+from workbench.scheduler.prefix_match import LongestPrefixMatch
+from workbench.scheduler.view import SchedulerView
 
-Policy = Callable[[Sequence], Any]
+KeyFunction = Callable[[Sequence], Any]
+
+
+class BindablePolicy(Protocol):
+    """A policy that asks its scheduler.
+
+    What `bind` returns may also have `refresh()`, called before the queue is put in order, and
+    `committed(plan)`, called after each step.
+    """
+
+    def bind(self, scheduler: SchedulerView) -> KeyFunction:
+        """Return the key function for one scheduler."""
+
+
+Policy = KeyFunction | BindablePolicy
 
 
 def fcfs(sequence: Sequence) -> Any:
-    """First come, first served."""
+    """First come, first served. Nobody starves."""
     return sequence.sequence_id
 
 
@@ -30,20 +46,49 @@ def shortest_first(sequence: Sequence) -> Any:
 
 
 def priority(sequence: Sequence) -> Any:
-    """Smallest `priority` of the request first, then first come."""
+    """Smallest `priority` of the request first, then first come. High numbers may starve."""
     return sequence.request.priority, sequence.sequence_id
+
+
+def deadline_first(sequence: Sequence) -> Any:
+    """Who has to end first goes first (earliest deadline first); then those without a time-out."""
+    deadline = sequence.request.deadline
+    return float("inf") if deadline is None else deadline, sequence.sequence_id
+
+
+class AgedPriority:
+    """`priority`, where each `period` seconds of waiting count as much as one level.
+
+    All age alike, so the order of two never changes and the key need not know the time: whoever
+    comes a level's period later is one level behind. Nobody starves: of those that arrive more than
+    `levels * period` later, none goes first.
+    """
+
+    def __init__(self, period: float = 10.0) -> None:
+        """Raise `ConfigError` unless `period` is above 0."""
+        if not period > 0:
+            raise ConfigError("period", period, "must be seconds above 0", "Raise it.")
+        self.period = period
+
+    def __call__(self, sequence: Sequence) -> Any:
+        """Return the level that it had at time zero."""
+        return sequence.request.priority + sequence.metrics.arrival / self.period
 
 
 POLICIES: dict[str, Policy] = {
     "fcfs": fcfs,
     "shortest_first": shortest_first,
     "priority": priority,
+    "aged_priority": AgedPriority(),
+    "deadline_first": deadline_first,
+    "fair_share": FairShare(),
+    "longest_prefix_match": LongestPrefixMatch(),
 }
 
 
 def get_policy(policy: str | Policy) -> Policy:
-    """Return a policy by name, or the callable itself; raise `ConfigError` for anything else."""
-    if callable(policy):
+    """Return a policy by name, or the one given; raise `ConfigError` for anything else."""
+    if callable(policy) or hasattr(policy, "bind"):
         return policy
     if policy not in POLICIES:
         known = ", ".join(POLICIES)
@@ -55,53 +100,5 @@ def get_policy(policy: str | Policy) -> Policy:
 
 def policy_name(policy: Policy) -> str:
     """Return how a policy is shown."""
-    return getattr(policy, "__name__", type(policy).__name__)
-
-
-class GuardedPolicy:
-    """Applies a policy that may be user code: one that raises is told of and replaced by `fcfs`.
-
-    on_failure: called with the policy's name and the traceback.
-    """
-
-    def __init__(self, policy: Policy, on_failure: Callable[[str, str], None]) -> None:
-        self.policy, self._on_failure = policy, on_failure
-
-    def sort(self, waiting: list[Sequence]) -> None:
-        """Sort in place, first to be served first.
-
-        A policy may add and abort requests meanwhile; whatever else it does to the queue is undone.
-        """
-        if len(waiting) < 2:
-            return
-        before = list(waiting)
-        try:
-            ordered = sorted(before, key=self._key)
-        except Exception as error:  # noqa: BLE001 - user code
-            self._replace(error)
-            ordered = sorted(before, key=self._key)
-        if waiting != before:
-            known = {sequence.sequence_id for sequence in before}
-            added = [sequence for sequence in waiting if sequence.sequence_id not in known]
-            ordered = [s for s in ordered if s.status is Status.WAITING] + added
-        waiting[:] = ordered
-
-    def last(self, sequences: Iterable[Sequence]) -> Sequence:
-        """Return the sequence that goes last."""
-        candidates = list(sequences)
-        try:
-            return max(candidates, key=self._key)
-        except Exception as error:  # noqa: BLE001 - user code
-            self._replace(error)
-            return max(candidates, key=self._key)
-
-    def _key(self, sequence: Sequence) -> tuple[Any, int]:
-        """Rank a request's branches together: beams that wait for each other must not be torn."""
-        return self.policy(sequence.leader or sequence), sequence.sequence_id
-
-    def _replace(self, error: Exception) -> None:
-        name = policy_name(self.policy)
-        trace = "".join(traceback.format_exception(error))
-        self.policy = fcfs
-        warn(f"policy {name!r} raised; using fcfs from now on:\n{trace}", stacklevel=5)
-        self._on_failure(name, trace)
+    names = [name for name, known in POLICIES.items() if known is policy]
+    return names[0] if names else getattr(policy, "__name__", type(policy).__name__)

@@ -1,14 +1,16 @@
-"""The two queues, waiting and running, and how a sequence moves between them.
+"""Where each sequence is: waiting, running or paused, and how it moves between these.
 
 Every change of a sequence's `status` happens here, with the event that states it. Used by the
-planner (start, preempt) and by the scheduler (add, fork, finish), under the scheduler's books.
+planner (start, preempt) and by the scheduler (add, fork, pause, finish), under the scheduler's
+books.
 """
 
 from __future__ import annotations
 
 import time
 
-from workbench.cache import BlockManager
+from workbench.cache import BlockManager, PrefixLookup, Swapper
+from workbench.config import Preemption
 from workbench.events import (
     EventBus,
     Preempted,
@@ -17,24 +19,34 @@ from workbench.events import (
     RequestFailed,
     RequestFinished,
     SequenceAdmitted,
+    SequencePaused,
+    SequenceResumed,
+    SwappedIn,
 )
 from workbench.request import FinishReason, Sequence, Status
 from workbench.scheduler.ending import mark_finished
+from workbench.scheduler.names import BlockNames
 
 
 class Queues:
     """`waiting` in the order they were last sorted; `running` by sequence id, as admitted.
 
-    `timed` holds the unfinished sequences with a deadline, so that nobody else pays for asking.
+    `paused` run only when they are resumed. `holding` are those, paused or resumed and waiting,
+    that still have their blocks. `timed` holds the unfinished sequences with a deadline, so that
+    nobody else pays for asking.
     """
 
-    def __init__(self, blocks: BlockManager) -> None:
-        self.blocks = blocks
+    def __init__(self, blocks: BlockManager, preemption: Preemption = "recompute") -> None:
+        self.blocks, self.preemption = blocks, preemption
+        self.swapper = Swapper(blocks)
         self.bus = EventBus()
         self.step = 0
         self.waiting: list[Sequence] = []
         self.running: dict[int, Sequence] = {}
+        self.paused: dict[int, Sequence] = {}
+        self.holding: dict[int, Sequence] = {}
         self.timed: dict[int, Sequence] = {}
+        self._names: dict[int, BlockNames] = {}
 
     @property
     def num_unfinished(self) -> int:
@@ -42,10 +54,24 @@ class Queues:
         return len(self.waiting) + len(self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence."""
-        self.waiting.append(sequence)
+        """Queue a new sequence; one that comes paused, from a checkpoint, stays so."""
+        if sequence.status is Status.PAUSED:
+            self.paused[sequence.sequence_id] = sequence
+        else:
+            self.waiting.append(sequence)
         if sequence.request.deadline is not None:
             self.timed[sequence.sequence_id] = sequence
+
+    def names(self, sequence: Sequence) -> BlockNames:
+        """Return the names of its prompt's blocks; they are kept while it waits."""
+        names = self._names.get(sequence.sequence_id)
+        if names is None:
+            request = sequence.request
+            size = self.blocks.block_size
+            names = BlockNames(request.prompt_token_ids, size, request.namespace)
+            if sequence.status is Status.WAITING:
+                self._names[sequence.sequence_id] = names
+        return names
 
     def run(self, sequence: Sequence, num_computed: int) -> None:
         """Note that a sequence runs, with the KV of its first `num_computed` tokens in its blocks.
@@ -55,44 +81,122 @@ class Queues:
         sequence.status = Status.RUNNING
         sequence.num_computed = num_computed
         self.running[sequence.sequence_id] = sequence
+        self._names.pop(sequence.sequence_id, None)
         if self.bus:
             self.bus.emit(SequenceAdmitted(self.step, sequence.sequence_id, num_computed))
 
-    def start(self, sequence: Sequence, num_cached: int, reason: str) -> None:
-        """Run a waiting sequence whose prefix lookup found `num_cached` tokens; say why no more."""
+    def start(self, sequence: Sequence, lookup: PrefixLookup | None) -> None:
+        """Run a waiting sequence with what a prefix lookup found; None: nobody looked."""
+        num_cached = lookup.num_tokens if lookup else 0
+        self.blocks.open(sequence.sequence_id, lookup, sequence.request.namespace)
+        if lookup is not None:
+            counters = self.blocks.counters
+            counters.lookups += 1
+            counters.hit_tokens += num_cached
+            counters.missed_tokens += sequence.num_tokens - num_cached
         metrics = sequence.metrics
         if metrics.first_scheduled is None:
             metrics.first_scheduled = time.monotonic()
             metrics.num_cached_tokens = num_cached
         if self.bus:
             ids, total = (self.step, sequence.sequence_id), sequence.num_tokens
+            reason = lookup.reason if lookup else "prefix reuse is off"
             hit = PrefixHit(*ids, num_cached, total, reason)
             self.bus.emit(hit if num_cached else PrefixMiss(*ids, total, reason))
         self.run(sequence, num_cached)
 
+    def swap_in(self, sequence: Sequence, kept: PrefixLookup) -> None:
+        """Run a waiting sequence that was swapped out."""
+        self.blocks.open(sequence.sequence_id, kept, sequence.request.namespace)
+        if self.bus:
+            self.bus.emit(SwappedIn(self.step, sequence.sequence_id, kept.num_tokens))
+        self.run(sequence, kept.num_tokens)
+
+    def go_on(self, sequence: Sequence) -> None:
+        """Run a sequence that was resumed and has its blocks."""
+        del self.holding[sequence.sequence_id]
+        self.run(sequence, sequence.num_computed)
+
     def preempt(self, sequence: Sequence, cause: str) -> None:
-        """Take a sequence's blocks; it will catch up from scratch, or from what stayed cached."""
+        """Take a running or holding sequence's blocks: it catches up later, from what is kept.
+
+        A running one waits first in line; a paused one stays paused.
+        """
+        kind = self.preemption
+        if kind == "swap":
+            kind, note = self._swap_out(sequence)
+            cause += note
+        self.blocks.counters.swapped += kind == "swap"
+        self.blocks.counters.recomputed += kind == "recompute"
         if self.bus:
             ids = self.step, sequence.sequence_id
-            self.bus.emit(Preempted(*ids, cause, sequence.num_computed))
+            self.bus.emit(Preempted(*ids, cause, sequence.num_computed, kind))
         self.blocks.free(sequence.sequence_id)
-        del self.running[sequence.sequence_id]
-        self.waiting.insert(0, sequence)
-        sequence.status = Status.WAITING
+        if self.holding.pop(sequence.sequence_id, None) is None:
+            del self.running[sequence.sequence_id]
+            self.waiting.insert(0, sequence)
+            sequence.status = Status.WAITING
         sequence.num_computed = 0
         sequence.metrics.num_preemptions += 1
 
-    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """Take an unfinished sequence out of its queue and release its blocks."""
+    def _swap_out(self, sequence: Sequence) -> tuple[Preemption, str]:
+        """Keep a sequence's KV on the host; return what became of it, and a note if it failed.
+
+        Of a beam that has reported, all but the last token: it reports again, as if recomputed.
+        """
+        num_kept = min(sequence.num_computed, sequence.num_tokens - 1)
+        if not num_kept:
+            return "recompute", ""
+        if self.swapper.swap_out(sequence.sequence_id, num_kept):
+            return "swap", ""
+        return "recompute", "; not swapped out, the host tier is full"
+
+    def pause(self, sequence: Sequence) -> None:
+        """Keep an unfinished sequence from running; with its blocks, if it has any."""
+        if sequence.status in (Status.PAUSED, Status.FINISHED):
+            return
         if sequence.status is Status.RUNNING:
-            self.blocks.free(sequence.sequence_id)
             del self.running[sequence.sequence_id]
+            self.holding[sequence.sequence_id] = sequence
         else:
             self.waiting.remove(sequence)
-        self.timed.pop(sequence.sequence_id, None)
+        sequence.status = Status.PAUSED
+        self._names.pop(sequence.sequence_id, None)
+        self.paused[sequence.sequence_id] = sequence
+        if self.bus:
+            self.bus.emit(SequencePaused(self.step, sequence.sequence_id))
+
+    def resume(self, sequence: Sequence, has_place: bool) -> None:
+        """Let a paused sequence go on: at once if it has blocks and a place, else it waits."""
+        if sequence.status is not Status.PAUSED:
+            return
+        del self.paused[sequence.sequence_id]
+        runs = has_place and sequence.sequence_id in self.holding
+        if self.bus:
+            self.bus.emit(SequenceResumed(self.step, sequence.sequence_id, runs))
+        if runs:
+            self.go_on(sequence)
+        else:
+            sequence.status = Status.WAITING
+            self.waiting.append(sequence)
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Take an unfinished sequence out of its queue and release its blocks."""
+        number = sequence.sequence_id
+        if sequence.status is Status.WAITING:
+            self.waiting.remove(sequence)
+        self.running.pop(number, None)
+        self.paused.pop(number, None)
+        self.holding.pop(number, None)
+        self.timed.pop(number, None)
+        self._names.pop(number, None)
+        if number in self.blocks.tables:
+            self.blocks.free(number)
+        else:
+            self.swapper.drop(number)
         mark_finished(sequence, reason)
         if self.bus:
-            ids = self.step, sequence.request.request_id, sequence.sequence_id
+            ids = self.step, sequence.request.request_id, number
             if sequence.error is not None:
                 self.bus.emit(RequestFailed(*ids, sequence.error))
             self.bus.emit(RequestFinished(*ids, reason, sequence.num_output_tokens))

@@ -14,12 +14,14 @@ from workbench.batch import RowReport, SampledTokens, StepPlan
 from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
 from workbench.describe import Described
+from workbench.errors import ConfigError
 from workbench.events import EventBus, PolicyFailed, StepPlanned
 from workbench.request import FinishReason, Sequence, Status, TokenLogprobs
 from workbench.scheduler.books import Books, StalePlan
 from workbench.scheduler.ending import append, append_token, note
+from workbench.scheduler.guard import GuardedPolicy
 from workbench.scheduler.planner import Planner
-from workbench.scheduler.policy import GuardedPolicy, Policy, get_policy, policy_name
+from workbench.scheduler.policy import Policy, get_policy, policy_name
 from workbench.scheduler.queues import Queues
 
 
@@ -31,12 +33,16 @@ class Scheduler(Described):
     """
 
     def __init__(self, cache: KVCache, config: SchedulerConfig | None = None) -> None:
+        """Raise `ConfigError` if the settings ask for what the cache lacks."""
         self.config = config or SchedulerConfig()
+        if self.config.preemption == "swap" and cache.blocks.host is None:
+            fix = "Give the cache one (`host_cache_bytes`), or use preemption='recompute'."
+            raise ConfigError("preemption", "swap", "the cache has no host tier", fix)
         self.blocks = cache.blocks
         self.step = 0
         self.books = Books()
-        self._queues = Queues(cache.blocks)
-        self._order = GuardedPolicy(get_policy(self.config.policy), self._policy_failed)
+        self._queues = Queues(cache.blocks, self.config.preemption)
+        self._order = GuardedPolicy(get_policy(self.config.policy), self, self._policy_failed)
         self._planner = Planner(self._queues, self.config, self._order)
         self._plan: StepPlan | None = None  # planned and not yet committed
 
@@ -51,12 +57,13 @@ class Scheduler(Described):
 
     @property
     def policy(self) -> Policy:
-        """The key function that orders admission and, reversed, preemption; replaceable."""
+        """What orders admission and, reversed, preemption; replaceable between steps."""
         return self._order.policy
 
     @policy.setter
     def policy(self, policy: Policy) -> None:
-        self._order.policy = policy
+        if policy is not self._order.policy:  # one that is kept also keeps its accounts
+            self._order.policy = policy
 
     @property
     def waiting(self) -> list[Sequence]:
@@ -69,9 +76,27 @@ class Scheduler(Described):
         return list(self._queues.running.values())
 
     @property
+    def paused(self) -> list[Sequence]:
+        """The paused sequences (a copy)."""
+        return list(self._queues.paused.values())
+
+    @property
+    def holding(self) -> list[Sequence]:
+        """Those that hold blocks and do not run: paused, or resumed and waiting for a place."""
+        return list(self._queues.holding.values())
+
+    @property
     def num_unfinished(self) -> int:
-        """Sequences waiting or running."""
+        """Sequences waiting or running: those that further steps advance, so not the paused."""
         return self._queues.num_unfinished
+
+    def num_cached_tokens(self, sequence: Sequence) -> int:
+        """Return how many of its first prompt tokens lie in full blocks, on device or host."""
+        prefix, host = self.blocks.prefix, self.blocks.host
+        for index, name in enumerate(names := self._queues.names(sequence)):
+            if prefix.block(name) is None and (host is None or host.find(name) is None):
+                return index * self.blocks.block_size
+        return len(names) * self.blocks.block_size
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. It must fit the cache when it is alone: `engine.add` checks that."""
@@ -88,8 +113,7 @@ class Scheduler(Described):
         assert child.token_ids[:num_shared] == parent.token_ids[:num_shared], "not a branch"
         with self.books.open("fork"):
             queues = self._queues
-            room = len(queues.running) < self.config.max_sequences
-            if parent.status is not Status.RUNNING or not room:
+            if parent.status is not Status.RUNNING or not self._planner.may_fork(child, num_shared):
                 queues.add(child)
                 return
             self.blocks.fork(parent.sequence_id, child.sequence_id, num_shared)
@@ -129,19 +153,21 @@ class Scheduler(Described):
             if plan is not self._plan:
                 raise StalePlan(plan.step, self.step)
             self._plan = None
-            self.blocks.finish_copies()
+            if plan:  # an empty one was not run: a copy for a paused sequence is still owed
+                self.blocks.finish_copies()
             self._advance(plan)
             for row, report in (reports or {}).items():
                 note(plan.sequences[row], report)
+            self._order.committed(plan)
             return plan.ended + self._append_tokens(plan, sampled)
 
     def _advance(self, plan: StepPlan) -> None:
-        block_size = self.blocks.block_size
+        block_size, reuse = self.blocks.block_size, self.config.prefix_reuse
         for sequence, start, num_new in zip(plan.sequences, plan.starts, plan.num_new, strict=True):
             if sequence.status is not Status.RUNNING:
                 continue  # aborted while the step ran
             computed = sequence.num_computed = start + num_new
-            if computed // block_size > start // block_size:
+            if reuse and computed // block_size > start // block_size:
                 self.blocks.publish(sequence.sequence_id, sequence.token_ids, computed)
 
     def _append_tokens(self, plan: StepPlan, sampled: SampledTokens) -> list[Sequence]:
@@ -168,6 +194,23 @@ class Scheduler(Described):
         with self.books.open("extend"):
             append_token(sequence, entry.token_id, entry)
 
+    def pause(self, sequence: Sequence, *, release: bool = False) -> None:
+        """Keep an unfinished sequence from running until `resume`; idempotent.
+
+        It keeps its blocks until a running sequence lacks them, or nothing else can run. release:
+        give them up now, to be swapped in or computed again.
+        """
+        with self.books.open("pause"):
+            self._queues.pause(sequence)
+            if release and sequence.sequence_id in self._queues.holding:
+                self._queues.preempt(sequence, "paused and released")
+
+    def resume(self, sequence: Sequence) -> None:
+        """Let a paused sequence go on; fine if it is not paused."""
+        with self.books.open("resume"):
+            has_place = len(self._queues.running) < self.config.max_sequences
+            self._queues.resume(sequence, has_place)
+
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence in any state and release its blocks; idempotent."""
         with self.books.open("finish"):
@@ -183,9 +226,12 @@ class Scheduler(Described):
         return {
             "waiting": len(self._queues.waiting),
             "running": len(self._queues.running),
+            "paused": len(self._queues.paused),
             "policy": policy_name(self.policy),
             "max_batch_tokens": self.config.max_batch_tokens,
             "max_sequences": self.config.max_sequences,
-            "chunked_prefill": self.config.chunked_prefill,
+            "capacity": self.config.capacity,
+            "preemption": self.config.preemption,
+            "chunking": self.config.chunking if self.config.chunked_prefill else "off",
             "prefix_reuse": self.config.prefix_reuse,
         }
