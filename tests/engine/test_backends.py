@@ -89,7 +89,7 @@ def test_not_a_number_stays_with_the_request_that_made_it(
     beside = [engine.add(prompt, greedy(12)) for prompt in prompts[:3]]
     for _ in range(6):
         engine.step()
-    engine.abort(ill)
+    assert engine.output(ill).outputs[0].finish_reason == "error"
     after = [engine.add(prompt, greedy(12)) for prompt in prompts[3:]]
     engine.run()
     got = [engine.output(name).outputs[0].token_ids for name in beside + after]

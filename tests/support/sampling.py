@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from workbench.engine.admission import tracked_by
-from workbench.request import Request, RequestMetrics, Sequence
+from workbench.metrics import RequestMetrics
+from workbench.request import Request, Sequence
 from workbench.sampling_params import SamplingParams
 
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 from workbench.batch import SampledTokens, StepPlan
 from workbench.cache import BlockManager
-from workbench.request import Request, RequestMetrics, Sequence
+from workbench.metrics import RequestMetrics
+from workbench.request import Request, Sequence
 from workbench.sampling_params import SamplingParams
 
 Slots = dict[tuple[int, int], tuple[int, ...]]

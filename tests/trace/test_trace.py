@@ -35,6 +35,7 @@ EVENTS = [
     events.StepDone(1, ((0, 17), (1, 2)), {"schedule": 1.25e-05, "run": 0.1 + 0.2}, 9),
     events.RequestFinished(1, "r0 – “q”", 0, "length", 3),
     events.EngineRestored(2, 1),
+    events.RequestFailed(2, "r0", 0, "logits: NaN"),
     events.Preempted(2, 0, "no free block", 4, "swap"),
     events.BlockOffloaded(2, 3, 0, 0),
     events.BlockOffloaded(2, 4, 1, None),

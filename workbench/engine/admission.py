@@ -17,7 +17,8 @@ from workbench.config import ModelConfig, SchedulerConfig
 from workbench.engine.prompts import read_prompt, require_text
 from workbench.engine.reports import check_reports
 from workbench.errors import RequestError
-from workbench.request import Prompt, Request, RequestMetrics, Sequence, TextStream
+from workbench.metrics import RequestMetrics
+from workbench.request import Prompt, Request, Sequence, TextStream
 from workbench.sample import bad_word_ids, check_params
 from workbench.sampling_params import SamplingParams
 

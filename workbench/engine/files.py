@@ -16,7 +16,8 @@ from workbench.embeds import PromptEmbeds
 from workbench.engine.plain import pack_tensor, unpack_tensor
 from workbench.engine.state import RequestState
 from workbench.errors import RequestError, StateError, WorkbenchError
-from workbench.request import Request, RequestMetrics
+from workbench.metrics import RequestMetrics
+from workbench.request import Request
 from workbench.sampling_params import SamplingParams
 
 FORMAT, VERSION = "workbench-request", 2

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from workbench.describe import Described
 from workbench.errors import RequestError, UnknownRequest
-from workbench.request import FinishReason, Request, RequestMetrics, Sequence, TokenLogprobs
+from workbench.metrics import RequestMetrics
+from workbench.request import FinishReason, Request, Sequence, TokenLogprobs
 
 
 class Branching(Protocol):

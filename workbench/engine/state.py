@@ -18,8 +18,9 @@ from workbench.engine.admission import output_stream, stop_ids_of, tracked_by
 from workbench.engine.plain import pack_logprobs, unpack_logprobs
 from workbench.engine.requests import RequestRecord
 from workbench.engine.strategies import make_strategy
+from workbench.metrics import RequestMetrics
 from workbench.models import DecoderLM
-from workbench.request import Request, RequestMetrics, Sequence, Status
+from workbench.request import Request, Sequence, Status
 from workbench.sample import bad_word_ids
 
 
