@@ -17,6 +17,7 @@ import pytest
 FLOORS = {
     **dict.fromkeys(("errors", "config", "sampling_params", "request", "batch", "events"), 0),
     **dict.fromkeys(("describe", "interrupts", "activations", "embeds", "guided_params"), 0),
+    **dict.fromkeys(("retention",), 0),
     **dict.fromkeys(("kernels", "ops", "data"), 1),
     **dict.fromkeys(("layers", "probe"), 2),
     **dict.fromkeys(("models",), 3),
@@ -41,7 +42,7 @@ SIBLINGS = {
 # Modules of the top folder are siblings: they may know those on their own floor, without a ring.
 TOP_FOLDER = {
     *("errors", "config", "sampling_params", "request", "batch", "events"),
-    *("describe", "interrupts", "activations", "embeds", "guided_params"),
+    *("describe", "interrupts", "activations", "embeds", "guided_params", "retention"),
     *("engine", "async_engine", "build", "llm"),
 }
 # The package's own __init__ names everything; only the top floor may use it, as a user does.

@@ -112,7 +112,8 @@ class SchedulerConfig:
     max_batch_tokens: new tokens a step may run. max_sequences: sequences that may run at once.
     policy: a name in `workbench.scheduler.POLICIES`, or a key function of a sequence (smallest
     first). chunked_prefill: whether a prompt may be split over steps. prefix_reuse: whether a new
-    sequence looks for its prompt's blocks in the cache.
+    sequence looks for its prompt's blocks in the cache. partial_reuse: whether it also copies the
+    first tokens of a block that goes on differently.
     """
 
     max_batch_tokens: int = 2048
@@ -120,6 +121,7 @@ class SchedulerConfig:
     policy: str | Callable[[Any], Any] = "fcfs"
     chunked_prefill: bool = True
     prefix_reuse: bool = True
+    partial_reuse: bool = True
 
     def __post_init__(self) -> None:
         """Refuse budgets under which no step could run."""
@@ -132,6 +134,10 @@ class SchedulerConfig:
                 f"more than max_batch_tokens={self.max_batch_tokens}, so some could never decode",
                 f"Set max_sequences to {self.max_batch_tokens} or less, or raise max_batch_tokens.",
             )
+
+    def max_new_tokens(self, num_tokens: int) -> int:
+        """Return how many tokens of a sequence of `num_tokens` one step may compute."""
+        return min(num_tokens, self.max_batch_tokens) if self.chunked_prefill else num_tokens
 
 
 @known_keywords(ConfigError)
@@ -154,6 +160,7 @@ class EngineConfig:
     policy: str | Callable[[Any], Any] = "fcfs"
     chunked_prefill: bool = True
     prefix_reuse: bool = True
+    partial_reuse: bool = True
     seed: int | None = None
 
     def scheduler(self) -> SchedulerConfig:
@@ -164,6 +171,7 @@ class EngineConfig:
             policy=self.policy,
             chunked_prefill=self.chunked_prefill,
             prefix_reuse=self.prefix_reuse,
+            partial_reuse=self.partial_reuse,
         )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, Union
 from workbench.activations import Activations
 from workbench.describe import Described
 from workbench.embeds import PromptEmbeds
+from workbench.retention import KeptRange
 from workbench.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class Request:
 
     `namespace` separates prefix reuse: blocks are only shared between requests of equal namespace,
     and embeddings are part of it by their content. `embeds`: what stands in place of tokens.
+    `retention` says how long the cache keeps which tokens' blocks, by position.
     """
 
     request_id: str
@@ -133,6 +135,7 @@ class Request:
     namespace: str = ""
     deadline: float | None = None
     embeds: PromptEmbeds | None = field(default=None, compare=False)
+    retention: tuple[KeptRange, ...] = ()
 
     @property
     def text_token_ids(self) -> tuple[int, ...]:

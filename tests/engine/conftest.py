@@ -92,7 +92,8 @@ def make_engine(model_of: Callable[..., DecoderLM]) -> Callable[..., Engine]:
         model = model_of(model, device) if isinstance(model, str) else model
         cache = KVCache.for_model(model, num_blocks, block_size)
         # What nobody has computed must not matter: a wrong slot shows as NaN, not as a mild zero.
-        cache.tensor.fill_(torch.nan)
+        for tensor in cache.tensors:
+            tensor.fill_(torch.nan)
         settings = {"max_batch_tokens": 512, **scheduling}
         settings.setdefault("max_sequences", min(32, settings["max_batch_tokens"]))
         scheduler = Scheduler(cache, SchedulerConfig(**settings))

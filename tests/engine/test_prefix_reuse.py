@@ -17,16 +17,16 @@ PREFIX = LONG[: 3 * BLOCK]
 @pytest.mark.parametrize(
     ("first", "second", "num_reused"),
     [
-        pytest.param(PREFIX, PREFIX, 2 * BLOCK, id="equal, an exact number of blocks"),
+        pytest.param(PREFIX, PREFIX, 3 * BLOCK - 1, id="equal, an exact number of blocks"),
         pytest.param([*PREFIX, 9], [*PREFIX, 9], 3 * BLOCK, id="equal, one token over"),
         pytest.param(PREFIX, [*PREFIX, 9], 3 * BLOCK, id="one token longer"),
         pytest.param([*PREFIX, 1, 2], [*PREFIX, 7, 8, 9], 3 * BLOCK, id="another tail"),
-        pytest.param(PREFIX, [*PREFIX[:13], 99, 99], BLOCK, id="parts within a block"),
+        pytest.param(PREFIX, [*PREFIX[:13], 99, 99], 13, id="parts within a block"),
         pytest.param(PREFIX, [99, *PREFIX[1:]], 0, id="another first token"),
         pytest.param(PREFIX, PREFIX[1:], 0, id="shifted by one"),
-        pytest.param(PREFIX[:BLOCK], PREFIX[:BLOCK], 0, id="one block exactly"),
+        pytest.param(PREFIX[:BLOCK], PREFIX[:BLOCK], BLOCK - 1, id="one block exactly"),
         pytest.param([3], [3], 0, id="one token"),
-        pytest.param(LONG, LONG, 7 * BLOCK, id="long"),
+        pytest.param(LONG, LONG, 8 * BLOCK - 1, id="long"),
     ],
 )
 def test_a_cached_prefix_changes_nothing(

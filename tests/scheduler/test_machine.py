@@ -11,9 +11,25 @@ from shadow import ShadowModel, make_sequence
 from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
 from workbench.request import Sequence, Status
+from workbench.retention import Retention, resolve
 from workbench.scheduler import POLICIES, Scheduler
 
 PROMPTS = st.lists(st.integers(0, 2), min_size=1, max_size=24)
+SECONDS = st.sampled_from([None, 1e-6, 1e6])
+RETENTION = st.one_of(
+    st.just([]),
+    st.builds(
+        lambda cut, low, high, seconds: [
+            Retention(0, cut, priority=low, seconds=seconds),
+            Retention(cut, priority=high),
+            Retention(priority=low, part="decode"),
+        ],
+        st.integers(1, 24),
+        st.integers(0, 100),
+        st.integers(0, 100),
+        SECONDS,
+    ),
+)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -26,8 +42,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget=st.integers(6, 40),
         chunked=st.booleans(),
         reuse=st.booleans(),
+        partial=st.booleans(),
     )
-    def build(self, num_blocks, block_size, max_sequences, budget, chunked, reuse):
+    def build(self, num_blocks, block_size, max_sequences, budget, chunked, reuse, partial):
         self.cache = KVCache(
             num_layers=0, num_kv_heads=1, head_dim=1, num_blocks=num_blocks, block_size=block_size
         )
@@ -36,6 +53,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_sequences=max_sequences,
             chunked_prefill=chunked,
             prefix_reuse=reuse,
+            partial_reuse=partial,
         )
         self.scheduler = Scheduler(self.cache, config)
         self.model = ShadowModel(self.cache.blocks)
@@ -48,13 +66,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens=st.integers(1, 12),
         namespace=st.sampled_from(["", "other"]),
         priority=st.integers(0, 2),
+        ranges=RETENTION,
     )
-    def add(self, prompt, max_tokens, namespace, priority):
+    def add(self, prompt, max_tokens, namespace, priority, ranges):
         capacity = self.cache.num_blocks * self.cache.block_size
         if len(prompt) + max_tokens - 1 > capacity:
             return  # the engine refuses such a request when it is added
         sequence = make_sequence(
-            self.count, prompt, max_tokens, namespace=namespace, priority=priority
+            self.count,
+            prompt,
+            max_tokens,
+            namespace=namespace,
+            priority=priority,
+            retention=resolve(ranges, len(prompt)),
         )
         self.count += 1
         self.scheduler.add(sequence)

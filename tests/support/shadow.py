@@ -7,9 +7,12 @@ lost copy or a block handed out twice shows at once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from workbench.batch import SampledTokens, StepPlan
 from workbench.cache import BlockManager
 from workbench.request import Request, RequestMetrics, Sequence
+from workbench.retention import KeptRange
 from workbench.sampling_params import SamplingParams
 
 
@@ -28,25 +31,34 @@ class ShadowModel:
         """Carry out copies, check every row's context, write its new slots, choose its token."""
         size = self.blocks.block_size
         for source, destination in plan.copies:  # in order: one may build on another
-            for offset in range(size):
+            for offset in range(size):  # what the source does not hold, the copy does not either
+                self.slots.pop((destination, offset), None)
                 if (source, offset) in self.slots:
                     self.slots[destination, offset] = self.slots[source, offset]
-        for sequence, start, num_new in zip(plan.sequences, plan.starts, plan.num_new, strict=True):
-            table = self.blocks.tables[sequence.sequence_id].block_ids
-            for position in range(start + num_new):
-                slot = table[position // size], position % size
+        rows = list(zip(plan.sequences, plan.starts, plan.num_new, strict=True))
+        for sequence, start, num_new in rows:
+            for position, slot in self._slots(sequence, start, start + num_new):
                 content = tuple(sequence.token_ids[: position + 1])
                 if position >= start:
                     self.slots[slot] = content
                 else:
                     assert self.slots.get(slot) == content, (sequence, position, slot)
-        for sequence, start, num_new in zip(plan.sequences, plan.starts, plan.num_new, strict=True):
-            table = self.blocks.tables[sequence.sequence_id].block_ids
-            for position in range(start + num_new):  # nobody overwrote a neighbour
-                slot = table[position // size], position % size
+        for sequence, start, num_new in rows:  # nobody overwrote a neighbour
+            for position, slot in self._slots(sequence, start, start + num_new):
                 assert self.slots[slot] == tuple(sequence.token_ids[: position + 1])
-        rows = [plan.sequences[row] for row in plan.sampled]
-        return SampledTokens([self.next_token(sequence.token_ids) for sequence in rows])
+        sampled = [plan.sequences[row] for row in plan.sampled]
+        return SampledTokens([self.next_token(sequence.token_ids) for sequence in sampled])
+
+    def _slots(
+        self, sequence: Sequence, start: int, stop: int
+    ) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Yield (position, slot) of all that the tokens `start` to `stop` may read or write."""
+        size = self.blocks.block_size
+        for group in self.blocks.groups:
+            table = group.tables[sequence.sequence_id]
+            first = 0 if group.window is None else max(0, start - group.window + 1)
+            for position in range(first, stop):
+                yield position, (table.block_ids[position // size - table.first], position % size)
 
 
 def make_sequence(
@@ -57,10 +69,13 @@ def make_sequence(
     namespace: str = "",
     priority: int = 0,
     stop_ids: frozenset[int] = frozenset(),
+    retention: tuple[KeptRange, ...] = (),
 ) -> Sequence:
     """Return a sequence as the engine would make it."""
     params = SamplingParams(max_tokens=max_tokens, temperature=0)
-    request = Request(f"r{sequence_id}", None, tuple(prompt), params, priority, namespace)
+    request = Request(
+        f"r{sequence_id}", None, tuple(prompt), params, priority, namespace, retention=retention
+    )
     return Sequence(
         sequence_id=sequence_id,
         request=request,

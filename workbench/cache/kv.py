@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from workbench.cache.blocks import BlockManager
+from workbench.cache.groups import KVGroup, group_layers, groups_of
+from workbench.cache.joint import JointBlocks
 from workbench.config import ModelConfig
 from workbench.describe import Described, human_bytes
 from workbench.errors import ConfigError
@@ -21,10 +23,11 @@ if TYPE_CHECKING:
 
 
 class KVCache(Described):
-    """Paged keys and values of all layers.
+    """Paged keys and values of all layers, in one tensor for each KV group.
 
-    `tensor` is [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim], keys then values;
-    `layers[i]` is its view for layer i; `blocks` is the allocator.
+    `groups` are the model's KV groups and `tensors` theirs, each [num_layers, 2, num_blocks,
+    block_size, num_kv_heads, head_dim], keys then values; `layers[i]` is layer i's view of its
+    group's; `blocks` is the allocator.
     """
 
     def __init__(
@@ -35,22 +38,58 @@ class KVCache(Described):
         head_dim: int,
         num_blocks: int,
         block_size: int = 16,
+        windows: tuple[int | None, ...] = (),
+        window_blocks: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Allocate the tensors. `num_layers` may be 0: then there is only the bookkeeping."""
-        self.blocks = BlockManager(num_blocks, block_size)
-        shape = (num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim)
-        self.tensor = torch.zeros(shape, dtype=dtype, device=device)
-        self.layers: list[Tensor] = list(self.tensor.unbind(0))
+        """Allocate the tensors. `num_layers` may be 0: then there is only the bookkeeping.
+
+        windows: each layer's, where there are any. window_blocks: blocks of a group with a window
+        beside one without (None: as many).
+        """
+        shape = num_kv_heads, head_dim
+        kinds = [(window, *shape) for window in windows or (None,) * num_layers]
+        self.groups = group_layers(kinds) if kinds else (KVGroup((), None, *shape),)
+        counts: list[int] = []
+        managers = []
+        for place, group in enumerate(self.groups):
+            beside = place > 0 and group.window is not None
+            number = window_blocks if beside and window_blocks is not None else num_blocks
+            managers.append(
+                BlockManager(number, block_size, window=group.window, ref_counts=counts)
+            )
+        self.blocks = managers[0] if len(managers) == 1 else JointBlocks(managers)
+        self.tensors = [
+            torch.zeros(
+                (len(group.layers), 2, manager.num_blocks, block_size, *shape),
+                dtype=dtype,
+                device=device,
+            )
+            for group, manager in zip(self.groups, managers, strict=True)
+        ]
+        self.layers = self._layer_views()
+
+    def _layer_views(self) -> list[Tensor]:
+        views = {
+            layer: tensor[place]
+            for group, tensor in zip(self.groups, self.tensors, strict=True)
+            for place, layer in enumerate(group.layers)
+        }
+        return [views[layer] for layer in range(len(views))]
 
     @classmethod
-    def for_model(cls, model: DecoderLM, num_blocks: int = 512, block_size: int = 16) -> KVCache:
+    def for_model(
+        cls,
+        model: DecoderLM,
+        num_blocks: int = 512,
+        block_size: int = 16,
+        window_blocks: int | None = None,
+    ) -> KVCache:
         """Return a cache of `num_blocks` blocks for this model, on its device and in its dtype."""
-        parameter = next(model.parameters())
-        return cls.for_config(
-            model.config, num_blocks, block_size, parameter.dtype, parameter.device
-        )
+        weight = next(model.parameters())
+        config, place = model.config, weight.device
+        return cls.for_config(config, num_blocks, block_size, weight.dtype, place, window_blocks)
 
     @classmethod
     def for_config(
@@ -60,6 +99,7 @@ class KVCache(Described):
         block_size: int = 16,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        window_blocks: int | None = None,
     ) -> KVCache:
         """Return a cache for a model of this shape."""
         return cls(
@@ -68,15 +108,22 @@ class KVCache(Described):
             head_dim=config.head_dim,
             num_blocks=num_blocks,
             block_size=block_size,
+            windows=config.windows,
+            window_blocks=window_blocks,
             dtype=dtype,
             device=device,
         )
 
     @staticmethod
     def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-        """Return how many bytes one block takes over all layers."""
-        slot = config.num_kv_heads * config.head_dim * dtype.itemsize
-        return 2 * config.num_layers * block_size * slot
+        """Return how many bytes one block takes over all layers: one of each group's."""
+        return sum(group.bytes_per_block(block_size, dtype) for group in groups_of(config))
+
+    @property
+    def tensor(self) -> Tensor:
+        """The only group's tensor; where there are several, ask for `tensors`."""
+        (tensor,) = self.tensors
+        return tensor
 
     @property
     def num_blocks(self) -> int:
@@ -91,27 +138,25 @@ class KVCache(Described):
     @property
     def num_bytes(self) -> int:
         """Bytes of the tensors."""
-        return self.tensor.numel() * self.tensor.element_size()
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copy the KV of each (source, destination) pair of blocks, in every layer and in order.
 
         In order matters where a source is the destination of an earlier pair (a fork of a fork).
         """
-        together: dict[int, int] = {}  # {destination: source} that do not build on each other
-        for source, destination in copies:
-            if source in together:
-                self._copy_at_once(together)
-                together = {}
-            together[destination] = source
-        self._copy_at_once(together)
-
-    def _copy_at_once(self, source_of: dict[int, int]) -> None:
-        if not source_of:
+        if not copies:
             return
-        pairs = torch.tensor(list(source_of.items()), device=self.tensor.device)
-        destinations, sources = pairs.unbind(1)
-        self.tensor[:, :, destinations] = self.tensor[:, :, sources]
+        for manager, tensor in zip(self.blocks.groups, self.tensors, strict=True):
+            ids = manager.pool.ids
+            mine = [(ids.index(a), ids.index(b)) for a, b in copies if a in ids]
+            together: dict[int, int] = {}  # {destination: source} that do not build on each other
+            for source, destination in mine:
+                if source in together:
+                    _copy_at_once(tensor, together)
+                    together = {}
+                together[destination] = source
+            _copy_at_once(tensor, together)
 
     def check(self) -> None:
         """Raise `AssertionError` unless the block structure is whole; see `BlockManager.check`."""
@@ -119,24 +164,40 @@ class KVCache(Described):
 
     def close(self) -> None:
         """Give the tensors' memory back; the cache cannot be used afterwards."""
-        self.tensor = self.tensor.new_empty(0)
+        self.tensors = [tensor.new_empty(0) for tensor in self.tensors]
         self.layers = []
 
     def describe(self) -> dict[str, Any]:
         """Return the size of the cache and how it is used now."""
+        first = self.blocks.groups[0]
         return {
             **self.blocks.describe(),
-            "tokens": self.num_blocks * self.block_size,
+            "tokens": first.num_blocks * self.block_size,
             "memory": human_bytes(self.num_bytes),
-            "dtype": str(self.tensor.dtype).removeprefix("torch."),
-            "device": str(self.tensor.device),
+            "dtype": str(self.tensors[0].dtype).removeprefix("torch."),
+            "device": str(self.tensors[0].device),
         }
 
 
+def _copy_at_once(tensor: Tensor, source_of: dict[int, int]) -> None:
+    if not source_of:
+        return
+    pairs = torch.tensor(list(source_of.items()), device=tensor.device)
+    destinations, sources = pairs.unbind(1)
+    tensor[:, :, destinations] = tensor[:, :, sources]
+
+
 def size_for_memory(
-    config: ModelConfig, num_bytes: int, block_size: int, dtype: torch.dtype
+    config: ModelConfig,
+    num_bytes: int,
+    block_size: int,
+    dtype: torch.dtype,
+    window_blocks: int | None = None,
 ) -> int:
-    """Return how many blocks fit into `num_bytes`; raise `ConfigError` if not even one does."""
+    """Return how many blocks fit into `num_bytes`; raise `ConfigError` if not even one does.
+
+    window_blocks: as for `KVCache`; groups with a window never get more than those without.
+    """
     per_block = KVCache.bytes_per_block(config, block_size, dtype)
     if num_bytes < per_block:
         raise ConfigError(
@@ -145,4 +206,7 @@ def size_for_memory(
             f"less memory than one block of {human_bytes(per_block)}",
             "Free memory, or use a smaller block_size.",
         )
-    return num_bytes // per_block
+    fixed = sum(group.bytes_per_block(block_size, dtype) for group in groups_of(config)[1:])
+    if window_blocks is None or num_bytes < window_blocks * per_block:
+        return num_bytes // per_block
+    return (num_bytes - window_blocks * fixed) // (per_block - fixed)

@@ -35,8 +35,7 @@ class Planner:
 
     def _decodes(self, plan: StepPlan, budget: int) -> int:
         """Plan the sequences that are one token behind; they come first in the packed batch."""
-        blocks, block_size = self.blocks, self.blocks.block_size
-        tables, ref_counts = blocks.tables, blocks.ref_counts
+        tables = self.blocks.tables
         sequences, starts = plan.sequences, plan.starts
         for sequence in list(self.queues.running.values()):
             start = sequence.num_computed
@@ -44,9 +43,7 @@ class Planner:
                 continue
             # Usual case, inlined because it is run for every sequence in every step: the last block
             # has room and nobody shares it.
-            block_ids = tables[sequence.sequence_id].block_ids
-            index = start // block_size
-            full = index >= len(block_ids) or ref_counts[block_ids[index]] > 1
+            full = start >= tables[sequence.sequence_id].writable_to
             if full and not self._make_room(plan, sequence, start, start + 1):
                 continue
             sequences.append(sequence)
@@ -81,14 +78,15 @@ class Planner:
         for sequence in waiting:
             if budget <= 0 or len(running) >= self.config.max_sequences:
                 break
-            lookup = self._lookup(sequence) if self.config.prefix_reuse else None
+            lookup = self._lookup(sequence)
             num_cached = lookup.num_tokens if lookup else 0
             behind = sequence.num_tokens - num_cached
             if not self._may_start(plan, behind, budget):
                 break
-            if not self._fits(sequence, lookup.block_ids if lookup else ()):
+            if not self._fits(sequence, lookup):
                 break
-            self.blocks.open(sequence.sequence_id, lookup, sequence.request.namespace)
+            request = sequence.request
+            self.blocks.open(sequence.sequence_id, lookup, request.namespace, request.retention)
             reason = lookup.reason if lookup else "prefix reuse is off"
             self.queues.start(sequence, num_cached, reason)
             num_new = min(behind, budget) if self.config.chunked_prefill else behind
@@ -110,17 +108,21 @@ class Planner:
             self.order.sort(self.queues.waiting)
             self._admit(plan, budget)
 
-    def _lookup(self, sequence: Sequence) -> PrefixLookup:
-        """Return the cached prefix that a sequence may use.
+    def _lookup(self, sequence: Sequence) -> PrefixLookup | None:
+        """Return the cached prefix that a sequence may use; None with prefix reuse off.
 
         A forward pass says nothing of cached tokens, so one that reports on each of its tokens uses
         those alone that it has reported on.
         """
+        if not self.config.prefix_reuse:
+            return None
         known, namespace = sequence.num_reusable, sequence.request.namespace
-        if known >= sequence.num_tokens - 1:
-            return self.blocks.lookup(sequence.token_ids, namespace)
-        found = self.blocks.lookup(sequence.token_ids[: known + 1], namespace)
-        if found.num_tokens + self.blocks.block_size <= known:
+        limited = known < sequence.num_tokens - 1
+        tokens = sequence.token_ids[: known + 1] if limited else sequence.token_ids
+        found = self.blocks.lookup(tokens, namespace, partial=self.config.partial_reuse)
+        if found.num_copied and not self._fits(sequence, found):  # a copy takes a block more
+            found = self.blocks.lookup(tokens, namespace, partial=False)
+        if not limited or found.num_tokens + self.blocks.block_size <= known:
             return found
         return replace(found, reason=f"the request asks about every token from {known} on")
 
@@ -129,16 +131,17 @@ class Planner:
         alone = len(plan.sequences) == plan.num_decodes
         return self.config.chunked_prefill or behind <= budget or alone
 
-    def _fits(self, sequence: Sequence, found: tuple[int, ...]) -> bool:
+    def _fits(self, sequence: Sequence, lookup: PrefixLookup | None) -> bool:
         """Whether all its tokens fit into free blocks, so that it can start undisturbed."""
-        revived = sum(1 for block_id in found if self.blocks.ref_counts[block_id] == 0)
-        needed = self.blocks.blocks_for(sequence.num_tokens) - len(found)
-        return needed + revived <= self.blocks.num_free
+        length = sequence.num_tokens
+        max_new = self.config.max_new_tokens(length)
+        return self.blocks.fits(lookup, length, max_new)
 
     def _make_room(self, plan: StepPlan, sequence: Sequence, start: int, stop: int) -> bool:
         """Grow a table, preempting while blocks lack; False if this sequence was."""
         blocks = self.blocks
-        while blocks.num_missing(sequence.sequence_id, start, stop) > blocks.num_free:
+        blocks.trim(sequence.sequence_id, start)
+        while blocks.lacks(sequence.sequence_id, start, stop):
             victim = self.order.last(self.queues.running.values())
             self.queues.preempt(victim, f"no free block for sequence {sequence.sequence_id}")
             plan.preempted.append(victim)

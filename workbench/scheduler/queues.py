@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from workbench.cache import BlockManager
+from workbench.cache import Blocks
 from workbench.events import (
     EventBus,
     Preempted,
@@ -27,7 +27,7 @@ class Queues:
     `timed` holds the unfinished sequences with a deadline, so that nobody else pays for asking.
     """
 
-    def __init__(self, blocks: BlockManager) -> None:
+    def __init__(self, blocks: Blocks) -> None:
         self.blocks = blocks
         self.bus = EventBus()
         self.step = 0

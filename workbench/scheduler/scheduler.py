@@ -89,7 +89,11 @@ class Scheduler(Described):
         with self.books.open("fork"):
             queues = self._queues
             room = len(queues.running) < self.config.max_sequences
-            if parent.status is not Status.RUNNING or not room:
+            if (
+                parent.status is not Status.RUNNING
+                or not room
+                or not self.blocks.can_fork(parent.sequence_id, num_shared)
+            ):
                 queues.add(child)
                 return
             self.blocks.fork(parent.sequence_id, child.sequence_id, num_shared)
@@ -186,4 +190,5 @@ class Scheduler(Described):
             "max_sequences": self.config.max_sequences,
             "chunked_prefill": self.config.chunked_prefill,
             "prefix_reuse": self.config.prefix_reuse,
+            "partial_reuse": self.config.partial_reuse,
         }
