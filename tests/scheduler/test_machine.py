@@ -14,7 +14,10 @@ from workbench.request import Sequence, Status
 from workbench.retention import Retention, resolve
 from workbench.scheduler import POLICIES, Scheduler
 
-PROMPTS = st.lists(st.integers(0, 2), min_size=1, max_size=24)
+# Most begin alike, so that prefixes are met again, and end within a block.
+SHARED = [i * i % 7 % 3 for i in range(40)]
+TAILS = st.lists(st.integers(0, 2), min_size=1, max_size=5)
+PROMPTS = st.builds(lambda common, tail: SHARED[:common] + tail, st.integers(0, 32), TAILS)
 SECONDS = st.sampled_from([None, 1e-6, 1e6])
 RETENTION = st.one_of(
     st.just([]),
@@ -36,17 +39,36 @@ class SchedulerMachine(RuleBasedStateMachine):
     """Drives a scheduler over a small cache, so that preemption and eviction are common."""
 
     @initialize(
-        num_blocks=st.integers(6, 24),
+        num_blocks=st.integers(6, 40),
         block_size=st.sampled_from([1, 2, 4, 8]),
         max_sequences=st.integers(1, 6),
         budget=st.integers(6, 40),
         chunked=st.booleans(),
-        reuse=st.booleans(),
-        partial=st.booleans(),
+        reuse=st.sampled_from([True, True, False]),
+        partial=st.sampled_from([True, True, False]),
+        windows=st.sampled_from([(None,), (None,), (3,), (7,), (None, 1), (None, 5, 9), (2, 4)]),
+        beside=st.integers(0, 6),
     )
-    def build(self, num_blocks, block_size, max_sequences, budget, chunked, reuse, partial):
+    def build(
+        self,
+        num_blocks,
+        block_size,
+        max_sequences,
+        budget,
+        chunked,
+        reuse,
+        partial,
+        windows,
+        beside,
+    ):
         self.cache = KVCache(
-            num_layers=0, num_kv_heads=1, head_dim=1, num_blocks=num_blocks, block_size=block_size
+            num_layers=len(windows),
+            num_kv_heads=1,
+            head_dim=1,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            windows=windows,
+            window_blocks=max(1, num_blocks - beside),
         )
         config = SchedulerConfig(
             max_batch_tokens=budget,
@@ -62,15 +84,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.count = 0
 
     @rule(
-        prompt=PROMPTS,
-        max_tokens=st.integers(1, 12),
-        namespace=st.sampled_from(["", "other"]),
+        prompts=st.lists(PROMPTS, min_size=1, max_size=3),
+        max_tokens=st.integers(1, 30),
+        namespace=st.sampled_from(["", "", "", "other"]),
         priority=st.integers(0, 2),
         ranges=RETENTION,
     )
-    def add(self, prompt, max_tokens, namespace, priority, ranges):
-        capacity = self.cache.num_blocks * self.cache.block_size
-        if len(prompt) + max_tokens - 1 > capacity:
+    def add(self, prompts, max_tokens, namespace, priority, ranges):
+        for prompt in prompts:
+            self.add_one(prompt, max_tokens, namespace, priority, ranges)
+
+    def add_one(self, prompt, max_tokens, namespace, priority, ranges):
+        if not self.fits(len(prompt) + max_tokens - 1):
             return  # the engine refuses such a request when it is added
         sequence = make_sequence(
             self.count,
@@ -84,7 +109,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.add(sequence)
         self.alive.append(sequence)
 
-    @rule()
+    def fits(self, num_tokens):
+        """Whether a sequence that is alone fits each KV group, whatever it has come to hold."""
+        max_new = self.scheduler.config.max_new_tokens(num_tokens)
+        groups = self.cache.blocks.groups
+        return all(group.peak(num_tokens, max_new) <= group.num_blocks for group in groups)
+
+    @rule(count=st.integers(1, 8))
+    def steps(self, count):
+        for _ in range(count):
+            self.step()
+
     def step(self):
         before = {s.sequence_id: s.num_tokens for s in self.alive}
         plan = self.scheduler.schedule()
@@ -100,17 +135,16 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert made in (0, 1)
         self._retire(finished)
 
-    @rule(data=st.data(), max_tokens=st.integers(1, 12))
-    def fork(self, data, max_tokens):
+    @rule(data=st.data(), max_tokens=st.integers(1, 12), back=st.sampled_from([0, 0, 1, 5, 20]))
+    def fork(self, data, max_tokens, back):
+        """Go on from a sequence's tokens, or from the first of them: a window may be past those."""
         if not self.alive:
             return
         parent = data.draw(st.sampled_from(self.alive))
-        capacity = self.cache.num_blocks * self.cache.block_size
-        if parent.num_tokens + max_tokens - 1 > capacity:
+        tokens = parent.token_ids[: max(1, parent.num_tokens - back)]
+        if not self.fits(len(tokens) + max_tokens - 1):
             return
-        child = make_sequence(
-            self.count, parent.token_ids, max_tokens, namespace=parent.request.namespace
-        )
+        child = make_sequence(self.count, tokens, max_tokens, namespace=parent.request.namespace)
         self.count += 1
         self.scheduler.fork(parent, child)
         self.alive.append(child)
@@ -156,8 +190,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.cache.check()
         queued = {s.sequence_id for s in [*self.scheduler.waiting, *self.scheduler.running]}
         assert queued == {s.sequence_id for s in self.alive}
-        running = {s.sequence_id for s in self.scheduler.running}
-        assert set(self.cache.blocks.tables) == running, "a table without a running sequence"
+        running = {s.sequence_id: s for s in self.scheduler.running}
+        for group in self.cache.blocks.groups:
+            assert group.tables.keys() == running.keys(), "a table without a running sequence"
+            for sequence_id, table in group.tables.items():
+                length = running[sequence_id].num_tokens
+                most = group.peak(length, self.scheduler.config.max_new_tokens(length))
+                assert len(table.block_ids) <= most, "more than a sequence ever needs"
 
     @invariant()
     def tokens_are_those_of_a_run_alone(self):
@@ -174,7 +213,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestScheduler = pytest.mark.timeout(300)(SchedulerMachine.TestCase)
 TestScheduler.settings = settings(
-    max_examples=120,
+    max_examples=250,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
