@@ -48,7 +48,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     make: Any
     model: DecoderLM
-    known: dict[tuple[tuple[int, ...], SamplingParams], list[int]]
+    known: dict[tuple[str, tuple[tuple[int, ...], SamplingParams]], list[int]]
 
     @initialize(
         backend=st.sampled_from(["reference", "sdpa", "native"]),
@@ -57,9 +57,12 @@ class EngineMachine(RuleBasedStateMachine):
         max_sequences=st.integers(1, 4),
         chunked=st.booleans(),
         reuse=st.booleans(),
+        family=st.sampled_from(["llama", "llama", "mistral", "qwen2-windows"]),
     )
-    def build(self, backend, block_size, budget, max_sequences, chunked, reuse):
+    def build(self, backend, block_size, budget, max_sequences, chunked, reuse, family):
+        self.family = family
         self.engine: Engine = self.make(
+            family,
             backend=backend,
             block_size=block_size,
             num_blocks=CAPACITY // block_size,
@@ -155,10 +158,11 @@ class EngineMachine(RuleBasedStateMachine):
 
     def quiet(self, asked):
         """Return the tokens of a request in a large engine of its own."""
-        if asked not in self.known:
-            engine = self.make(backend="reference", prefix_reuse=False)
-            self.known[asked] = tokens_of(engine, [list(asked[0])], asked[1])[0]
-        return self.known[asked]
+        key = self.family, asked
+        if key not in self.known:
+            engine = self.make(self.family, backend="reference", prefix_reuse=False)
+            self.known[key] = tokens_of(engine, [list(asked[0])], asked[1])[0]
+        return self.known[key]
 
     def teardown(self):
         if hasattr(self, "engine"):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from drive import Alone, MakeEngine, greedy, tokens_of
 from tiny import random_prompts
 
+from workbench.errors import RequestError
 from workbench.events import BlockEvicted, PrefixHit, PrefixMiss
+from workbench.retention import Retention
 from workbench.trace import Trace
 
 BLOCK = 8
@@ -116,3 +120,38 @@ def test_reuse_can_be_turned_off(make_engine: MakeEngine) -> None:
         engine.generate([LONG], greedy(4))
     assert not trace.of(PrefixHit)
     assert {miss.reason for miss in trace.of(PrefixMiss)} == {"prefix reuse is off"}
+
+
+def test_what_is_to_be_retained_outlives_what_is_not(
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    """A prefix of priority 90 is still there after requests that evict all the rest."""
+    found = {}
+    for priority in (35, 90):
+        engine = make_engine(block_size=BLOCK, num_blocks=16)
+        kept = [Retention(0, 2 * BLOCK, priority=priority), Retention(priority=0, part="decode")]
+        name = engine.add([*PREFIX, 9], greedy(8), retention=kept)
+        engine.step()
+        engine.save(name, tmp_path / "request.json")
+        engine.abort(name)
+        engine.forget(name)
+        engine.load(tmp_path / "request.json")
+        engine.run()
+        for prompt in random_prompts(8, seed=12, longest=40):
+            engine.generate([prompt], greedy(12))
+        found[priority] = engine.cache.blocks.lookup([*PREFIX, 9], partial=False).num_tokens
+    assert found == {35: 0, 90: 2 * BLOCK}
+
+
+def test_a_bad_retention_queues_nothing(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    with pytest.raises(RequestError, match=r"retention=.*overlap"):
+        engine.add(PREFIX, greedy(4), retention=[Retention(0, 9), Retention(8)])
+    assert not engine.has_work
+
+
+def test_partial_reuse_can_be_turned_off(make_engine: MakeEngine) -> None:
+    engine = make_engine(block_size=BLOCK, partial_reuse=False)
+    engine.generate([LONG], greedy(4))
+    output = engine.generate([[*LONG[:13], 9, 9, 9]], greedy(4))[0]
+    assert output.metrics.num_cached_tokens == BLOCK

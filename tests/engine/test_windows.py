@@ -62,6 +62,7 @@ def expected(request: pytest.FixtureRequest) -> Callable[[str], list[list[int]]]
         pytest.param({"block_size": 4, "max_batch_tokens": 5, "num_blocks": 30}, id="preempted"),
         pytest.param({"block_size": 4, "prefix_reuse": False}, id="no reuse"),
         pytest.param({"block_size": 4, "backend": "reference"}, id="plain backend"),
+        pytest.param({"block_size": 4, "backend": "native"}, id="native backend"),
         pytest.param({"block_size": 4, "chunked_prefill": False}, id="whole prompts"),
     ],
 )
