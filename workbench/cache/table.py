@@ -1,4 +1,8 @@
-"""`BlockTable`: one sequence's blocks in one KV group. Written by `BlockManager` alone."""
+"""`BlockTable`: one sequence's blocks in one KV group.
+
+Written by `BlockManager` alone; read by the planner, which asks what can be written at once, and by
+`run.inputs`, which makes a tensor of it.
+"""
 
 from __future__ import annotations
 
