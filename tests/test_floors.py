@@ -19,6 +19,7 @@ FLOORS = {
     **dict.fromkeys(
         ("describe", "interrupts", "metrics", "activations", "embeds", "guide", "guided_params"), 0
     ),
+    **dict.fromkeys(("retention",), 0),
     **dict.fromkeys(("kernels", "ops", "data"), 1),
     **dict.fromkeys(("layers", "probe"), 2),
     **dict.fromkeys(("models",), 3),
@@ -44,6 +45,7 @@ SIBLINGS = {
 TOP_FOLDER = {
     *("errors", "config", "sampling_params", "request", "batch", "events"),
     *("describe", "interrupts", "metrics", "activations", "embeds", "guide", "guided_params"),
+    *("retention",),
     *("engine", "async_engine", "build", "llm"),
 }
 # The package's own __init__ names everything; only the top floor may use it, as a user does.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from workbench.models import DecoderLM, load_model
     from workbench.ops import get_backend
     from workbench.request import RequestOutput
+    from workbench.retention import Retention
     from workbench.run import Runner
     from workbench.sample import Sampler
     from workbench.sampling_params import SamplingParams
@@ -48,6 +49,7 @@ _HOMES = {
     "workbench.models": ("DecoderLM", "load_model"),
     "workbench.ops": ("get_backend",),
     "workbench.request": ("RequestOutput",),
+    "workbench.retention": ("Retention",),
     "workbench.run": ("Runner",),
     "workbench.sample": ("Sampler",),
     "workbench.sampling_params": ("SamplingParams",),
@@ -71,6 +73,7 @@ __all__ = [
     "KVCache",
     "ModelConfig",
     "RequestOutput",
+    "Retention",
     "Runner",
     "Sampler",
     "SamplingParams",

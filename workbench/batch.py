@@ -183,6 +183,12 @@ class ForwardContext:
     With `kv` None there is no cache and each row attends to its own new tokens (training, a bare
     model's forward). rope_lens [T]: the sequence length a token's rotation is made for; only for
     `dynamic` scaling. embeds: None where every token of the batch is one of the vocabulary.
+
+    A row's table holds what the row looks at: with a window its first slot need not be that of
+    position 0, and `context_lens` and `kv_lens` count the keys from there on. So masks come from
+    these lengths, never from `positions`: the last key is the row's last token. Where layers differ
+    in that (a model with several KV groups), `by_layer` holds the context of each layer that is not
+    of the first group; ask `of`. `first_layer` is one of the context's own layers.
     """
 
     backend: Backend
@@ -198,6 +204,19 @@ class ForwardContext:
     rope_lens: Tensor | None = None
     embeds: EmbeddedRows | None = None
     prepared: Any = None
+    first_layer: int = 0
+    by_layer: list[ForwardContext | None] | None = None
+
+    @property
+    def any_kv(self) -> Tensor:
+        """A tensor of `kv` in the context's group: all of the group have its shape and dtype."""
+        assert self.kv is not None, "a context without a cache"
+        return self.kv[self.first_layer]
+
+    def of(self, layer: int) -> ForwardContext:
+        """Return the context with the slots, tables and lengths of a layer's KV group."""
+        other = None if self.by_layer is None else self.by_layer[layer]
+        return self if other is None else other
 
     @classmethod
     def without_cache(

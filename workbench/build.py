@@ -38,7 +38,13 @@ def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None)
     if model is None:
         model = load_model(config.model, device=config.device, dtype=config.dtype)
     num_blocks = config.num_blocks or default_num_blocks(model, config)
-    cache = KVCache.for_model(model, num_blocks, config.block_size, config.host_cache_bytes)
+    cache = KVCache.for_model(
+        model,
+        num_blocks,
+        config.block_size,
+        window_blocks=min(num_blocks, window_blocks(model.config, config)),
+        host_bytes=config.host_cache_bytes,
+    )
     runner = Runner(model, cache, backend=config.backend)
     scheduler = Scheduler(cache, scheduler_config)
     return Engine(model, cache, scheduler, runner, Sampler(), seed=config.seed)
@@ -84,9 +90,25 @@ def default_num_blocks(model: DecoderLM, config: EngineConfig) -> int:
         budget = int(_GPU_MEMORY_SHARE * (free - activation_bytes(model.config, config)))
     else:
         budget = _CPU_CACHE_BYTES
-    fitting = size_for_memory(model.config, budget, config.block_size, parameter.dtype)
+    beside = window_blocks(model.config, config)
+    fitting = size_for_memory(model.config, budget, config.block_size, parameter.dtype, beside)
     most = config.max_sequences * -(-model.config.context // config.block_size)
     return min(fitting, most)
+
+
+def window_blocks(model: ModelConfig, config: EngineConfig) -> int:
+    """Return how many blocks layers with a window can use, beside others that see everything.
+
+    As much as all sequences hold at once, and half as much again for prefixes that are kept.
+    """
+    windows = [window for window in model.windows if window is not None]
+    if not windows:
+        return 1
+    size, longest = config.block_size, min(max(windows), model.context)
+    running = config.max_sequences * (-(-longest // size) + 2)
+    chunks = -(-config.max_batch_tokens // size) if config.chunked_prefill else 0
+    whole = -(-model.context // size)  # of one sequence, which may come in one piece
+    return max(whole, 3 * (running + chunks) // 2)
 
 
 def activation_bytes(model: ModelConfig, config: EngineConfig) -> int:

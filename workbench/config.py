@@ -117,7 +117,8 @@ class SchedulerConfig:
     max_batch_tokens: new tokens a step may run. max_sequences: sequences that may run at once.
     policy: a name in `workbench.scheduler.POLICIES`, or a key function of a sequence (smallest
     first). chunked_prefill: whether a prompt may be split over steps. prefix_reuse: whether a new
-    sequence looks for its prompt's blocks in the cache.
+    sequence looks for its prompt's blocks in the cache. partial_reuse: whether it also copies the
+    first tokens of a block that goes on differently.
 
     capacity: `max_utilization` starts a sequence when its tokens so far fit, and preempts when
     blocks run out; `guaranteed_no_evict` starts it only if it and all that run can grow to their
@@ -132,6 +133,7 @@ class SchedulerConfig:
     policy: str | Callable[[Any], Any] = "fcfs"
     chunked_prefill: bool = True
     prefix_reuse: bool = True
+    partial_reuse: bool = True
     capacity: Capacity = "max_utilization"
     preemption: Preemption = "recompute"
     chunking: Chunking = "first_come"
@@ -152,6 +154,10 @@ class SchedulerConfig:
                 f"more than max_batch_tokens={self.max_batch_tokens}, so some could never decode",
                 f"Set max_sequences to {self.max_batch_tokens} or less, or raise max_batch_tokens.",
             )
+
+    def max_new_tokens(self, num_tokens: int) -> int:
+        """Return how many tokens of a sequence of `num_tokens` one step may compute."""
+        return min(num_tokens, self.max_batch_tokens) if self.chunked_prefill else num_tokens
 
 
 @known_keywords(ConfigError)
@@ -176,6 +182,7 @@ class EngineConfig:
     policy: str | Callable[[Any], Any] = "fcfs"
     chunked_prefill: bool = True
     prefix_reuse: bool = True
+    partial_reuse: bool = True
     capacity: Capacity = "max_utilization"
     preemption: Preemption = "recompute"
     chunking: Chunking = "first_come"

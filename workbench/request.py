@@ -16,6 +16,7 @@ from workbench.describe import Described
 from workbench.embeds import PromptEmbeds
 from workbench.guide import Guide
 from workbench.metrics import RequestMetrics
+from workbench.retention import KeptRange
 from workbench.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ class Request:
 
     `namespace` separates prefix reuse: blocks are only shared between requests of equal namespace,
     and embeddings are part of it by their content. `tenant`: on whose account it runs. `embeds`:
-    what stands in place of tokens.
+    what stands in place of tokens. `retention`: how long the cache keeps which tokens' blocks, by
+    position.
     """
 
     request_id: str
@@ -80,6 +82,7 @@ class Request:
     deadline: float | None = None
     tenant: str = ""
     embeds: PromptEmbeds | None = field(default=None, compare=False)
+    retention: tuple[KeptRange, ...] = ()
 
     @property
     def text_token_ids(self) -> tuple[int, ...]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 
 import pytest
 
 from workbench import events
-from workbench.cache import BlockManager, OutOfBlocks
-from workbench.cache.prefix import block_hash, root_hash
+from workbench.cache import BlockManager, OutOfBlocks, room
+from workbench.cache.eviction import Keep
+from workbench.cache.prefix import Content, block_hash, root_hash
 from workbench.errors import ConfigError
 
 SIZE = 4
@@ -90,7 +92,7 @@ def test_a_prefix_is_shared_and_kept_after_its_owner(blocks: BlockManager) -> No
 
 
 def test_the_last_token_is_always_computed(blocks: BlockManager) -> None:
-    for length, found in ((4, 0), (5, 4), (8, 4), (9, 8)):
+    for length, found in ((4, 3), (5, 4), (8, 7), (9, 8)):
         blocks.clear_cached()
         start(blocks, 1, TOKENS[:length])
         blocks.free(1)
@@ -150,6 +152,63 @@ def test_blank_blocks_go_before_cached_ones(blocks: BlockManager) -> None:
     assert blocks.num_cached == 2
     blocks.grow(2, 0, 7 * SIZE)
     assert blocks.num_cached == 1
+    blocks.free(2)
+
+
+@pytest.mark.parametrize("in_use", [True, False])
+def test_a_block_that_goes_on_differently_is_copied(blocks: BlockManager, in_use: bool) -> None:
+    start(blocks, 1, TOKENS[:12])
+    source = blocks.tables[1].block_ids[1]
+    if not in_use:
+        blocks.free(1)
+    found = blocks.lookup([*TOKENS[:6], 7, 7, 7])
+    assert (found.num_tokens, found.num_copied, found.block_ids[-1]) == (6, 2, source)
+    assert len(found.hashes) == 1
+    blocks.open(2, found)
+    assert blocks.num_missing(2, 6, 9) == 2, "the copy, and a block for the last token"
+    blocks.grow(2, 6, 9)
+    copy = blocks.tables[2].block_ids[1]
+    assert blocks.pending_copies == [(source, copy)]
+    assert blocks.ref_counts[source] == 1 + in_use, "held by the copying"
+    blocks.grow(2, 6, 9)
+    assert len(blocks.pending_copies) == 1, "growing twice changes nothing"
+    blocks.check()
+    blocks.finish_copies()
+    assert blocks.ref_counts[source] == in_use
+    blocks.publish(2, [*TOKENS[:6], 7, 7, 7], 9)
+    assert blocks.lookup([*TOKENS[:6], 7, 7, 9]).block_ids[1] == copy, "the better match"
+    assert blocks.lookup(TOKENS[:9]).num_tokens == 8, "the source is as it was"
+    blocks.free(2)
+
+
+def test_a_partial_match_dies_with_its_owner(blocks: BlockManager) -> None:
+    start(blocks, 1, TOKENS[:8])
+    blocks.free(1)
+    blocks.open(2, blocks.lookup([*TOKENS[:6], 7, 7, 7]))
+    blocks.grow(2, 6, 9)
+    blocks.free(2)
+    assert blocks.pending_copies == []
+    assert (blocks.num_used, blocks.num_cached) == (0, 2)
+
+
+def test_a_copy_and_its_source_must_both_fit() -> None:
+    blocks = BlockManager(3, SIZE)
+    start(blocks, 1, TOKENS[:12])
+    blocks.free(1)
+    prompt = [*TOKENS[:10], 7]
+    assert not room.fits(blocks, blocks.lookup(prompt), 11, 11)
+    assert room.fits(blocks, blocks.lookup(prompt, partial=False), 11, 11)
+
+
+def test_a_shared_published_block_is_never_overwritten(blocks: BlockManager) -> None:
+    """A fork that goes back into a block which its parent has published since."""
+    start(blocks, 1, TOKENS[:8])
+    blocks.fork(1, 2, 7)
+    blocks.free(1)
+    blocks.grow(2, 7, 8)
+    assert len(blocks.pending_copies) == 1
+    assert blocks.lookup(TOKENS[:9]).num_tokens == 8
+    blocks.finish_copies()
     blocks.free(2)
 
 
@@ -249,17 +308,22 @@ def test_events_tell_it_all(blocks: BlockManager) -> None:
     "damage",
     [
         lambda b: b.ref_counts.__setitem__(b.tables[1].block_ids[0], 2),
-        lambda b: b.ref_counts.__setitem__(b._blank[0], 1),
-        lambda b: b._blank.pop(),
-        lambda b: b._blank.append(b._blank[0]),
-        lambda b: b._blank.append(b.tables[1].block_ids[0]),
-        lambda b: b._cached.__setitem__(b._blank[0], None),
+        lambda b: b.ref_counts.__setitem__(b.pool.blank[0], 1),
+        lambda b: b.pool.blank.pop(),
+        lambda b: b.pool.blank.append(b.pool.blank[0]),
+        lambda b: b.pool.blank.append(b.tables[1].block_ids[0]),
+        lambda b: b.pool.cached.add(b.pool.blank[0], Content(b"x", b"", array("q", [1]))),
+        lambda b: b.pool.cached._order.clear(),
+        lambda b: b.pool.cached._children.clear(),
+        lambda b: b.pool._keep.__setitem__(b.pool.blank[0], Keep(1)),
+        lambda b: setattr(b.tables[1], "writable_to", 8),
+        lambda b: b.prefix._children.clear(),
         lambda b: b.tables[1].block_ids.append(b.tables[1].block_ids[0]),
         lambda b: b.tables[1].block_ids.pop(),
         lambda b: b.tables[1].hashes.extend([b""] * 9),
-        lambda b: b.pending_copies.append((b.tables[1].block_ids[0], b._blank[0])),
-        lambda b: b.prefix._block_of.__setitem__(b"x", b._blank[0]),
-        lambda b: b.prefix._hash_of.clear(),
+        lambda b: b.pending_copies.append((b.tables[1].block_ids[0], b.pool.blank[0])),
+        lambda b: b.prefix._block_of.__setitem__(b"x", b.pool.blank[0]),
+        lambda b: b.prefix._content_of.clear(),
         lambda b: b.tables.pop(1),
     ],
 )

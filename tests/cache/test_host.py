@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 
 from workbench.cache import HostTier
+from workbench.cache.prefix import Content
 from workbench.errors import ConfigError
+
+
+def content(name: bytes) -> Content:
+    """Return what a block of this name holds."""
+    return Content(name, b"parent", array("q", [*name]))
 
 
 class Recorder:
@@ -26,10 +34,10 @@ class Recorder:
 
 def test_evicted_content_is_kept_once_and_the_oldest_goes_first() -> None:
     host = HostTier(2)
-    first, second = host.keep(b"a", 5), host.keep(b"b", 6)
+    first, second = host.keep(content(b"a"), 5), host.keep(content(b"b"), 6)
     assert {first, second} == {0, 1}
-    assert host.keep(b"a", 7) is None, "it is here already"
-    third = host.keep(b"c", 8)
+    assert host.keep(content(b"a"), 7) is None, "it is here already"
+    third = host.keep(content(b"c"), 8)
     assert third == second, "a was kept again, so b is the oldest"
     assert host.find(b"b") is None
     assert host.offloading == {first: 5, third: 8}
@@ -38,15 +46,15 @@ def test_evicted_content_is_kept_once_and_the_oldest_goes_first() -> None:
 
 def test_swapping_takes_what_is_here_and_refuses_before_changing_anything() -> None:
     host = HostTier(3)
-    slot = host.keep(b"a", 5)
-    assert host.swap_out(1, [9, 10, 11, 12], [b"a", b"x"], 14) is None
+    slot = host.keep(content(b"a"), 5)
+    assert host.swap_out(1, [9, 10, 11, 12], [content(b"a"), content(b"x")], 14) is None
     host.check()
     assert host.num_free == 3
-    moved = host.swap_out(1, [9, 10, 11], [b"a", b"x"], 10)
+    moved = host.swap_out(1, [9, 10, 11], [content(b"a"), content(b"x")], 10)
     assert [block for block, _ in moved] == [10, 11]
     assert host.swapped[1].slots[0] == slot
     assert host.num_free == 0
-    assert host.keep(b"y", 3) is None, "every slot is held"
+    assert host.keep(content(b"y"), 3) is None, "every slot is held"
     host.drop(1)
     host.drop(1)
     assert host.num_free == 3
@@ -82,8 +90,8 @@ def test_transfers_are_made_once_and_owed_until_then() -> None:
 
 def test_clearing_leaves_what_is_held_for_somebody() -> None:
     host = HostTier(4)
-    host.keep(b"a", 1)
-    host.swap_out(3, [2, 6], [b"b"], 6)
+    host.keep(content(b"a"), 1)
+    host.swap_out(3, [2, 6], [content(b"b")], 6)
     host.clear()
     host.check()
     assert (host.num_findable, host.num_free) == (0, 2)
@@ -108,7 +116,7 @@ def test_the_check_finds_what_is_broken() -> None:
     ]:
         host = HostTier(4)
         host.swap_out(1, [2], [], 3)
-        host.keep(b"a", 1)
+        host.keep(content(b"a"), 1)
         host.check()
         spoil(host)
         with pytest.raises(AssertionError, match=words):

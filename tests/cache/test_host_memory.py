@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from workbench.cache import KVCache
 from workbench.cache import host_memory as module
 from workbench.cache.host_memory import HostMemory
-from workbench.config import ModelConfig
+from workbench.config import ModelConfig, SchedulerConfig
 from workbench.errors import ConfigError
+from workbench.scheduler import Scheduler
 
 CONFIG = ModelConfig("none", 128, 1, 1, 3, 4, 2, 8, context=128)
 
@@ -69,3 +72,17 @@ def test_the_budget_in_bytes() -> None:
     assert KVCache.for_config(CONFIG, 4).blocks.host is None
     with pytest.raises(ConfigError, match=r"host_cache_bytes=.* less memory than one block"):
         KVCache.for_config(CONFIG, 4, host_bytes=per_block - 1)
+
+
+@pytest.mark.parametrize("windows", [(8, 8, 8), (None, 8, 8)], ids=["all", "some"])
+def test_layers_with_a_window_have_no_host_tier(windows: tuple[int | None, ...]) -> None:
+    config = replace(CONFIG, windows=windows)
+    with pytest.raises(ConfigError, match=r"host_cache_bytes=.*no host tier .*window of 8"):
+        KVCache.for_config(config, 4, host_bytes=10**9)
+    shape = {"num_layers": 3, "num_kv_heads": 2, "head_dim": 8, "num_blocks": 4}
+    with pytest.raises(ConfigError, match=r"num_host_blocks=2.*no host tier for layers with"):
+        KVCache(**shape, windows=windows, num_host_blocks=2)
+    cache = KVCache(**shape, windows=windows)
+    with pytest.raises(ConfigError, match=r"preemption=.*nor can it: layers with a window"):
+        Scheduler(cache, SchedulerConfig(preemption="swap"))
+    assert cache.stats().offloads == 0

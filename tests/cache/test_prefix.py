@@ -6,7 +6,7 @@ import pytest
 
 from workbench.cache import BlockManager, PrefixIndex, block_hash
 from workbench.cache import prefix as module
-from workbench.cache.prefix import root_hash
+from workbench.cache.prefix import Content, root_hash
 
 SIZE = 4
 TOKENS = list(range(50, 90))
@@ -31,12 +31,18 @@ def remember(blocks: BlockManager, tokens: list[int], namespace: str = "") -> No
     ("tokens", "num_tokens", "reason"),
     [
         (TOKENS[:13], 12, "whole prompt cached"),
-        (TOKENS[:12], 8, "whole prompt cached"),
+        (TOKENS[:12], 11, "whole prompt cached; partial: 3 of 4 tokens of block 2 copied"),
         (TOKENS[:5], 4, "whole prompt cached"),
-        (TOKENS[:4], 0, "prompt shorter than a block"),
+        (TOKENS[:4], 3, "prompt shorter than a block; partial: 3 of 4 tokens of block 0 copied"),
         (TOKENS[:1], 0, "prompt shorter than a block"),
         (TOKENS[:17], 12, "no such block 3 was ever computed"),
-        ([*TOKENS[:9], 1, 1, 1, 1], 8, "no such block 2 was ever computed"),
+        (
+            [*TOKENS[:9], 1, 1, 1, 1],
+            9,
+            "no such block 2 was ever computed; partial: 1 of 4 tokens of block 2 copied",
+        ),
+        ([*TOKENS[:8], 1, 1, 1, 1, 1], 8, "no such block 2 was ever computed"),
+        ([*TOKENS[:3], 1, 1], 3, "no such prefix; partial: 3 of 4 tokens of block 0 copied"),
         ([1, *TOKENS[1:13]], 0, "no such prefix"),
         (TOKENS[4:13], 0, "no such prefix"),
     ],
@@ -44,7 +50,14 @@ def remember(blocks: BlockManager, tokens: list[int], namespace: str = "") -> No
 def test_reasons(blocks: BlockManager, tokens: list[int], num_tokens: int, reason: str) -> None:
     found = blocks.lookup(tokens)
     assert (found.num_tokens, found.reason) == (num_tokens, reason)
-    assert len(found.block_ids) == len(found.hashes) == num_tokens // SIZE
+    assert len(found.hashes) == num_tokens // SIZE
+    assert len(found.block_ids) == blocks.blocks_for(num_tokens)
+    assert found.num_copied == num_tokens % SIZE
+    whole = blocks.lookup(tokens, partial=False)
+    assert (whole.num_tokens, whole.reason) == (
+        num_tokens - found.num_copied,
+        reason.split(";")[0],
+    )
     assert len(set(found.block_ids)) == len(found.block_ids)
     blocks.check()
 
@@ -75,11 +88,11 @@ def test_namespaces(blocks: BlockManager) -> None:
 
 
 def test_a_lookup_changes_nothing(blocks: BlockManager) -> None:
-    before = blocks.describe(), list(blocks._cached), dict(blocks.prefix.items())
+    before = blocks.describe(), list(blocks.pool.cached), dict(blocks.prefix.items())
     for tokens in (TOKENS[:13], TOKENS[:3], [9] * 20):
         for namespace in ("", "other"):
             blocks.lookup(tokens, namespace)
-    assert (blocks.describe(), list(blocks._cached), dict(blocks.prefix.items())) == before
+    assert (blocks.describe(), list(blocks.pool.cached), dict(blocks.prefix.items())) == before
 
 
 def test_a_hash_depends_on_everything_before_it() -> None:
@@ -108,14 +121,19 @@ def test_large_token_ids() -> None:
 def test_evictions_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_EVICTIONS_REMEMBERED", 2)
     index = PrefixIndex()
-    names = [block_hash(root_hash(""), [i]) for i in range(3)]
+    root = root_hash("")
+    names = [block_hash(root, [i]) for i in range(3)]
     for block_id, name in enumerate(names):
-        assert index.add(name, block_id)
-        assert not index.add(name, 7), "the first block of a content stays"
+        assert index.add(Content.of(root, [block_id]), block_id)
+        assert not index.add(Content.of(root, [block_id]), 7), "the first block stays"
         assert index.block(name) == block_id
-        assert index.content(block_id) == name
+        content = index.content(block_id)
+        assert content is not None
+        assert (content.name, content.parent, list(content.token_ids)) == (name, root, [block_id])
+        index.check()
     for block_id in range(3):
-        assert index.evict(block_id, 4, None) == names[block_id]
+        assert index.evict(block_id, 4, None).name == names[block_id]
+        index.check()
     assert len(index) == 0
-    reasons = [index.lookup([i, 9], 1, "", set()).reason for i in range(3)]
+    reasons = [index.why_missing(names[i], 0, [i], "", set()) for i in range(3)]
     assert reasons == ["no such prefix", *["block 0 was evicted at step 4 by hand"] * 2]

@@ -92,9 +92,11 @@ def make_engine(model_of: Callable[..., DecoderLM]) -> Callable[..., Engine]:
     ) -> Engine:
         model = model_of(model, device) if isinstance(model, str) else model
         per_block = KVCache.bytes_per_block(model.config, block_size, torch.float32)
-        cache = KVCache.for_model(model, num_blocks, block_size, host_blocks * per_block)
+        host_bytes = host_blocks * per_block
+        cache = KVCache.for_model(model, num_blocks, block_size, host_bytes=host_bytes)
         # What nobody has computed must not matter: a wrong slot shows as NaN, not as a mild zero.
-        cache.tensor.fill_(torch.nan)
+        for tensor in cache.tensors:
+            tensor.fill_(torch.nan)
         if cache.host_memory is not None:
             cache.host_memory.tensor.fill_(torch.nan)
         settings = {"max_batch_tokens": 512, **scheduling}

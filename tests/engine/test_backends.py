@@ -42,14 +42,20 @@ def test_triton_equals_reference(make_engine: MakeEngine, device: str) -> None:
     assert tokens_of(plain, prompts, params) == tokens_of(fast, prompts, params)
 
 
+@pytest.mark.parametrize("family", ["mistral", "qwen2-windows"])
 @pytest.mark.parametrize("fast", ["sdpa", "native", "triton"])
-def test_logits_agree_step_by_step(make_engine: MakeEngine, device: str, fast: str) -> None:
+def test_logits_agree_step_by_step(
+    make_engine: MakeEngine, device: str, fast: str, family: str
+) -> None:
     if fast == "triton" and device == "cpu" and torch.cuda.is_available():
         pytest.skip("kernels run on the GPU here: lifted by TRITON_INTERPRET=1 on a CPU")
     if fast == "native" and device != "cpu":
         pytest.skip("the native backend runs on a CPU")
     prompts = random_prompts(6, seed=41, longest=60)
-    engines = [make_engine("mistral", backend=b, device=device) for b in ("reference", fast)]
+    engines = [
+        make_engine(family, backend=b, device=device, block_size=4, num_blocks=200)
+        for b in ("reference", fast)
+    ]
     for engine in engines:
         for prompt in prompts:
             engine.add(prompt, greedy(12 if fast == "sdpa" else 4))

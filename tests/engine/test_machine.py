@@ -48,7 +48,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     make: Any
     model: DecoderLM
-    known: dict[tuple[tuple[int, ...], SamplingParams], list[int]]
+    known: dict[tuple[str, tuple[tuple[int, ...], SamplingParams]], list[int]]
 
     @initialize(
         backend=st.sampled_from(["reference", "sdpa", "native"]),
@@ -61,6 +61,7 @@ class EngineMachine(RuleBasedStateMachine):
         swap=st.booleans(),
         capacity=st.sampled_from(["max_utilization", "guaranteed_no_evict"]),
         chunking=st.sampled_from(["first_come", "equal_progress"]),
+        family=st.sampled_from(["llama", "llama", "mistral", "qwen2-windows"]),
     )
     def build(
         self,
@@ -74,8 +75,13 @@ class EngineMachine(RuleBasedStateMachine):
         swap,
         capacity,
         chunking,
+        family,
     ):
+        self.family = family
+        if family != "llama":  # a window: there is no host tier
+            host_tokens = 0
         self.engine: Engine = self.make(
+            family,
             backend=backend,
             block_size=block_size,
             num_blocks=CAPACITY // block_size,
@@ -216,10 +222,11 @@ class EngineMachine(RuleBasedStateMachine):
 
     def quiet(self, asked):
         """Return the tokens of a request in a large engine of its own."""
-        if asked not in self.known:
-            engine = self.make(backend="reference", prefix_reuse=False)
-            self.known[asked] = tokens_of(engine, [list(asked[0])], asked[1])[0]
-        return self.known[asked]
+        key = self.family, asked
+        if key not in self.known:
+            engine = self.make(self.family, backend="reference", prefix_reuse=False)
+            self.known[key] = tokens_of(engine, [list(asked[0])], asked[1])[0]
+        return self.known[key]
 
     def teardown(self):
         if hasattr(self, "engine"):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from drive import Alone, MakeEngine, greedy, tokens_of
 from tiny import random_prompts
 
+from workbench.errors import RequestError
 from workbench.events import BlockEvicted, PrefixHit, PrefixMiss
+from workbench.retention import Retention
 from workbench.trace import Trace
 
 BLOCK = 8
@@ -17,16 +21,16 @@ PREFIX = LONG[: 3 * BLOCK]
 @pytest.mark.parametrize(
     ("first", "second", "num_reused"),
     [
-        pytest.param(PREFIX, PREFIX, 2 * BLOCK, id="equal, an exact number of blocks"),
+        pytest.param(PREFIX, PREFIX, 3 * BLOCK - 1, id="equal, an exact number of blocks"),
         pytest.param([*PREFIX, 9], [*PREFIX, 9], 3 * BLOCK, id="equal, one token over"),
         pytest.param(PREFIX, [*PREFIX, 9], 3 * BLOCK, id="one token longer"),
         pytest.param([*PREFIX, 1, 2], [*PREFIX, 7, 8, 9], 3 * BLOCK, id="another tail"),
-        pytest.param(PREFIX, [*PREFIX[:13], 99, 99], BLOCK, id="parts within a block"),
+        pytest.param(PREFIX, [*PREFIX[:13], 99, 99], 13, id="parts within a block"),
         pytest.param(PREFIX, [99, *PREFIX[1:]], 0, id="another first token"),
         pytest.param(PREFIX, PREFIX[1:], 0, id="shifted by one"),
-        pytest.param(PREFIX[:BLOCK], PREFIX[:BLOCK], 0, id="one block exactly"),
+        pytest.param(PREFIX[:BLOCK], PREFIX[:BLOCK], BLOCK - 1, id="one block exactly"),
         pytest.param([3], [3], 0, id="one token"),
-        pytest.param(LONG, LONG, 7 * BLOCK, id="long"),
+        pytest.param(LONG, LONG, 8 * BLOCK - 1, id="long"),
     ],
 )
 def test_a_cached_prefix_changes_nothing(
@@ -116,3 +120,38 @@ def test_reuse_can_be_turned_off(make_engine: MakeEngine) -> None:
         engine.generate([LONG], greedy(4))
     assert not trace.of(PrefixHit)
     assert {miss.reason for miss in trace.of(PrefixMiss)} == {"prefix reuse is off"}
+
+
+def test_what_is_to_be_retained_outlives_what_is_not(
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    """A prefix of priority 90 is still there after requests that evict all the rest."""
+    found = {}
+    for priority in (35, 90):
+        engine = make_engine(block_size=BLOCK, num_blocks=16)
+        kept = [Retention(0, 2 * BLOCK, priority=priority), Retention(priority=0, part="decode")]
+        name = engine.add([*PREFIX, 9], greedy(8), retention=kept)
+        engine.step()
+        engine.save(name, tmp_path / "request.json")
+        engine.abort(name)
+        engine.forget(name)
+        engine.load(tmp_path / "request.json")
+        engine.run()
+        for prompt in random_prompts(8, seed=12, longest=40):
+            engine.generate([prompt], greedy(12))
+        found[priority] = engine.cache.blocks.lookup([*PREFIX, 9], partial=False).num_tokens
+    assert found == {35: 0, 90: 2 * BLOCK}
+
+
+def test_a_bad_retention_queues_nothing(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    with pytest.raises(RequestError, match=r"retention=.*overlap"):
+        engine.add(PREFIX, greedy(4), retention=[Retention(0, 9), Retention(8)])
+    assert not engine.has_work
+
+
+def test_partial_reuse_can_be_turned_off(make_engine: MakeEngine) -> None:
+    engine = make_engine(block_size=BLOCK, partial_reuse=False)
+    engine.generate([LONG], greedy(4))
+    output = engine.generate([[*LONG[:13], 9, 9, 9]], greedy(4))[0]
+    assert output.metrics.num_cached_tokens == BLOCK

@@ -112,9 +112,11 @@ def test_a_stop_string_that_never_comes_changes_no_text(make_engine: MakeEngine)
         assert [o.outputs[0].text for o in plain] == [o.outputs[0].text for o in watched]
 
 
-def test_stop_strings_need_a_tokenizer(make_engine: MakeEngine) -> None:
+def test_stop_strings_need_a_tokenizer(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = make_engine()
-    engine.tokenizer = None
+    monkeypatch.setattr(engine.model, "tokenizer", None)
     assert engine.generate([PROMPT], greedy(5))[0].outputs[0].text == ""
     with pytest.raises(ValueError, match="no tokenizer"):
         engine.add(PROMPT, greedy(5, stop="x"))

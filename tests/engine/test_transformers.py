@@ -15,7 +15,7 @@ from tiny import TEXTS, random_prompts, with_eos
 from workbench.models import load_model
 from workbench.sampling_params import SamplingParams
 
-FAMILIES = ["llama", "mistral", "qwen2"]
+FAMILIES = ["llama", "mistral", "qwen2", "qwen2-windows"]
 Folder = Callable[[str], Path]
 
 
@@ -51,7 +51,7 @@ def test_greedy_tokens(
     engine = make_engine(family, backend=backend, device=device, max_batch_tokens=32)
     outputs = engine.generate(prompts, greedy(40))
     assert [output.outputs[0].token_ids for output in outputs] == expected
-    assert len({token for row in expected for token in row}) > 30
+    assert len({token for row in expected for token in row}) > 20
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,6 +8,7 @@ from shadow import TransferFailed, make_sequence
 from workbench.errors import ConfigError
 from workbench.events import BlockOffloaded, BlockRestored, Event, Preempted, PrefixHit, SwappedIn
 from workbench.request import Status
+from workbench.retention import Retention, resolve
 
 PROMPT = [0, 1, 2, 1, 0, 2, 2, 1, 0, 1, 1, 2, 0]
 
@@ -216,3 +217,33 @@ def test_the_least_recently_used_content_leaves_the_host(make, drain) -> None:
 def test_swapping_needs_a_host_tier(make) -> None:
     with pytest.raises(ConfigError, match="preemption='swap': the cache has no host tier"):
         make(preemption="swap")
+
+
+@pytest.mark.parametrize("priority", [34, 35, 100])
+def test_what_is_hardly_worth_keeping_is_not_offloaded(make, drain, priority: int) -> None:
+    scheduler, model = make(num_blocks=6, host_blocks=8)
+    kept = resolve([Retention(priority=priority), Retention(priority=0, part="decode")], 13)
+    scheduler.add(make_sequence(0, PROMPT, 3, retention=kept))
+    drain(scheduler, model)
+    for i in (1, 2):
+        scheduler.add(make_sequence(i, [i] * 18, 6))
+        drain(scheduler, model)
+    found = scheduler.blocks.lookup(PROMPT)
+    assert len(found.block_ids) + len(found.slots) == (3 if priority >= 35 else 0)
+
+
+def test_a_whole_block_on_the_host_comes_before_part_of_one_here(make, drain) -> None:
+    """Device: another block that begins alike. Host: the very block, whole."""
+    scheduler, model = make(num_blocks=4, host_blocks=8)
+    prompt = [0, 1, 2, 1, 0, 2, 2, 1, 0]
+    scheduler.add(make_sequence(0, prompt, 2))
+    drain(scheduler, model)
+    scheduler.add(make_sequence(1, [2] * 12, 4))
+    drain(scheduler, model)
+    scheduler.add(make_sequence(2, [0, 1, 2, 0, 1, 1, 1], 2))
+    drain(scheduler, model)
+    found = scheduler.blocks.lookup(prompt)
+    assert (found.num_tokens, found.num_copied, len(found.slots)) == (8, 0, 2)
+    assert scheduler.blocks.lookup([0, 1, 2, 2, 0]).num_copied == 3
+    scheduler.add(make_sequence(3, prompt, 2))
+    drain(scheduler, model)

@@ -14,18 +14,36 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from shadow import ShadowModel, TransferFailed, make_sequence
 
 from workbench.batch import SampledTokens
-from workbench.cache import KVCache
+from workbench.cache import KVCache, room
 from workbench.config import SchedulerConfig
 from workbench.events import Event, Preempted
 from workbench.request import Sequence, Status
+from workbench.retention import Retention, resolve
 from workbench.scheduler import POLICIES, Scheduler
 
-SHARED = [i * i % 7 % 3 for i in range(24)]  # prompts begin alike, so that prefixes are met again
-PROMPTS = st.one_of(
-    st.lists(st.integers(0, 2), min_size=1, max_size=24),
-    st.integers(1, 24).map(lambda length: SHARED[:length]),
-)
+# Most begin alike, so that prefixes are met again, and end within a block.
+SHARED = [i * i % 7 % 3 for i in range(40)]
+TAILS = st.lists(st.integers(0, 2), min_size=1, max_size=5)
+PROMPTS = st.builds(lambda common, tail: SHARED[:common] + tail, st.integers(0, 32), TAILS)
+WINDOWS = [(None,), (None,), (None,), (3,), (7,), (None, 1), (None, 5, 9), (2, 4)]
+SECONDS = [None, 1e-6, 1e6]
 PICK = st.integers(0, 30)
+
+
+def ranges_of(cut: int, low: int, high: int, seconds: float | None) -> list[Retention]:
+    """Return what retains a prompt's tokens and what follows in three ways."""
+    return [
+        Retention(0, cut, priority=low, seconds=seconds),
+        Retention(cut, priority=high),
+        Retention(priority=low, part="decode"),
+    ]
+
+
+PRIORITY = st.integers(0, 100)
+RETENTION = st.one_of(
+    st.just([]),
+    st.builds(ranges_of, st.integers(1, 24), PRIORITY, PRIORITY, st.sampled_from(SECONDS)),
+)
 
 
 def among(sequences: list[Sequence], pick: int) -> Sequence:
@@ -42,7 +60,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_sequences=st.integers(1, 6),
         budget=st.integers(6, 40),
         chunked=st.booleans(),
-        reuse=st.booleans(),
+        reuse=st.sampled_from([True, True, False]),
+        partial=st.sampled_from([True, True, False]),
+        windows=st.sampled_from(WINDOWS),
+        beside=st.integers(0, 6),
         host_blocks=st.sampled_from([0, 1, 5, 40]),
         capacity=st.sampled_from(["max_utilization", "guaranteed_no_evict"]),
         swap=st.booleans(),
@@ -57,18 +78,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget,
         chunked,
         reuse,
+        partial,
+        windows,
+        beside,
         host_blocks,
         capacity,
         swap,
         chunking,
         max_prefill,
     ):
+        if windows != (None,):
+            host_blocks = 0
+        num_blocks = -(-tokens // block_size)
         self.cache = KVCache(
-            num_layers=0,
+            num_layers=len(windows),
             num_kv_heads=1,
             head_dim=1,
-            num_blocks=-(-tokens // block_size),
+            num_blocks=num_blocks,
             block_size=block_size,
+            windows=windows,
+            window_blocks=max(1, num_blocks - beside),
             num_host_blocks=host_blocks,
         )
         config = SchedulerConfig(
@@ -76,6 +105,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_sequences=max_sequences,
             chunked_prefill=chunked,
             prefix_reuse=reuse,
+            partial_reuse=partial,
             capacity=capacity,
             preemption="swap" if swap and host_blocks else "recompute",
             chunking=chunking,
@@ -92,23 +122,40 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens=st.integers(1, 30),
         namespace=st.sampled_from(["", "", "", "other"]),
         priority=st.integers(0, 2),
+        ranges=RETENTION,
     )
-    def add(self, prompts, max_tokens, namespace, priority):
+    def add(self, prompts, max_tokens, namespace, priority, ranges):
         for prompt in prompts:
-            self.add_one(prompt, max_tokens, namespace, priority)
+            self.add_one(prompt, max_tokens, namespace, priority, ranges)
 
-    def add_one(self, prompt, max_tokens, namespace, priority):
-        capacity = self.cache.num_blocks * self.cache.block_size
-        if len(prompt) + max_tokens - 1 > capacity:
+    def add_one(self, prompt, max_tokens, namespace, priority, ranges):
+        if not self.fits(len(prompt) + max_tokens - 1):
             return  # the engine refuses such a request when it is added
         sequence = make_sequence(
-            self.count, prompt, max_tokens, namespace=namespace, priority=priority
+            self.count,
+            prompt,
+            max_tokens,
+            namespace=namespace,
+            priority=priority,
+            retention=resolve(ranges, len(prompt)),
         )
         self.count += 1
         self.scheduler.add(sequence)
         self.alive.append(sequence)
 
-    @rule(count=st.integers(1, 6))
+    def fits(self, num_tokens):
+        """Whether a sequence that is alone fits each KV group, whatever it has come to hold."""
+        return all(self.peak(group, num_tokens) <= group.num_blocks for group in self.groups)
+
+    def peak(self, group, num_tokens):
+        """Return the most blocks that a sequence holds in a group."""
+        return room.peak(group, num_tokens, self.scheduler.config.max_new_tokens(num_tokens))
+
+    @property
+    def groups(self):
+        return self.cache.blocks.groups
+
+    @rule(count=st.integers(1, 8))
     def steps(self, count):
         for _ in range(count):
             self.step()
@@ -125,17 +172,16 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert made in (0, 1)
         self._retire(finished)
 
-    @rule(pick=PICK, max_tokens=st.integers(1, 30))
-    def fork(self, pick, max_tokens):
+    @rule(pick=PICK, max_tokens=st.integers(1, 30), back=st.sampled_from([0, 0, 1, 5, 20]))
+    def fork(self, pick, max_tokens, back):
+        """Go on from a sequence's tokens, or from the first of them: a window may be past those."""
         if not self.alive:
             return
         parent = among(self.scheduler.running or self.alive, pick)
-        capacity = self.cache.num_blocks * self.cache.block_size
-        if parent.num_tokens + max_tokens - 1 > capacity:
+        tokens = parent.token_ids[: max(1, parent.num_tokens - back)]
+        if not self.fits(len(tokens) + max_tokens - 1):
             return
-        child = make_sequence(
-            self.count, parent.token_ids, max_tokens, namespace=parent.request.namespace
-        )
+        child = make_sequence(self.count, tokens, max_tokens, namespace=parent.request.namespace)
         self.count += 1
         self.scheduler.fork(parent, child)
         self.alive.append(child)
@@ -224,16 +270,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "cache"):
             return
         self.cache.check()
-        scheduler, tables = self.scheduler, set(self.cache.blocks.tables)
+        scheduler = self.scheduler
         waiting, running, paused = (
             {s.sequence_id for s in queue}
             for queue in (scheduler.waiting, scheduler.running, scheduler.paused)
         )
         assert sorted([*waiting, *running, *paused]) == sorted(s.sequence_id for s in self.alive)
         assert set(scheduler._queues._names) <= waiting
-        holding = {s.sequence_id for s in scheduler.holding}
+        holders = {s.sequence_id: s for s in [*scheduler.holding, *scheduler.running]}
+        holding = holders.keys() - running
         assert holding <= waiting | paused
-        assert tables == running | holding, "a table without a sequence that runs or may go on"
+        for group in self.groups:
+            assert group.tables.keys() == holders.keys(), "a table of nobody that may go on"
+            for sequence_id, table in group.tables.items():
+                most = self.peak(group, holders[sequence_id].num_tokens)
+                assert len(table.block_ids) <= most, "more than a sequence ever needs"
         if self.cache.blocks.host is not None:
             assert set(self.cache.blocks.host.swapped) <= (waiting | paused) - holding
 
@@ -252,7 +303,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestScheduler = pytest.mark.timeout(300)(SchedulerMachine.TestCase)
 TestScheduler.settings = settings(
-    max_examples=120,
+    max_examples=250,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
@@ -280,6 +331,9 @@ def walk(source: random.Random, met: Met) -> None:
         budget=source.randint(6, 40),
         chunked=source.random() < 0.7,
         reuse=source.random() < 0.7,
+        partial=source.random() < 0.7,
+        windows=source.choice(WINDOWS),
+        beside=source.randint(0, 6),
         host_blocks=source.choice([0, 3, 10, 40]),
         capacity=source.choice(["max_utilization", "max_utilization", "guaranteed_no_evict"]),
         swap=source.random() < 0.7,
@@ -290,11 +344,13 @@ def walk(source: random.Random, met: Met) -> None:
     machine.cache.blocks.bus = machine.scheduler.bus
     pick = partial(source.randint, 0, 30)
     actions = {
-        lambda: machine.add_one(prompt(source), source.randint(1, 30), "", source.randint(0, 2)): 4,
+        lambda: machine.add_one(
+            prompt(source), source.randint(1, 30), "", source.randint(0, 2), retention(source)
+        ): 4,
         lambda: machine.steps(source.randint(1, 4)): 6,
-        lambda: machine.fork(pick(), source.randint(1, 30)): 3,
+        lambda: machine.fork(pick(), source.randint(1, 30), source.choice([0, 0, 1, 5, 20])): 3,
         lambda: machine.failed_step(source.randint(1, 2), source.randint(0, 12)): 2,
-        lambda: machine.pause(pick(), source.random() < 0.3): 1,
+        lambda: machine.pause(pick(), source.random() < 0.3): 2,
         lambda: machine.resume(pick()): 1,
         lambda: machine.abort(pick()): 1,
         lambda: machine.swap_policy(source.choice(sorted(POLICIES))): 1,
@@ -311,6 +367,14 @@ def walk(source: random.Random, met: Met) -> None:
 def prompt(source: random.Random) -> list[int]:
     """Return a prompt that likely begins like others."""
     return [*SHARED[: source.randint(0, 20)], *(source.randint(0, 2) for _ in range(2))]
+
+
+def retention(source: random.Random) -> list[Retention]:
+    """Return how a prompt is retained: half of them as it comes."""
+    if source.random() < 0.5:
+        return []
+    low, high = source.randint(0, 100), source.randint(0, 100)
+    return ranges_of(source.randint(1, 24), low, high, source.choice(SECONDS))
 
 
 def test_walks_in_which_everything_happens() -> None:

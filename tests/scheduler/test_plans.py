@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from shadow import make_sequence
+from shadow import ShadowModel, make_sequence
 
 from workbench.batch import SampledTokens
+from workbench.cache import KVCache
 from workbench.request import Status
+from workbench.scheduler import Scheduler
 from workbench.scheduler.books import Books, StalePlan, StepInProgress
 
 
@@ -131,6 +133,26 @@ def test_a_fork_without_room_waits(make, step) -> None:
     while scheduler.num_unfinished:
         step(scheduler, model)
     assert child.token_ids[:9] == first.token_ids[:9]
+
+
+def test_a_fork_from_before_the_window_waits(step) -> None:
+    cache = KVCache(
+        num_layers=2, num_kv_heads=1, head_dim=1, num_blocks=20, block_size=2, windows=(None, 3)
+    )
+    scheduler, model = Scheduler(cache), ShadowModel(cache.blocks)
+    parent = make_sequence(0, [1, 2, 0, 1, 2], 20)
+    scheduler.add(parent)
+    for _ in range(12):
+        step(scheduler, model)
+    near = make_sequence(1, parent.token_ids[:-1], 5)
+    far = make_sequence(2, parent.token_ids[:8], 5)
+    scheduler.fork(parent, near)
+    scheduler.fork(parent, far)
+    assert (near.status, far.status) == (Status.RUNNING, Status.WAITING)
+    while scheduler.num_unfinished:
+        step(scheduler, model)
+        cache.check()
+    assert far.token_ids == parent.token_ids[:13]
 
 
 def test_the_queues_are_copies(make, step) -> None:

@@ -7,12 +7,13 @@ lost copy or a block handed out twice shows at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from workbench.batch import SampledTokens, StepPlan
-from workbench.cache import BlockManager
+from workbench.cache import Blocks
 from workbench.metrics import RequestMetrics
 from workbench.request import Request, Sequence
+from workbench.retention import KeptRange
 from workbench.sampling_params import SamplingParams
 
 Slots = dict[tuple[int, int], tuple[int, ...]]
@@ -25,7 +26,7 @@ class TransferFailed(Exception):
 class ShadowModel:
     """Checks and fills shadow slots; its next token is a function of all tokens before it."""
 
-    def __init__(self, blocks: BlockManager, vocab: int = 3) -> None:
+    def __init__(self, blocks: Blocks, vocab: int = 3) -> None:
         self.blocks, self.vocab = blocks, vocab
         self.slots: Slots = {}
         self.host: Slots = {}
@@ -57,27 +58,34 @@ class ShadowModel:
 
     def run(self, plan: StepPlan) -> SampledTokens:
         """Carry out copies, check every row's context, write its new slots, choose its token."""
-        size = self.blocks.block_size
         if self.blocks.host is not None:
             self.blocks.host.carry_out(self)
         for source, destination in plan.copies:  # in order: one may build on another
             self._move(self.slots, source, self.slots, destination)
-        for sequence, start, num_new in zip(plan.sequences, plan.starts, plan.num_new, strict=True):
-            table = self.blocks.tables[sequence.sequence_id].block_ids
-            for position in range(start + num_new):
-                slot = table[position // size], position % size
+        rows = list(zip(plan.sequences, plan.starts, plan.num_new, strict=True))
+        for sequence, start, num_new in rows:
+            for position, slot in self._slots(sequence, start, start + num_new):
                 content = tuple(sequence.token_ids[: position + 1])
                 if position >= start:
                     self.slots[slot] = content
                 else:
                     assert self.slots.get(slot) == content, (sequence, position, slot)
-        for sequence, start, num_new in zip(plan.sequences, plan.starts, plan.num_new, strict=True):
-            table = self.blocks.tables[sequence.sequence_id].block_ids
-            for position in range(start + num_new):  # nobody overwrote a neighbour
-                slot = table[position // size], position % size
+        for sequence, start, num_new in rows:  # nobody overwrote a neighbour
+            for position, slot in self._slots(sequence, start, start + num_new):
                 assert self.slots[slot] == tuple(sequence.token_ids[: position + 1])
-        rows = [plan.sequences[row] for row in plan.sampled]
-        return SampledTokens([self.next_token(sequence.token_ids) for sequence in rows])
+        sampled = [plan.sequences[row] for row in plan.sampled]
+        return SampledTokens([self.next_token(sequence.token_ids) for sequence in sampled])
+
+    def _slots(
+        self, sequence: Sequence, start: int, stop: int
+    ) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Yield (position, slot) of all that the tokens `start` to `stop` may read or write."""
+        size = self.blocks.block_size
+        for group in self.blocks.groups:
+            table = group.tables[sequence.sequence_id]
+            first = 0 if group.window is None else max(0, start - group.window + 1)
+            for position in range(first, stop):
+                yield position, (table.block_ids[position // size - table.first], position % size)
 
 
 def make_sequence(
@@ -88,10 +96,13 @@ def make_sequence(
     namespace: str = "",
     priority: int = 0,
     stop_ids: frozenset[int] = frozenset(),
+    retention: tuple[KeptRange, ...] = (),
 ) -> Sequence:
     """Return a sequence as the engine would make it."""
     params = SamplingParams(max_tokens=max_tokens, temperature=0)
-    request = Request(f"r{sequence_id}", None, tuple(prompt), params, priority, namespace)
+    request = Request(
+        f"r{sequence_id}", None, tuple(prompt), params, priority, namespace, retention=retention
+    )
     return Sequence(
         sequence_id=sequence_id,
         request=request,

@@ -39,6 +39,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "mistral": ("Mistral", {"sliding_window": 8}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2-windows": (  # layer 0 sees everything, the others a window
+        "Qwen2",
+        {
+            "num_hidden_layers": 3,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 1,
+        },
+    ),
 }
 
 

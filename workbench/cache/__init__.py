@@ -1,22 +1,29 @@
 """The paged KV cache: `KVCache` (tensors) over `BlockManager` (who owns which block)."""
 
 from workbench.cache.blocks import BlockManager
+from workbench.cache.groups import KVGroup, groups_of
 from workbench.cache.host import HostTier
 from workbench.cache.host_swap import Swapper
+from workbench.cache.joint import Blocks, JointBlocks
 from workbench.cache.kv import KVCache
-from workbench.cache.prefix import PrefixIndex, PrefixLookup, block_hash
+from workbench.cache.lookup import PrefixLookup
+from workbench.cache.prefix import PrefixIndex, block_hash
 from workbench.cache.stats import CacheStats
 from workbench.cache.table import BlockTable, OutOfBlocks
 
 __all__ = [
     "BlockManager",
     "BlockTable",
+    "Blocks",
     "CacheStats",
     "HostTier",
+    "JointBlocks",
     "KVCache",
+    "KVGroup",
     "OutOfBlocks",
     "PrefixIndex",
     "PrefixLookup",
     "Swapper",
     "block_hash",
+    "groups_of",
 ]

@@ -1,163 +1,214 @@
-"""Who owns which block: allocation, reference counts, copy-on-write, prefix reuse, LRU eviction.
+"""Whose block is which: block tables, copy-on-write, prefix reuse, and what a window lets go.
 
-A block holds the KV of `block_size` tokens in every layer. Each is exactly one of: *blank* (free,
-no content), *cached* (free, its content can be found again, evicted least recently used first) or
-*in use* (referred to by that many block tables). Driven by the scheduler, the only caller that
-changes anything; it knows nothing of tensors. `check()` proves the structure whole.
+A block holds the KV of `block_size` tokens in every layer of a KV group; `BlockPool` says which
+are free, the tables kept here which sequence refers to which. Driven by the scheduler, the only
+caller that changes anything; it knows nothing of tensors. `check()` proves the structure whole.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Sequence as Tokens
 from typing import Any
 
 from workbench.cache.host import HostTier
-from workbench.cache.host_lookup import continued
-from workbench.cache.prefix import PrefixIndex, PrefixLookup, block_hash, root_hash
-from workbench.cache.proof import prove_counted, prove_findable, prove_host
+from workbench.cache.lookup import PrefixLookup, find_prefix, first_block
+from workbench.cache.pool import BlockPool
+from workbench.cache.prefix import Content, root_hash
 from workbench.cache.stats import CacheCounters
 from workbench.cache.table import BlockTable, OutOfBlocks
 from workbench.config import require_positive
 from workbench.describe import Described
-from workbench.events import (
-    BlockAllocated,
-    BlockCached,
-    BlockCopied,
-    BlockEvicted,
-    BlockFreed,
-    BlockOffloaded,
-    BlockReleased,
-    BlockRestored,
-    BlockShared,
-    EventBus,
-)
+from workbench.events import BlockAllocated, BlockCopied, BlockShared, EventBus
+from workbench.retention import KeptRange
 
 
 class BlockManager(Described):
-    """Allocator of `num_blocks` blocks. `step` is stamped on events by the scheduler.
+    """The block tables of one KV group, over a pool of `num_blocks` blocks.
 
-    host: the tier that takes in what is evicted or swapped out, if there is one.
+    window: how many tokens a token sees in this group, itself included (None: all before it).
+    host: the tier that takes in what is evicted or swapped out, if there is one. ref_counts,
+    counters: what the model's other groups count in; this one's blocks are numbered after theirs.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, host: HostTier | None = None) -> None:
-        """Raise `ConfigError` unless both are whole numbers of at least 1."""
-        require_positive("num_blocks", num_blocks)
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        window: int | None = None,
+        host: HostTier | None = None,
+        ref_counts: list[int] | None = None,
+        counters: CacheCounters | None = None,
+    ) -> None:
+        """Raise `ConfigError` unless sizes and window are whole numbers of at least 1."""
         require_positive("block_size", block_size)
-        self.num_blocks, self.block_size, self.host = num_blocks, block_size, host
-        self.bus = EventBus()
-        self.step = 0
-        self.counters = CacheCounters()
-        self.ref_counts = [0] * num_blocks
+        if window is not None:
+            require_positive("window", window)
+        counts: list[int] = [] if ref_counts is None else ref_counts
+        self.counters = CacheCounters() if counters is None else counters
+        self.pool = BlockPool(num_blocks, counts, self.counters, host)
+        self.num_blocks, self.block_size, self.window = num_blocks, block_size, window
+        self.ref_counts, self.prefix, self.host = counts, self.pool.prefix, host
         self.tables: dict[int, BlockTable] = {}
-        self.pending_copies: list[tuple[int, int]] = []
-        self.prefix = PrefixIndex()
-        self._blank = list(range(num_blocks - 1, -1, -1))
-        self._cached: OrderedDict[int, None] = OrderedDict()
-        self._namespaces: set[str] = set()
+        self.pending_copies: list[tuple[int, int]] = []  # (source, destination)
+        self.namespaces: set[str] = set()
 
     # --- reading ------------------------------------------------------------------------------
 
     @property
+    def bus(self) -> EventBus:
+        """Where it is stated what happens to blocks; the engine puts its own here."""
+        return self.pool.bus
+
+    @bus.setter
+    def bus(self, bus: EventBus) -> None:
+        self.pool.bus = bus
+
+    @property
+    def step(self) -> int:
+        """The step that events are stamped with; the scheduler counts them."""
+        return self.pool.step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self.pool.step = step
+
+    @property
+    def groups(self) -> tuple[BlockManager, ...]:
+        """The managers of the model's KV groups: this one alone."""
+        return (self,)
+
+    @property
     def num_free(self) -> int:
         """Blocks that can be allocated now, cached ones (evicted for it) included."""
-        return len(self._blank) + len(self._cached)
+        return self.pool.num_free
 
     @property
     def num_used(self) -> int:
         """Blocks that some sequence refers to."""
-        return self.num_blocks - self.num_free
+        return self.num_blocks - self.pool.num_free
 
     @property
     def num_cached(self) -> int:
         """Free blocks whose content can still be found."""
-        return len(self._cached)
+        return len(self.pool.cached)
 
     def blocks_for(self, num_tokens: int) -> int:
         """Return how many blocks hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
 
     def lookup(
-        self, token_ids: Tokens[int], namespace: str = "", names: Tokens[bytes] = ()
+        self,
+        token_ids: Tokens[int],
+        namespace: str = "",
+        names: Tokens[bytes] = (),
+        *,
+        partial: bool = True,
     ) -> PrefixLookup:
         """Return the cached prefix of a token list, and why it ends there; change nothing.
 
-        names: content hashes of the first blocks, where they are known.
+        names: content hashes of the first blocks, where they are known. partial: whether the first
+        tokens of a block may be found as well, to be copied.
         """
-        size, host = self.block_size, self.host
-        found = self.prefix.lookup(token_ids, size, namespace, self._namespaces, names)
-        if host is None:
-            return found
-        return continued(found, host, token_ids, size, namespace, names)
+        asked = token_ids, self.block_size, namespace, self.namespaces, names
+        return find_prefix([(self.prefix, self.window)], *asked, partial=partial, host=self.host)
 
     def num_missing(self, sequence_id: int, start: int, stop: int) -> int:
         """Return how many free blocks `grow` to `stop` tokens, writing from `start`, would take."""
-        block_ids = self.tables[sequence_id].block_ids
-        missing = -(-stop // self.block_size) - len(block_ids)
-        first = start // self.block_size
-        shared = first < len(block_ids) and self.ref_counts[block_ids[first]] > 1
-        return (missing if missing > 0 else 0) + shared
+        table = self.tables[sequence_id]
+        missing = max(0, self.blocks_for(stop) - table.stop)
+        return missing + self.must_copy(table, start // self.block_size)
+
+    def lacks(self, sequence_id: int, start: int, stop: int) -> bool:
+        """Whether the free blocks do not suffice for `grow`."""
+        return self.num_missing(sequence_id, start, stop) > self.num_free
+
+    def must_copy(self, table: BlockTable, index: int) -> bool:
+        """Whether others use the block about to be written, or may look for what it holds."""
+        place = index - table.first
+        if place >= len(table.block_ids):
+            return False
+        block_id = table.block_ids[place]
+        return self.ref_counts[block_id] > 1 or self.prefix.content(block_id) is not None
 
     # --- a sequence's life --------------------------------------------------------------------
 
-    def open(self, sequence_id: int, lookup: PrefixLookup | None, namespace: str = "") -> None:
+    def open(
+        self,
+        sequence_id: int,
+        lookup: PrefixLookup | None,
+        namespace: str = "",
+        retention: tuple[KeptRange, ...] = (),
+    ) -> None:
         """Start a block table, taking a reference on every block that `lookup` found.
 
-        What it found on the host gets blocks of its own; its transfer is owed from now on.
+        A block that matches in part is taken as well: `grow` copies it, as it does any block that
+        is about to be written and that others want. What was found on the host gets blocks of its
+        own, and the transfer is owed from now on. retention: how the blocks are kept afterwards.
         """
-        table = self.tables[sequence_id] = BlockTable(namespace)
-        self._namespaces.add(namespace)
-        for index, block_id in enumerate(lookup.block_ids if lookup else ()):
+        table = self.tables[sequence_id] = BlockTable(namespace, retention=retention)
+        self.namespaces.add(namespace)
+        if lookup is None:
+            return
+        table.first, table.hashes = lookup.first, list(lookup.hashes)
+        for index, block_id in enumerate(lookup.block_ids, table.first):
+            whole = index < len(table.hashes)
+            self.pool.take(block_id, table.keep(index, self.block_size) if whole else None)
             table.block_ids.append(block_id)
-            self._take(block_id)
             if self.bus:
                 self.bus.emit(BlockShared(self.step, block_id, sequence_id, index))
-        if lookup is not None:
-            table.hashes += lookup.hashes
-            self._restore(sequence_id, table, lookup.slots)
+        self._restore(sequence_id, table, lookup.slots)
 
     def _restore(self, sequence_id: int, table: BlockTable, slots: tuple[int, ...]) -> None:
-        """Give a table blocks for these host slots; the named ones can be found at once."""
         if self.host is None:
             return
         for slot in slots:  # held before a block is evicted to the host for one of them
             self.host.hold(slot)
-        for slot in slots:
-            index, block_id = len(table.block_ids), self._allocate(sequence_id)
+        for index, slot in enumerate(slots, table.stop):
+            block_id = self.pool.restore(slot, sequence_id, table.keep(index, self.block_size))
             table.block_ids.append(block_id)
-            self.host.restore(slot, block_id)
             if self.bus:
                 self.bus.emit(BlockAllocated(self.step, block_id, sequence_id, index))
-                self.bus.emit(BlockRestored(self.step, slot, block_id, sequence_id))
-            if index < len(table.hashes):
-                self._make_findable(block_id, table.hashes[index])
         self.host.drop(sequence_id)
+
+    def trim(self, sequence_id: int, start: int) -> None:
+        """Let go of the blocks that no token from `start` on looks at; they stay findable."""
+        table = self.tables[sequence_id]
+        count = first_block(start, self.window, self.block_size) - table.first
+        if count <= 0:
+            return
+        outside = table.block_ids[:count]
+        del table.block_ids[:count]
+        table.first += count
+        for block_id in reversed(outside):
+            self._release(block_id, sequence_id)
 
     def grow(self, sequence_id: int, start: int, stop: int) -> None:
         """Make the table hold `stop` tokens, with the block written from `start` on its own.
 
         Doing it twice changes nothing, so a step that was interrupted can be planned again. Raises
-        `OutOfBlocks` before changing anything if `num_missing` exceeds `num_free`.
+        `OutOfBlocks` before changing anything if it `lacks` blocks.
         """
-        if self.num_missing(sequence_id, start, stop) > self.num_free:
+        if self.lacks(sequence_id, start, stop):
             raise OutOfBlocks(
                 f"sequence {sequence_id} needs more blocks than the {self.num_free} free"
             )
         table = self.tables[sequence_id]
-        self._own_first(sequence_id, table, start // self.block_size)
-        for index in range(len(table.block_ids), self.blocks_for(stop)):
-            block_id = self._allocate(sequence_id)
+        if self.must_copy(table, start // self.block_size):
+            self._copy(sequence_id, table, start // self.block_size)
+        for index in range(table.stop, self.blocks_for(stop)):
+            block_id = self.pool.allocate(sequence_id, table.keep(index, self.block_size))
             table.block_ids.append(block_id)
             if self.bus:
                 self.bus.emit(BlockAllocated(self.step, block_id, sequence_id, index))
+        table.writable_to = table.stop * self.block_size
 
-    def _own_first(self, sequence_id: int, table: BlockTable, index: int) -> None:
-        """Copy-on-write: replace the block about to be written if others refer to it too."""
-        if index >= len(table.block_ids) or self.ref_counts[table.block_ids[index]] == 1:
-            return
-        source = table.block_ids[index]
-        block_id = self._allocate(sequence_id)
-        table.block_ids[index] = block_id
+    def _copy(self, sequence_id: int, table: BlockTable, index: int) -> None:
+        """Copy-on-write: replace a block by a copy that is still to be made."""
+        source = table.block_ids[index - table.first]
+        block_id = self.pool.allocate(sequence_id, table.keep(index, self.block_size))
+        table.block_ids[index - table.first] = block_id
         del table.hashes[index:]
         # The reference on `source` passes to the pending copy: its content must outlive that.
         self.pending_copies.append((source, block_id))
@@ -167,28 +218,31 @@ class BlockManager(Described):
 
     def publish(self, sequence_id: int, token_ids: Tokens[int], num_computed: int) -> None:
         """Make every full block of the first `num_computed` tokens findable by its content."""
-        table = self.tables[sequence_id]
-        size = self.block_size
+        table, size = self.tables[sequence_id], self.block_size
         for index in range(len(table.hashes), num_computed // size):
             parent = table.hashes[-1] if table.hashes else root_hash(table.namespace)
-            content_hash = block_hash(parent, token_ids[index * size : (index + 1) * size])
-            table.hashes.append(content_hash)
-            self._make_findable(table.block_ids[index], content_hash)
+            block_id = table.block_ids[index - table.first]
+            tokens = token_ids[index * size : (index + 1) * size]
+            content = Content.of(parent, tokens)
+            table.hashes.append(content.name)
+            self.pool.make_findable(block_id, content)
 
-    def _make_findable(self, block_id: int, content_hash: bytes) -> None:
-        if self.prefix.add(content_hash, block_id) and self.bus:
-            self.bus.emit(BlockCached(self.step, block_id, content_hash.hex()))
+    def can_fork(self, sequence_id: int, num_tokens: int) -> bool:
+        """Whether the table still has all that a sequence of its first `num_tokens` looks at."""
+        first = first_block(num_tokens, self.window, self.block_size)
+        return self.tables[sequence_id].first <= first
 
     def fork(self, sequence_id: int, child_id: int, num_tokens: int) -> None:
         """Give `child_id` a table of the blocks that hold the first `num_tokens` tokens.
 
-        Who writes to a shared block copies it.
+        Who first writes to a shared block copies it. Ask `can_fork` before.
         """
-        parent, num_blocks = self.tables[sequence_id], self.blocks_for(num_tokens)
-        hashes = parent.hashes[: num_tokens // self.block_size]
-        child = BlockTable(parent.namespace, parent.block_ids[:num_blocks], hashes)
-        self.tables[child_id] = child
-        for index, block_id in enumerate(child.block_ids):
+        assert self.can_fork(sequence_id, num_tokens), "a window has let go of a block"
+        parent = self.tables[sequence_id]
+        first = first_block(num_tokens, self.window, self.block_size)
+        child = self.tables[child_id] = parent.branch(first, num_tokens, self.block_size)
+        parent.writable_to = 0  # its last block may be shared now
+        for index, block_id in enumerate(child.block_ids, first):
             self.ref_counts[block_id] += 1
             if self.bus:
                 self.bus.emit(BlockShared(self.step, block_id, child_id, index))
@@ -197,88 +251,42 @@ class BlockManager(Described):
         """Forget the pending copies, now carried out, and release their sources."""
         copies, self.pending_copies = self.pending_copies, []
         for source, _ in copies:
-            self._release(source)
+            self.pool.release(source)
 
     def free(self, sequence_id: int) -> None:
         """Drop a table. Blocks that nobody refers to become blank, or stay findable until evicted.
 
         The tail goes first, so that of a prefix the end is evicted before what it rests on.
         """
-        table = self.tables.pop(sequence_id)
-        for copy in list(self.pending_copies):
-            if copy[1] in table.block_ids and self.ref_counts[copy[1]] == 1:  # nobody else wants it
-                self.pending_copies.remove(copy)
-                self._release(copy[0])
-        for block_id in reversed(table.block_ids):
+        for block_id in reversed(self.tables.pop(sequence_id).block_ids):
             self._release(block_id, sequence_id)
 
     def clear_cached(self) -> int:
-        """Forget all cached content, also the host's; return how many blocks that made blank."""
-        count = len(self._cached)
-        while self._cached:
-            block_id = self._evict(sequence_id=None)
-            self._blank.append(block_id)
+        """Forget all cached content of free blocks and the host's; return how many became blank."""
         if self.host is not None:
             self.host.clear()
-        return count
+        return self.pool.clear_cached()
 
-    # --- blocks -------------------------------------------------------------------------------
-
-    def _allocate(self, sequence_id: int) -> int:
-        block_id = self._blank.pop() if self._blank else self._evict(sequence_id)
-        self.ref_counts[block_id] = 1
-        self._note_peak()
-        return block_id
-
-    def _evict(self, sequence_id: int | None) -> int:
-        block_id, _ = self._cached.popitem(last=False)
-        content_hash = self.prefix.evict(block_id, self.step, sequence_id)
-        self.counters.evictions += sequence_id is not None
-        if self.bus:
-            self.bus.emit(BlockEvicted(self.step, block_id, content_hash.hex(), sequence_id))
-        if self.host is not None and sequence_id is not None:
-            slot = self.host.keep(content_hash, block_id)
-            if slot is not None and self.bus:
-                self.bus.emit(BlockOffloaded(self.step, block_id, slot, None))
-        return block_id
-
-    def _take(self, block_id: int) -> None:
-        if self.ref_counts[block_id] == 0:
-            del self._cached[block_id]
-            self._note_peak()
-        self.ref_counts[block_id] += 1
-
-    def _note_peak(self) -> None:
-        used = self.num_blocks - len(self._blank) - len(self._cached)
-        if used > self.counters.peak_used:
-            self.counters.peak_used = used
-
-    def _release(self, block_id: int, sequence_id: int | None = None) -> None:
-        self.ref_counts[block_id] -= 1
-        left = self.ref_counts[block_id]
-        if self.bus and sequence_id is not None:
-            self.bus.emit(BlockReleased(self.step, block_id, sequence_id, left))
-        if left:
-            return
-        if self.host is not None and self.host.cancel(block_id):
-            self.prefix.forget(block_id)
-        cached = self.prefix.content(block_id) is not None
-        if cached:
-            self._cached[block_id] = None
-        else:
-            self._blank.append(block_id)
-        if self.bus:
-            self.bus.emit(BlockFreed(self.step, block_id, cached))
-
-    # --- proof --------------------------------------------------------------------------------
+    def _release(self, block_id: int, sequence_id: int | None) -> None:
+        """Give a reference up, and drop the pending copy into a block that nobody wants now."""
+        if self.pool.release(block_id, sequence_id) and self.pending_copies:
+            for copy in [copy for copy in self.pending_copies if copy[1] == block_id]:
+                self.pending_copies.remove(copy)
+                self._release(copy[0], None)
 
     def check(self) -> None:
-        """Raise `AssertionError` unless each block is blank, cached or in use, and counted."""
-        counts, blank, cached = self.ref_counts, self._blank, self._cached
-        prove_counted(counts, blank, cached, self.tables, self.pending_copies)
-        prove_findable(self.prefix, blank, cached)
+        """Raise `AssertionError` unless every block is counted, and in one place only."""
+        self.pool.check()
+        expected = Counter(b for table in self.tables.values() for b in table.block_ids)
+        expected.update(source for source, _ in self.pending_copies)
+        used = {block: count for block in self.pool.ids if (count := self.ref_counts[block])}
+        assert used == dict(expected), "a reference count is wrong"
+        in_use = len(self.ref_counts) - self.ref_counts.count(0)
+        assert self.counters.used == in_use, "blocks in use are counted wrong"
         if self.host is not None:
-            prove_host(self.host, counts, self.tables)
+            assert not self.host.swapped.keys() & self.tables.keys(), "swapped out and in use"
+        for table in self.tables.values():
+            table.check(self.block_size, self.ref_counts)
 
     def describe(self) -> dict[str, Any]:
         """Return how the blocks are used now."""
@@ -287,6 +295,6 @@ class BlockManager(Described):
             "block_size": self.block_size,
             "used": self.num_used,
             "cached": self.num_cached,
-            "blank": len(self._blank),
+            "blank": len(self.pool.blank),
             "sequences": len(self.tables),
         }

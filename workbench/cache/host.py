@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from workbench.cache.prefix import Content
 from workbench.config import require_positive
 from workbench.describe import Described
 from workbench.interrupts import shielded
@@ -56,7 +57,7 @@ class HostTier(Described):
         self._blank = list(range(num_slots - 1, -1, -1))
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._slot_of: dict[bytes, int] = {}
-        self._hash_of: dict[int, bytes] = {}
+        self._content_of: dict[int, Content] = {}
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -74,25 +75,29 @@ class HostTier(Described):
         """Return the slot with this content, or None."""
         return self._slot_of.get(content_hash)
 
+    def content(self, slot: int) -> Content | None:
+        """Return what a slot can be found by, or None."""
+        return self._content_of.get(slot)
+
     def items(self) -> Iterator[tuple[bytes, int]]:
         """Iterate over (content hash, slot)."""
         return iter(self._slot_of.items())
 
     # --- taking in ----------------------------------------------------------------------------
 
-    def keep(self, content_hash: bytes, block_id: int) -> int | None:
+    def keep(self, content: Content, block_id: int) -> int | None:
         """Keep the content of a block that is being evicted; return its slot.
 
         None if no transfer is owed: it is here already, or every slot is held.
         """
-        known = self._slot_of.get(content_hash)
+        known = self._slot_of.get(content.name)
         if known is not None:
             if known in self._idle:
                 self._idle.move_to_end(known)
             return None
         if not self.num_free:
             return None
-        slot = self._claim(content_hash)
+        slot = self._claim(content)
         self.offloading[slot] = block_id
         self._idle[slot] = None
         return slot
@@ -101,16 +106,16 @@ class HostTier(Described):
         self,
         sequence_id: int,
         block_ids: list[int],
-        hashes: list[bytes],
+        contents: list[Content],
         num_tokens: int,
     ) -> list[tuple[int, int]] | None:
         """Keep a sequence's blocks for it; return what is transferred as (block, slot).
 
-        hashes: names of its first blocks, by which others may find them too. None, with nothing
+        contents: of its first blocks, by which others may find them too. None, with nothing
         changed, if there are too few slots.
         """
-        padded: list[bytes | None] = [*hashes, *[None] * (len(block_ids) - len(hashes))]
-        slots = [self._present(b, h) for b, h in zip(block_ids, padded, strict=True)]
+        padded: list[Content | None] = [*contents, *[None] * (len(block_ids) - len(contents))]
+        slots = [self._present(b, c) for b, c in zip(block_ids, padded, strict=True)]
         for slot in slots:
             if slot is not None:
                 self.hold(slot)
@@ -120,37 +125,37 @@ class HostTier(Described):
                     self.release(slot)
             return None
         moved: list[tuple[int, int]] = []
-        for index, (block_id, content_hash) in enumerate(zip(block_ids, padded, strict=True)):
+        for index, (block_id, content) in enumerate(zip(block_ids, padded, strict=True)):
             if slots[index] is None:
-                slot = slots[index] = self._claim(content_hash)
+                slot = slots[index] = self._claim(content)
                 self.holds[slot] = 1
                 self.offloading[slot] = block_id
                 moved.append((block_id, slot))
         kept = tuple(slot for slot in slots if slot is not None)
-        self.swapped[sequence_id] = SwappedOut(kept, tuple(hashes), num_tokens)
+        self.swapped[sequence_id] = SwappedOut(kept, tuple(c.name for c in contents), num_tokens)
         return moved
 
-    def _present(self, block_id: int, content_hash: bytes | None) -> int | None:
+    def _present(self, block_id: int, content: Content | None) -> int | None:
         """Return the slot that holds a block's content already."""
         if block_id in self.restoring:
             return self.restoring[block_id]
-        return None if content_hash is None else self._slot_of.get(content_hash)
+        return None if content is None else self._slot_of.get(content.name)
 
-    def _claim(self, content_hash: bytes | None) -> int:
-        """Return a slot that nobody holds, its old content forgotten and this one's name noted."""
+    def _claim(self, content: Content | None) -> int:
+        """Return a slot that nobody holds, its old content forgotten and this one noted."""
         if self._blank:
             slot = self._blank.pop()
         else:
             slot, _ = self._idle.popitem(last=False)
             self._forget(slot)
-        if content_hash is not None:
-            self._slot_of[content_hash], self._hash_of[slot] = slot, content_hash
+        if content is not None:
+            self._slot_of[content.name], self._content_of[slot] = slot, content
         return slot
 
     def _forget(self, slot: int) -> None:
-        content_hash = self._hash_of.pop(slot, None)
-        if content_hash is not None:
-            del self._slot_of[content_hash]
+        content = self._content_of.pop(slot, None)
+        if content is not None:
+            del self._slot_of[content.name]
         self.offloading.pop(slot, None)
 
     # --- giving back --------------------------------------------------------------------------
@@ -165,7 +170,7 @@ class HostTier(Described):
         self.holds[slot] -= 1
         if self.holds[slot]:
             return
-        if slot in self._hash_of:
+        if slot in self._content_of:
             self._idle[slot] = None
         else:
             self._forget(slot)
@@ -195,7 +200,7 @@ class HostTier(Described):
             self._blank.append(slot)
         self._idle.clear()
         self._slot_of.clear()
-        self._hash_of.clear()
+        self._content_of.clear()
 
     # --- transfers ----------------------------------------------------------------------------
 
@@ -225,14 +230,15 @@ class HostTier(Described):
         expected = Counter(slot for kept in self.swapped.values() for slot in kept.slots)
         expected.update(self.restoring.values())
         blank, idle = set(self._blank), set(self._idle)
+        names = {content.name: slot for slot, content in self._content_of.items()}
         held = {slot for slot, count in enumerate(self.holds) if count}
         assert len(blank) == len(self._blank), "a slot is blank twice"
         assert not blank & idle, "a slot is blank and idle"
         assert held == set(range(self.num_slots)) - blank - idle, "a slot is lost, or free and held"
         assert {slot: self.holds[slot] for slot in held} == dict(expected), "a hold is wrong"
-        assert {s: h for h, s in self._slot_of.items()} == self._hash_of, "names out of step"
-        assert not blank & set(self._hash_of), "a blank slot can be found"
-        assert idle <= set(self._hash_of), "an idle slot cannot be found"
+        assert names == self._slot_of, "names out of step"
+        assert not blank & set(self._content_of), "a blank slot can be found"
+        assert idle <= set(self._content_of), "an idle slot cannot be found"
         assert not blank & set(self.offloading), "a transfer to a blank slot is owed"
 
     def describe(self) -> dict[str, Any]:

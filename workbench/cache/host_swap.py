@@ -6,46 +6,61 @@ and given again by `BlockManager.free` and `open`.
 
 from __future__ import annotations
 
-from workbench.cache.blocks import BlockManager
+from array import array
+from collections.abc import Sequence as Tokens
+
 from workbench.cache.host import SwappedOut
-from workbench.cache.prefix import PrefixIndex, PrefixLookup
+from workbench.cache.joint import Blocks
+from workbench.cache.lookup import PrefixLookup
+from workbench.cache.prefix import Content, PrefixIndex, root_hash
+from workbench.cache.table import BlockTable
 from workbench.events import BlockOffloaded
 
 
 class Swapper:
-    """Swaps sequences of one block manager. Without a host tier nothing is ever kept."""
+    """Swaps sequences whose tables are in `blocks`. Without a host tier nothing is ever kept."""
 
-    def __init__(self, blocks: BlockManager) -> None:
-        self.blocks = blocks
+    def __init__(self, blocks: Blocks) -> None:
+        self.group, self.host = blocks.groups[0], blocks.host
 
-    def swap_out(self, sequence_id: int, num_tokens: int) -> bool:
-        """Keep the KV of a sequence's first `num_tokens` tokens; its table stays.
+    def swap_out(self, sequence_id: int, token_ids: Tokens[int]) -> bool:
+        """Keep the KV of these, a sequence's first tokens; its table stays.
 
         False, with nothing changed, if there is no host tier or it is full.
         """
-        blocks = self.blocks
-        if blocks.host is None:
+        group = self.group
+        if self.host is None:
             return False
-        table = blocks.tables[sequence_id]
-        block_ids = table.block_ids[: blocks.blocks_for(num_tokens)]
-        hashes = table.hashes[: num_tokens // blocks.block_size]
-        sources = true_sources(block_ids, blocks.pending_copies)
-        moved = blocks.host.swap_out(sequence_id, sources, hashes, num_tokens)
-        if blocks.bus:
+        table, num_tokens = group.tables[sequence_id], len(token_ids)
+        assert table.first == 0, "a window has let go of a block"
+        block_ids = table.block_ids[: group.blocks_for(num_tokens)]
+        sources = true_sources(block_ids, group.pending_copies)
+        contents = contents_of(table, token_ids, group.block_size)
+        moved = self.host.swap_out(sequence_id, sources, contents, num_tokens)
+        if group.bus:
             for block_id, slot in moved or ():
-                blocks.bus.emit(BlockOffloaded(blocks.step, block_id, slot, sequence_id))
+                group.bus.emit(BlockOffloaded(group.step, block_id, slot, sequence_id))
         return moved is not None
 
     def find(self, sequence_id: int) -> PrefixLookup | None:
         """Return where a swapped-out sequence's blocks are now; None if nothing is kept of it."""
-        host = self.blocks.host
-        kept = host.swapped.get(sequence_id) if host is not None else None
-        return resumed(kept, self.blocks.prefix) if kept is not None else None
+        kept = self.host.swapped.get(sequence_id) if self.host is not None else None
+        return resumed(kept, self.group.prefix) if kept is not None else None
 
     def drop(self, sequence_id: int) -> None:
         """Forget what is kept of a sequence, if anything."""
-        if self.blocks.host is not None:
-            self.blocks.host.drop(sequence_id)
+        if self.host is not None:
+            self.host.drop(sequence_id)
+
+
+def contents_of(table: BlockTable, token_ids: Tokens[int], block_size: int) -> list[Content]:
+    """Return the contents of a table's published blocks, as far as they hold these tokens."""
+    names = table.hashes[: len(token_ids) // block_size]
+    parents = [root_hash(table.namespace), *names]
+    return [
+        Content(name, parent, array("q", token_ids[i * block_size : (i + 1) * block_size]))
+        for i, (name, parent) in enumerate(zip(names, parents, strict=False))
+    ]
 
 
 def resumed(kept: SwappedOut, prefix: PrefixIndex) -> PrefixLookup:
@@ -57,7 +72,7 @@ def resumed(kept: SwappedOut, prefix: PrefixIndex) -> PrefixLookup:
             break
         block_ids.append(block_id)
     slots = kept.slots[len(block_ids) :]
-    return PrefixLookup(tuple(block_ids), kept.hashes, kept.num_tokens, "swapped out", slots)
+    return PrefixLookup(tuple(block_ids), kept.hashes, kept.num_tokens, "swapped out", slots=slots)
 
 
 def true_sources(block_ids: list[int], copies: list[tuple[int, int]]) -> list[int]:

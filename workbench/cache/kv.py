@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from workbench.cache.blocks import BlockManager
+from workbench.cache.groups import KVGroup, group_layers, groups_of
 from workbench.cache.host import HostTier
 from workbench.cache.host_memory import HostMemory
-from workbench.cache.stats import CacheStats
+from workbench.cache.joint import JointBlocks
+from workbench.cache.stats import CacheCounters, CacheStats
 from workbench.config import ModelConfig
 from workbench.describe import Described, human_bytes
 from workbench.errors import ConfigError
@@ -25,10 +27,11 @@ if TYPE_CHECKING:
 
 
 class KVCache(Described):
-    """Paged keys and values of all layers.
+    """Paged keys and values of all layers, in one tensor for each KV group.
 
-    `tensor` is [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim], keys then values;
-    `layers[i]` is its view for layer i; `blocks` is the allocator.
+    `groups` are the model's KV groups and `tensors` theirs, each [num_layers, 2, num_blocks,
+    block_size, num_kv_heads, head_dim], keys then values; `layers[i]` is layer i's view of its
+    group's; `blocks` is the allocator.
     """
 
     def __init__(
@@ -39,33 +42,85 @@ class KVCache(Described):
         head_dim: int,
         num_blocks: int,
         block_size: int = 16,
+        windows: tuple[int | None, ...] = (),
+        window_blocks: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         num_host_blocks: int = 0,
     ) -> None:
         """Allocate the tensors. `num_layers` may be 0: then there is only the bookkeeping.
 
-        num_host_blocks: how many blocks the host tier holds; 0: there is none.
+        windows: each layer's, where there are any. window_blocks: blocks of a group with a window
+        beside one without (None: as many). num_host_blocks: how many blocks the host tier holds (0:
+        there is none); `ConfigError` if there are windows or several groups.
         """
-        host = HostTier(num_host_blocks) if num_host_blocks else None
-        self.blocks = BlockManager(num_blocks, block_size, host)
-        shape = (num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim)
-        self.tensor = torch.zeros(shape, dtype=dtype, device=device)
-        self.layers: list[Tensor] = list(self.tensor.unbind(0))
+        shape = num_kv_heads, head_dim
+        kinds = [(window, *shape) for window in windows or (None,) * num_layers]
+        self.groups = group_layers(kinds) if kinds else (KVGroup((), None, *shape),)
+        host = None
+        if num_host_blocks:
+            require_host_possible(self.groups, "num_host_blocks", num_host_blocks)
+            host = HostTier(num_host_blocks)
+        counts: list[int] = []
+        counters = CacheCounters()
+        managers = []
+        for place, group in enumerate(self.groups):
+            beside = place > 0 and group.window is not None
+            number = window_blocks if beside and window_blocks is not None else num_blocks
+            managers.append(
+                BlockManager(
+                    number,
+                    block_size,
+                    window=group.window,
+                    host=host,
+                    ref_counts=counts,
+                    counters=counters,
+                )
+            )
+        self.blocks = managers[0] if len(managers) == 1 else JointBlocks(managers)
+        self.tensors = [
+            torch.zeros(
+                (len(group.layers), 2, manager.num_blocks, block_size, *shape),
+                dtype=dtype,
+                device=device,
+            )
+            for group, manager in zip(self.groups, managers, strict=True)
+        ]
+        self.layers = self._layer_views()
         self.host_memory = HostMemory(self.tensor, num_host_blocks) if host is not None else None
+
+    def _layer_views(self) -> list[Tensor]:
+        views = {
+            layer: tensor[place]
+            for group, tensor in zip(self.groups, self.tensors, strict=True)
+            for place, layer in enumerate(group.layers)
+        }
+        return [views[layer] for layer in range(len(views))]
 
     @classmethod
     def for_model(
-        cls, model: DecoderLM, num_blocks: int = 512, block_size: int = 16, host_bytes: int = 0
+        cls,
+        model: DecoderLM,
+        num_blocks: int = 512,
+        block_size: int = 16,
+        *,
+        window_blocks: int | None = None,
+        host_bytes: int = 0,
     ) -> KVCache:
         """Return a cache of `num_blocks` blocks for this model, on its device and in its dtype.
 
         host_bytes: host memory for what leaves the device (0: none); `ConfigError` if it holds no
-        block.
+        block, or if the model has windows or several KV groups.
         """
-        parameter = next(model.parameters())
+        weight = next(model.parameters())
         return cls.for_config(
-            model.config, num_blocks, block_size, parameter.dtype, parameter.device, host_bytes
+            model.config,
+            num_blocks,
+            block_size,
+            weight.dtype,
+            weight.device,
+            window_blocks=window_blocks,
+            host_bytes=host_bytes,
         )
 
     @classmethod
@@ -76,20 +131,24 @@ class KVCache(Described):
         block_size: int = 16,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        *,
+        window_blocks: int | None = None,
         host_bytes: int = 0,
     ) -> KVCache:
         """Return a cache for a model of this shape."""
         num_host_blocks = 0
         if host_bytes:
-            num_host_blocks = size_for_memory(
-                config, host_bytes, block_size, dtype, field="host_cache_bytes"
-            )
+            field = "host_cache_bytes"
+            require_host_possible(groups_of(config), field, host_bytes)
+            num_host_blocks = size_for_memory(config, host_bytes, block_size, dtype, field=field)
         return cls(
             num_layers=config.num_layers,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             num_blocks=num_blocks,
             block_size=block_size,
+            windows=config.windows,
+            window_blocks=window_blocks,
             dtype=dtype,
             device=device,
             num_host_blocks=num_host_blocks,
@@ -97,9 +156,14 @@ class KVCache(Described):
 
     @staticmethod
     def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-        """Return how many bytes one block takes over all layers."""
-        slot = config.num_kv_heads * config.head_dim * dtype.itemsize
-        return 2 * config.num_layers * block_size * slot
+        """Return how many bytes one block takes over all layers: one of each group's."""
+        return sum(group.bytes_per_block(block_size, dtype) for group in groups_of(config))
+
+    @property
+    def tensor(self) -> Tensor:
+        """The only group's tensor; where there are several, ask for `tensors`."""
+        (tensor,) = self.tensors
+        return tensor
 
     @property
     def num_blocks(self) -> int:
@@ -114,7 +178,7 @@ class KVCache(Described):
     @property
     def num_bytes(self) -> int:
         """Bytes of the tensors."""
-        return self.tensor.numel() * self.tensor.element_size()
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
     def run_transfers(self, copies: list[tuple[int, int]]) -> None:
         """Make every transfer that must precede a forward pass: those the host tier owes, and the
@@ -128,20 +192,18 @@ class KVCache(Described):
 
         In order matters where a source is the destination of an earlier pair (a fork of a fork).
         """
-        together: dict[int, int] = {}  # {destination: source} that do not build on each other
-        for source, destination in copies:
-            if source in together:
-                self._copy_at_once(together)
-                together = {}
-            together[destination] = source
-        self._copy_at_once(together)
-
-    def _copy_at_once(self, source_of: dict[int, int]) -> None:
-        if not source_of:
+        if not copies:
             return
-        pairs = torch.tensor(list(source_of.items()), device=self.tensor.device)
-        destinations, sources = pairs.unbind(1)
-        self.tensor[:, :, destinations] = self.tensor[:, :, sources]
+        for manager, tensor in zip(self.blocks.groups, self.tensors, strict=True):
+            ids = manager.pool.ids
+            mine = [(ids.index(a), ids.index(b)) for a, b in copies if a in ids]
+            together: dict[int, int] = {}  # {destination: source} that do not build on each other
+            for source, destination in mine:
+                if source in together:
+                    _copy_at_once(tensor, together)
+                    together = {}
+                together[destination] = source
+            _copy_at_once(tensor, together)
 
     def stats(self) -> CacheStats:
         """Return what the cache has done since it was made."""
@@ -158,19 +220,20 @@ class KVCache(Described):
 
     def close(self) -> None:
         """Give the tensors' memory back; the cache cannot be used afterwards."""
-        self.tensor = self.tensor.new_empty(0)
+        self.tensors = [tensor.new_empty(0) for tensor in self.tensors]
         self.layers = []
         if self.host_memory is not None:
             self.host_memory.close()
 
     def describe(self) -> dict[str, Any]:
         """Return the size of the cache and how it is used now."""
+        first = self.blocks.groups[0]
         facts = {
             **self.blocks.describe(),
-            "tokens": self.num_blocks * self.block_size,
+            "tokens": first.num_blocks * self.block_size,
             "memory": human_bytes(self.num_bytes),
-            "dtype": str(self.tensor.dtype).removeprefix("torch."),
-            "device": str(self.tensor.device),
+            "dtype": str(self.tensors[0].dtype).removeprefix("torch."),
+            "device": str(self.tensors[0].device),
         }
         if self.host_memory is not None and self.blocks.host is not None:
             facts |= self.blocks.host.describe()
@@ -178,14 +241,39 @@ class KVCache(Described):
         return facts
 
 
+def _copy_at_once(tensor: Tensor, source_of: dict[int, int]) -> None:
+    if not source_of:
+        return
+    pairs = torch.tensor(list(source_of.items()), device=tensor.device)
+    destinations, sources = pairs.unbind(1)
+    tensor[:, :, destinations] = tensor[:, :, sources]
+
+
+def require_host_possible(groups: tuple[KVGroup, ...], field: str, value: int) -> None:
+    """Raise `ConfigError` if a cache of these groups cannot have a host tier."""
+    if len(groups) > 1 or groups[0].window is not None:
+        raise ConfigError(
+            field,
+            value,
+            "there is no host tier for layers with a window or for several KV groups "
+            f"({', '.join(group.name for group in groups)})",
+            "Set it to 0, and use preemption='recompute'.",
+        )
+
+
 def size_for_memory(
     config: ModelConfig,
     num_bytes: int,
     block_size: int,
     dtype: torch.dtype,
+    window_blocks: int | None = None,
     field: str = "num_blocks",
 ) -> int:
-    """Return how many blocks fit into `num_bytes`; raise `ConfigError` if not even one does."""
+    """Return how many blocks fit into `num_bytes`; raise `ConfigError` if not even one does.
+
+    window_blocks: as for `KVCache`; groups with a window never get more than those without. field:
+    the setting that the error names.
+    """
     per_block = KVCache.bytes_per_block(config, block_size, dtype)
     if num_bytes < per_block:
         raise ConfigError(
@@ -194,4 +282,7 @@ def size_for_memory(
             f"less memory than one block of {human_bytes(per_block)}",
             "Give it more memory, or use a smaller block_size.",
         )
-    return num_bytes // per_block
+    fixed = sum(group.bytes_per_block(block_size, dtype) for group in groups_of(config)[1:])
+    if window_blocks is None or num_bytes < window_blocks * per_block:
+        return num_bytes // per_block
+    return (num_bytes - window_blocks * fixed) // (per_block - fixed)

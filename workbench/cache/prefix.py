@@ -1,9 +1,10 @@
 """Finding computed blocks by content: the index behind prefix reuse.
 
 A full block is named by a hash chained over everything before it, so one lookup per block proves a
-whole prefix equal. The namespace (cache salt, adapter) seeds the chain. The index also remembers
-what was evicted, so that a miss can say why. Used by `BlockManager` alone; it never touches
-reference counts.
+whole prefix equal. The namespace (cache salt, adapter) seeds the chain. The index knows each
+block's parent and tokens, so that a block can also be found by its first tokens, and it remembers
+what was evicted, so that a miss can say why. Used by `BlockManager` and `lookup` alone; it never
+touches reference counts.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
+from typing import NamedTuple
 
 _EVICTIONS_REMEMBERED = 65_536
+# Blocks with the same parent and first token that a search by first tokens looks at, newest first:
+# it bounds the cost where thousands of prompts differ early.
+_CHILDREN_COMPARED = 16
 
 
 def root_hash(namespace: str) -> bytes:
@@ -28,27 +32,34 @@ def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:
     return blake2b(parent + array("q", token_ids).tobytes(), digest_size=16).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class PrefixLookup:
-    """What a prefix lookup found: blocks whose KV is that of the first `num_tokens` tokens.
+class Content(NamedTuple):
+    """What a findable block holds: its name, the name of the block before it, its own tokens."""
 
-    `reason` says what ended the match, in words; `hashes` names the matched blocks. `slots`: where
-    the host tier holds the blocks that follow `block_ids`.
-    """
+    name: bytes
+    parent: bytes
+    token_ids: array[int]
 
-    block_ids: tuple[int, ...]
-    hashes: tuple[bytes, ...]
+    @classmethod
+    def of(cls, parent: bytes, token_ids: Sequence[int]) -> Content:
+        """Return the content of a full block, with its name."""
+        tokens = array("q", token_ids)
+        return cls(block_hash(parent, tokens), parent, tokens)
+
+
+class Beginning(NamedTuple):
+    """A block whose first `num_tokens` tokens are the ones looked for."""
+
+    block_id: int
     num_tokens: int
-    reason: str
-    slots: tuple[int, ...] = ()
 
 
 class PrefixIndex:
-    """Content hash <-> block, and the memory of evictions."""
+    """Content hash <-> block, a block's children by their first token, and past evictions."""
 
     def __init__(self) -> None:
         self._block_of: dict[bytes, int] = {}
-        self._hash_of: dict[int, bytes] = {}
+        self._content_of: dict[int, Content] = {}
+        self._children: dict[tuple[bytes, int], dict[bytes, None]] = {}
         self._evicted: OrderedDict[bytes, tuple[int, int | None]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -59,82 +70,102 @@ class PrefixIndex:
         """Return the block with this content, or None."""
         return self._block_of.get(content_hash)
 
-    def content(self, block_id: int) -> bytes | None:
-        """Return the content hash under which a block can be found, or None."""
-        return self._hash_of.get(block_id)
+    def require(self, content_hash: bytes) -> int:
+        """Return the block with this content, which is known to be there."""
+        return self._block_of[content_hash]
+
+    def content(self, block_id: int) -> Content | None:
+        """Return what a block can be found by, or None."""
+        return self._content_of.get(block_id)
 
     def items(self) -> Iterator[tuple[bytes, int]]:
         """Iterate over (content hash, block)."""
         return iter(self._block_of.items())
 
-    def add(self, content_hash: bytes, block_id: int) -> bool:
+    def add(self, content: Content, block_id: int) -> bool:
         """Make a block findable; False if another block already holds the same content."""
-        if content_hash in self._block_of:
+        name, parent, tokens = content
+        if name in self._block_of:
             return False
-        self._block_of[content_hash] = block_id
-        self._hash_of[block_id] = content_hash
-        self._evicted.pop(content_hash, None)
+        self._block_of[name] = block_id
+        self._content_of[block_id] = content
+        self._children.setdefault((parent, tokens[0]), {})[name] = None
+        self._evicted.pop(name, None)
         return True
 
-    def evict(self, block_id: int, step: int, for_sequence_id: int | None) -> bytes:
-        """Forget a block's content, remembering when and for whom; return its hash."""
-        content_hash = self._hash_of.pop(block_id)
-        del self._block_of[content_hash]
-        self._evicted[content_hash] = (step, for_sequence_id)
+    def evict(self, block_id: int, step: int, for_sequence_id: int | None) -> Content:
+        """Forget a block's content, remembering when and for whom; return it."""
+        content = self._content_of[block_id]
+        self.forget(block_id)
+        self._evicted[content.name] = (step, for_sequence_id)
         if len(self._evicted) > _EVICTIONS_REMEMBERED:
             self._evicted.popitem(last=False)
-        return content_hash
+        return content
 
     def forget(self, block_id: int) -> None:
-        """Make a block unfindable whose content never came; fine if it cannot be found."""
-        content_hash = self._hash_of.pop(block_id, None)
-        if content_hash is not None:
-            del self._block_of[content_hash]
+        """Make a block unfindable; fine if it cannot be found."""
+        content = self._content_of.pop(block_id, None)
+        if content is None:
+            return
+        name, parent, tokens = content
+        del self._block_of[name]
+        siblings = self._children[parent, tokens[0]]
+        del siblings[name]
+        if not siblings:
+            del self._children[parent, tokens[0]]
 
-    def lookup(
-        self,
-        token_ids: Sequence[int],
-        block_size: int,
-        namespace: str,
-        other_namespaces: set[str],
-        names: Sequence[bytes] = (),
-    ) -> PrefixLookup:
-        """Return the longest run of cached full blocks, leaving at least one token to compute.
+    def beginning(self, parent: bytes, token_ids: Sequence[int]) -> Beginning | None:
+        """Return the block after `parent` that begins with most of these tokens; None if none does.
 
-        The last token is always computed, because its logits are what the next one is drawn from.
-        names: content hashes of the first blocks, where they are known.
+        Of many candidates only the newest are compared, see `_CHILDREN_COMPARED`.
         """
-        parent = root_hash(namespace)
-        block_ids: list[int] = []
-        hashes: list[bytes] = []
-        num_full = (len(token_ids) - 1) // block_size
-        reason = "whole prompt cached" if num_full else "prompt shorter than a block"
-        for index in range(num_full):
-            tokens = token_ids[index * block_size : (index + 1) * block_size]
-            content_hash = names[index] if index < len(names) else block_hash(parent, tokens)
-            block_id = self._block_of.get(content_hash)
-            if block_id is None:
-                reason = self._why_missing(content_hash, tokens, index, namespace, other_namespaces)
+        candidates = self._children.get((parent, token_ids[0]), {})
+        best: Beginning | None = None
+        for name in islice(reversed(candidates), _CHILDREN_COMPARED):
+            block_id = self._block_of[name]
+            length = common_length(self._content_of[block_id].token_ids, token_ids)
+            if best is None or length > best.num_tokens:
+                best = Beginning(block_id, length)
+            if length == len(token_ids):
                 break
-            block_ids.append(block_id)
-            hashes.append(content_hash)
-            parent = content_hash
-        return PrefixLookup(tuple(block_ids), tuple(hashes), len(block_ids) * block_size, reason)
+        return best
 
-    def _why_missing(
+    def why_missing(
         self,
         content_hash: bytes,
-        tokens: Sequence[int],
         index: int,
+        token_ids: Sequence[int],
         namespace: str,
         other_namespaces: set[str],
     ) -> str:
+        """Return in words why block `index` of a prompt, with these tokens, is not there."""
         if content_hash in self._evicted:
             step, sequence_id = self._evicted[content_hash]
             cause = "by hand" if sequence_id is None else f"for sequence {sequence_id}"
             return f"block {index} was evicted at step {step} {cause}"
         if index == 0:
             for other in islice(sorted(other_namespaces), 64):
-                if other != namespace and block_hash(root_hash(other), tokens) in self._block_of:
+                if other != namespace and block_hash(root_hash(other), token_ids) in self._block_of:
                     return f"cached only in namespace {other!r}"
         return f"no such block {index} was ever computed" if index else "no such prefix"
+
+    def check(self) -> None:
+        """Raise `AssertionError` unless contents, blocks and children say the same."""
+        names = {content.name: block for block, content in self._content_of.items()}
+        assert names == self._block_of, "contents and blocks are out of step"
+        children = {name: key for key, names in self._children.items() for name in names}
+        for name, parent, tokens in self._content_of.values():
+            assert name == block_hash(parent, tokens), "a block does not hold what its name says"
+            assert children.pop(name, None) == (parent, tokens[0]), "a block is not its parent's"
+        assert not children, "a parent has a child that is gone"
+        assert all(self._children.values()), "a parent without children is kept"
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two lists begin with in common."""
+    length = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length

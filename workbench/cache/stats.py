@@ -16,7 +16,8 @@ class CacheCounters:
     """Running counts, each with one writer.
 
     The scheduler's queues write `lookups`, `hit_tokens` and `missed_tokens` (once per admission)
-    and the two kinds of preemption; the block manager `evictions`, `copies` and `peak_used`.
+    and the two kinds of preemption; the block managers `copies`, their pools the rest. A model's KV
+    groups count in one of these.
     """
 
     lookups: int = 0
@@ -24,9 +25,16 @@ class CacheCounters:
     missed_tokens: int = 0
     evictions: int = 0
     copies: int = 0
+    used: int = 0
     peak_used: int = 0
     recomputed: int = 0
     swapped: int = 0
+
+    def block_used(self) -> None:
+        """Note that a free block is in use now."""
+        self.used += 1
+        if self.used > self.peak_used:
+            self.peak_used = self.used
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +43,8 @@ class CacheStats(Described):
 
     lookups: sequences that looked for their tokens when they were started; hit_tokens and
     missed_tokens: what they found and what they had to compute. evictions, copies (on write),
-    offloads and restores count blocks. recomputed and swapped: preemptions by kind. peak_used: the
-    most blocks that were in use at once.
+    offloads and restores count blocks. recomputed and swapped: preemptions by kind. used and
+    peak_used: the blocks in use now, and the most that were at once.
     """
 
     lookups: int
@@ -48,6 +56,7 @@ class CacheStats(Described):
     copies: int
     recomputed: int
     swapped: int
+    used: int
     peak_used: int
 
     @property

@@ -12,13 +12,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from workbench.activations import Activations
-from workbench.cache import KVCache
+from workbench.cache import Blocks, KVCache
+from workbench.cache.room import peak
 from workbench.config import ModelConfig, SchedulerConfig
 from workbench.engine.prompts import read_prompt, require_text
 from workbench.engine.reports import check_reports
 from workbench.errors import RequestError
 from workbench.metrics import RequestMetrics
 from workbench.request import Prompt, Request, Sequence, TextStream
+from workbench.retention import Retention, resolve
 from workbench.sample import bad_word_ids, check_params
 from workbench.sampling_params import SamplingParams
 
@@ -35,6 +37,7 @@ def make_request(
     namespace: str,
     tenant: str,
     timeout: float | None,
+    retention: Iterable[Retention] | None,
     model: DecoderLM,
     tokenizer: Tokenizer | None,
 ) -> Request:
@@ -54,8 +57,10 @@ def make_request(
     namespace = namespace if scope is None else f"{namespace}\0rope-{scope}"
     if embeds is not None:
         namespace = f"{namespace}\0embeds-{embeds.digest()}"
-    deadline = _deadline(timeout)
-    return Request(request_id, text, ids, params, priority, namespace, deadline, tenant, embeds)
+    ends, kept = _deadline(timeout), resolve(retention, len(ids))
+    return Request(
+        request_id, text, ids, params, priority, namespace, ends, tenant, embeds, retention=kept
+    )
 
 
 def _deadline(timeout: float | None) -> float | None:
@@ -67,7 +72,13 @@ def _deadline(timeout: float | None) -> float | None:
     return time.monotonic() + timeout
 
 
-def check_room(num_prompt: int, params: SamplingParams, config: ModelConfig, cache: KVCache) -> int:
+def check_room(
+    num_prompt: int,
+    params: SamplingParams,
+    config: ModelConfig,
+    blocks: Blocks,
+    limits: SchedulerConfig,
+) -> int:
     """Return how many tokens the sequence may reach; raise `RequestError` if it can never fit."""
     if num_prompt >= config.context:
         raise RequestError(
@@ -78,24 +89,28 @@ def check_room(num_prompt: int, params: SamplingParams, config: ModelConfig, cac
         )
     limit = min(num_prompt + params.max_tokens, config.context)
     # The KV of the last token is never needed: it is not fed back.
-    blocks = cache.blocks.blocks_for(limit - 1)
-    if blocks > cache.num_blocks:
-        capacity = cache.num_blocks * cache.block_size
-        raise RequestError(
-            "prompt",
-            f"{num_prompt} tokens + max_tokens={params.max_tokens}",
-            f"needs {blocks} blocks and the whole cache has {cache.num_blocks} ({capacity} tokens)",
-            "Lower max_tokens, shorten the prompt, or build the cache with more blocks.",
-        )
+    for group in blocks.groups:
+        needed = peak(group, limit - 1, limits.max_new_tokens(limit - 1))
+        if needed > group.num_blocks:
+            capacity = group.num_blocks * group.block_size
+            has = f"the whole cache has {group.num_blocks} ({capacity} tokens)"
+            if group.window is not None:
+                has = f"for a window of {group.window} {has}"
+            raise RequestError(
+                "prompt",
+                f"{num_prompt} tokens + max_tokens={params.max_tokens}",
+                f"needs {needed} blocks and {has}",
+                "Lower max_tokens, shorten the prompt, or build the cache with more blocks.",
+            )
     return limit
 
 
 def make_sequence(
     request: Request,
     sequence_id: int,
-    config: ModelConfig,
+    model: DecoderLM,
     cache: KVCache,
-    tokenizer: Tokenizer | None,
+    limits: SchedulerConfig,
     default_seed: int | None = None,
 ) -> Sequence:
     """Return the sequence of a request, or raise `RequestError`; see the functions above.
@@ -103,9 +118,11 @@ def make_sequence(
     A request without a seed gets one: drawn from `default_seed` and its number if that is given,
     else from the operating system.
     """
-    params = request.params
+    params, config, tokenizer = request.params, model.config, model.tokenizer
+    num_prompt = len(request.prompt_token_ids)
+    check_splittable(num_prompt, limits)
     check_params(params, config.vocab_size)
-    limit = check_room(len(request.prompt_token_ids), params, config, cache)
+    limit = check_room(num_prompt, params, config, cache.blocks, limits)
     if params.stop and tokenizer is None:
         problem = "the engine has no tokenizer to find text with"
         raise RequestError("stop", params.stop, problem, "Use stop_token_ids.")
@@ -114,7 +131,7 @@ def make_sequence(
         sequence_id=sequence_id,
         request=request,
         token_ids=list(request.prompt_token_ids),
-        num_prompt_tokens=len(request.prompt_token_ids),
+        num_prompt_tokens=num_prompt,
         metrics=RequestMetrics(arrival=time.monotonic()),
         seed=_seed(params, sequence_id, default_seed),
         stop_ids=stop_ids,

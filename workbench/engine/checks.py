@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from workbench.cache import KVCache
+from workbench.cache.room import peak
 from workbench.config import SchedulerConfig
 from workbench.engine.admission import check_room, check_splittable
 from workbench.engine.prompts import check_embeds
@@ -46,7 +47,11 @@ def check_seed(seed: int | None) -> None:
 
 
 def check_fork(
-    record: RequestRecord, branch: int, params: SamplingParams, cache: KVCache, model: DecoderLM
+    record: RequestRecord,
+    branch: int,
+    params: SamplingParams,
+    scheduler: Scheduler,
+    model: DecoderLM,
 ) -> Sequence:
     """Return the sequence to fork; raise `RequestError`, or `RequestFinished` if it has ended."""
     if not isinstance(params, SamplingParams):
@@ -62,7 +67,8 @@ def check_fork(
     check_params(params, model.config.vocab_size)
     check_reports(params, model)
     check_fork_reports(parent.request.params, params)
-    limit = check_room(parent.num_prompt_tokens, params, model.config, cache)
+    blocks, limits = scheduler.blocks, scheduler.config
+    limit = check_room(parent.num_prompt_tokens, params, model.config, blocks, limits)
     if limit <= parent.num_tokens:
         problem = f"the request has made {parent.num_output_tokens} already"
         raise RequestError("max_tokens", params.max_tokens, problem, "Raise it.")
@@ -81,10 +87,12 @@ def check_beams(limit: int, request: Request, cache: KVCache, config: SchedulerC
         problem = f"more beams than max_sequences={config.max_sequences}"
         raise RequestError("beam_width", width, problem, "Lower it, or raise max_sequences.")
     shared = (len(request.prompt_token_ids) - 1) // cache.block_size
-    blocks = shared + width * (cache.blocks.blocks_for(limit) - shared)
-    if blocks > cache.num_blocks:
-        problem = f"may need {blocks} blocks and the whole cache has {cache.num_blocks}"
-        raise RequestError("beam_width", width, problem, "Lower it, or max_tokens.")
+    for group in cache.blocks.groups:
+        own = peak(group, limit, config.max_new_tokens(limit))
+        blocks = min(width * own, shared + width * (group.blocks_for(limit) - shared))
+        if blocks > group.num_blocks:
+            problem = f"may need {blocks} blocks and the whole cache has {group.num_blocks}"
+            raise RequestError("beam_width", width, problem, "Lower it, or max_tokens.")
 
 
 def check_loaded(
@@ -94,9 +102,10 @@ def check_loaded(
     check_params(request.params, model.config.vocab_size)
     check_reports(request.params, model)
     check_embeds(request.embeds, len(request.prompt_token_ids), model)
-    limit = check_room(len(request.prompt_token_ids), request.params, model.config, cache)
+    num_prompt, blocks = len(request.prompt_token_ids), cache.blocks
+    limit = check_room(num_prompt, request.params, model.config, blocks, config)
     check_beams(limit, request, cache, config)
-    check_splittable(len(request.prompt_token_ids), config)
+    check_splittable(num_prompt, config)
 
 
 def pair(

@@ -17,7 +17,7 @@ from workbench.batch import ForwardOutput, SampledTokens
 from workbench.cache import KVCache
 from workbench.describe import Described
 from workbench.engine import files, loops
-from workbench.engine.admission import check_splittable, make_request, make_sequence
+from workbench.engine.admission import make_request, make_sequence
 from workbench.engine.brancher import Brancher
 from workbench.engine.checks import check_beams, check_fork, check_loaded, check_parts, check_seed
 from workbench.engine.output import make_output
@@ -30,8 +30,10 @@ from workbench.errors import RequestFinished as AlreadyFinished
 from workbench.events import EngineRestored, EventBus, RequestAdded
 from workbench.interrupts import shielded
 from workbench.models import DecoderLM
+from workbench.models.tokenizer import Tokenizer
 from workbench.ops import get_backend
 from workbench.request import Prompt, RequestOutput
+from workbench.retention import Retention
 from workbench.run import Runner
 from workbench.sample import Sampler
 from workbench.sampling_params import SamplingParams
@@ -62,13 +64,17 @@ class Engine(Described):
         check_seed(seed)
         self.model, self.cache, self.scheduler, self.runner = model, cache, scheduler, runner
         self.sampler = sampler or Sampler()
-        self.tokenizer = model.tokenizer
         self.seed = seed
         self.bus = bus or EventBus()
         cache.blocks.bus = scheduler.bus = self.bus
         self.closed = False
         self._book = RequestBook()
         self._brancher = Brancher(model, scheduler, self._book)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer, if it has one."""
+        return self.model.tokenizer
 
     # --- the step -----------------------------------------------------------------------------
 
@@ -125,33 +131,24 @@ class Engine(Described):
         namespace: str = "",
         tenant: str = "",
         timeout: float | None = None,
+        retention: Iterable[Retention] | None = None,
     ) -> str:
         """Queue a request and return its id.
 
         prompt: text, embeddings [tokens, hidden], or a list of token ids and embeddings. priority
         and tenant: for the policies that look at them. namespace: keeps prefix reuse apart (a cache
-        salt). timeout: seconds after which it ends as it is. Raises `RequestError` for anything
-        that could not run to its end; nothing is queued then.
+        salt). timeout: seconds after which it ends as it is. retention: what of it the cache keeps
+        longer. Raises `RequestError`, with nothing queued, for what could not run to its end.
         """
         self.require_open()
         request_id = self._book.free_name() if request_id is None else request_id
         params = SamplingParams() if params is None else params
-        request = make_request(
-            request_id,
-            prompt,
-            params,
-            priority,
-            namespace,
-            tenant,
-            timeout,
-            self.model,
-            self.tokenizer,
-        )
+        wishes = priority, namespace, tenant, timeout, retention
+        request = make_request(request_id, prompt, params, *wishes, self.model, self.tokenizer)
         self._book.require_free(request_id)
-        check_splittable(len(request.prompt_token_ids), self.scheduler.config)
-        config, number = self.model.config, self._book.next_number()
-        sequence = make_sequence(request, number, config, self.cache, self.tokenizer, self.seed)
-        check_beams(sequence.max_num_tokens, request, self.cache, self.scheduler.config)
+        number, limits = self._book.next_number(), self.scheduler.config
+        sequence = make_sequence(request, number, self.model, self.cache, limits, self.seed)
+        check_beams(sequence.max_num_tokens, request, self.cache, limits)
         record = RequestRecord(request, [sequence], make_strategy(params, sequence))
         with shielded():
             self._book.add(record)
@@ -180,7 +177,7 @@ class Engine(Described):
         new_id = self._book.free_name() if new_id is None else new_id
         self._book.require_free(new_id)
         params = original.request.params if params is None else params
-        parent = check_fork(original, branch, params, self.cache, self.model)
+        parent = check_fork(original, branch, params, self.scheduler, self.model)
         self._brancher.twin(parent, replace(original.request, request_id=new_id, params=params))
         return new_id
 

@@ -18,9 +18,10 @@ from workbench.engine.state import RequestState
 from workbench.errors import RequestError, StateError, WorkbenchError
 from workbench.metrics import RequestMetrics
 from workbench.request import Request
+from workbench.retention import KeptRange
 from workbench.sampling_params import SamplingParams
 
-FORMAT, VERSION = "workbench-request", 2
+FORMAT, VERSION = "workbench-request", 3
 _AGAIN = "Save it again with `engine.save(request_id, path)`."
 _TIMES = ("arrival", "first_scheduled", "first_token", "finished")
 
@@ -66,6 +67,7 @@ def read(path: Path, config: ModelConfig) -> RequestState:
         request["prompt_token_ids"] = tuple(request["prompt_token_ids"])
         request["deadline"] = None if deadline is None else deadline + now
         request["embeds"] = _unpack_embeds(request["embeds"])
+        request["retention"] = tuple(KeptRange(*kept) for kept in request["retention"])
         params = request["params"]
         sequences = tuple(_shifted(_unpacked(data, params), now) for data in content["sequences"])
         return RequestState(Request(**request), sequences, content["strategy"])

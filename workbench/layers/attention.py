@@ -36,8 +36,9 @@ class Attention(nn.Module):
         """Map x [T, hidden] to [T, hidden]; rope is (cos, sin), each [T, D/2] float32."""
         heads = self.qkv_proj(x, ctx).view(x.shape[0], -1, self.head_dim)  # [T, H + 2K, D]
         q, k, v = heads.split_with_sizes(self.split_sizes, 1)
+        group_ctx = ctx.of(self.layer)
         attended = ctx.backend.attention(
-            q, k, v, self.layer, ctx, scale=self.scale, rope=rope, window=self.window
+            q, k, v, self.layer, group_ctx, scale=self.scale, rope=rope, window=self.window
         )
         out: Tensor = self.o_proj(attended.flatten(1), ctx)
         return out

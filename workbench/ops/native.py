@@ -60,13 +60,13 @@ class NativeBackend(SDPABackend):
 
     def prepare(self, ctx: ForwardContext) -> Any:
         """Return the step's rows as C reads them; without a cache, what SDPA needs."""
-        if ctx.kv is None or ctx.kv[0].dtype not in _DTYPES:
+        if ctx.kv is None or ctx.any_kv.dtype not in _DTYPES:
             return super().prepare(ctx)
         assert ctx.slot_mapping is not None, "a context with a cache has slots"
         assert ctx.block_tables is not None, "a context with a cache has block tables"
         assert ctx.query_starts is not None, "a context with a cache has query starts"
         assert ctx.context_lens is not None, "a context with a cache has context lengths"
-        kv, tables = ctx.kv[0], ctx.block_tables
+        kv, tables = ctx.any_kv, ctx.block_tables
         return _Batch(
             ctx.slot_mapping.data_ptr(),
             tables.data_ptr(),

@@ -74,7 +74,7 @@ class SDPABackend(ReferenceBackend):
             block_ids = None
             if ctx.kv is not None:
                 assert ctx.block_tables is not None, "a context with a cache has block tables"
-                num_blocks = -(-ctx.kv_lens[row] // ctx.kv[0].shape[2])
+                num_blocks = -(-ctx.kv_lens[row] // ctx.any_kv.shape[2])
                 block_ids = ctx.block_tables[row : row + 1, :num_blocks]
             chunks.append(_Chunk(row, slice(start, stop), block_ids, ctx.kv_lens[row]))
             start = stop
@@ -83,7 +83,7 @@ class SDPABackend(ReferenceBackend):
     def _decode_groups(self, ctx: ForwardContext) -> list[_DecodeGroup]:
         assert ctx.kv is not None
         assert ctx.block_tables is not None, "a context with a cache has block tables"
-        block_size = ctx.kv[0].shape[2]
+        block_size = ctx.any_kv.shape[2]
         lengths = ctx.kv_lens[: ctx.num_decodes]
         spread = _MIN_SPREAD_BLOCKS * block_size
         order = sorted(range(len(lengths)), key=lengths.__getitem__)

@@ -92,8 +92,7 @@ class TritonBackend(ReferenceBackend):
         lens = ctx.kv_lens[:decodes]
         splits = 1
         if lens:
-            assert ctx.kv is not None, "decodes have a cache"
-            kv_heads = ctx.kv[0].shape[3]
+            kv_heads = ctx.any_kv.shape[3]
             splits = self._choose_splits(decodes, kv_heads, max(lens), sum(lens), self._num_sms)
         chunk_lens = ctx.query_lens[decodes:]
         fresh = not cached or chunk_lens == ctx.kv_lens[decodes:]

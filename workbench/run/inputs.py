@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from workbench.batch import Backend, EmbeddedRows, ForwardContext, StepPlan
-from workbench.cache import KVCache
+from workbench.cache import BlockManager, KVCache
+
+Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 @dataclass(slots=True)
@@ -25,6 +28,14 @@ class StepInputs:
     token_ids: Tensor
     ctx: ForwardContext
     logit_rows: Tensor
+
+
+class _Placed(NamedTuple):
+    """Where tokens lie in one KV group: slots [T], keys per row [S], tables [S, B]."""
+
+    slots: Ints
+    lens: Ints
+    tables: Any
 
 
 class InputBuilder:
@@ -37,7 +48,6 @@ class InputBuilder:
         """Return the tensors of a plan; see `ForwardContext` for their shapes."""
         starts = np.array(plan.starts, dtype=np.int64)
         num_new = np.array(plan.num_new, dtype=np.int64)
-        tables = self._block_tables(plan)
         rows = len(num_new)
         ends = num_new.cumsum()
         if plan.num_decodes == rows:  # one token a row, the step that must be quick
@@ -45,33 +55,65 @@ class InputBuilder:
         else:
             row_of = np.arange(rows).repeat(num_new)
             positions = np.arange(ends[-1]) - (ends - num_new - starts)[row_of]
-        index, offsets = np.divmod(positions, self.cache.block_size)
-        slots = tables[row_of, index] * np.int64(self.cache.block_size) + offsets
+        places = [
+            self._placed(group, plan, positions, row_of, starts + num_new)
+            for group in self.cache.blocks.groups
+        ]
         logit_rows = ends[plan.sampled] - 1
-        columns = [self._token_ids(plan), positions, slots, logit_rows]
+        columns = [self._token_ids(plan), positions, logit_rows, *(p.slots for p in places)]
         if self.needs_rope_lens:
             prompts = np.array([s.num_prompt_tokens for s in plan.sequences])
             columns.append(np.maximum(prompts[row_of], positions + 1))
-        token_ids, positions_t, slots_t, logit_rows_t, *rope = self._move(columns)
-        kv_lens = starts + num_new
-        small = np.concatenate(([0], ends, kv_lens, tables.ravel())).astype(np.int32)
-        small_t = torch.from_numpy(small).to(self.device, non_blocking=True)
-        ctx = ForwardContext(
-            backend=backend,
-            positions=positions_t,
-            query_lens=plan.num_new,
-            kv_lens=kv_lens.tolist(),
-            num_decodes=plan.num_decodes,
-            query_starts=small_t[: rows + 1],
-            context_lens=small_t[rows + 1 : 2 * rows + 1],
-            slot_mapping=slots_t,
-            block_tables=small_t[2 * rows + 1 :].view(rows, -1),
-            kv=self.cache.layers,
-            rope_lens=rope[0] if rope else None,
-            embeds=self._embeds(plan),
-        )
-        ctx.prepared = backend.prepare(ctx)
-        return StepInputs(token_ids, ctx, logit_rows_t)
+        token_ids, positions_t, logit_rows_t, *rest = self._move(columns, torch.int64)
+        rope_lens = rest.pop() if self.needs_rope_lens else None
+        small = [np.concatenate(([0], ends))]
+        small += [part for place in places for part in (place.lens, place.tables.ravel())]
+        query_starts, *small_t = self._move(small, torch.int32)
+        embeds = self._embeds(plan)
+        contexts = []
+        for i, place in enumerate(places):
+            members = self.cache.groups[i].layers
+            ctx = ForwardContext(
+                backend=backend,
+                positions=positions_t,
+                query_lens=plan.num_new,
+                kv_lens=place.lens.tolist(),
+                num_decodes=plan.num_decodes,
+                query_starts=query_starts,
+                context_lens=small_t[2 * i],
+                slot_mapping=rest[i],
+                block_tables=small_t[2 * i + 1].view(rows, -1),
+                kv=self.cache.layers,
+                first_layer=members[0] if members else 0,
+                rope_lens=rope_lens,
+                embeds=embeds,
+            )
+            ctx.prepared = backend.prepare(ctx)
+            contexts.append(ctx)
+        return StepInputs(token_ids, self._joined(contexts), logit_rows_t)
+
+    def _joined(self, contexts: list[ForwardContext]) -> ForwardContext:
+        """Return the first group's context; with several groups, it leads to each layer's."""
+        if len(contexts) > 1:
+            contexts[0].by_layer = [None] * len(self.cache.layers)
+            for group, ctx in zip(self.cache.groups[1:], contexts[1:], strict=True):
+                for layer in group.layers:
+                    contexts[0].by_layer[layer] = ctx
+        return contexts[0]
+
+    def _placed(
+        self, group: BlockManager, plan: StepPlan, positions: Ints, row_of: Ints, stops: Ints
+    ) -> _Placed:
+        """Return where the plan's tokens lie in a group's tensor."""
+        block_size, lens = group.block_size, stops
+        tables = self._block_tables(group, plan)
+        places = positions
+        if group.window is not None:  # tables begin where the window does
+            rows = [group.tables[sequence.sequence_id].first for sequence in plan.sequences]
+            begins = np.array(rows, dtype=np.int64) * block_size
+            lens, places = stops - begins, positions - begins[row_of]
+        index, offsets = np.divmod(places, block_size)
+        return _Placed(tables[row_of, index] * np.int64(block_size) + offsets, lens, tables)
 
     def _token_ids(self, plan: StepPlan) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         flat: list[int] = []
@@ -101,17 +143,17 @@ class InputBuilder:
         packed = torch.tensor(places).to(self.device, non_blocking=True)
         return EmbeddedRows(packed, torch.cat(rows).to(self.device, non_blocking=True))
 
-    def _block_tables(self, plan: StepPlan) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
-        """Return the rows' block ids, padded with 0: [S, B]."""
-        tables = self.cache.blocks.tables
-        rows = [tables[sequence.sequence_id].block_ids for sequence in plan.sequences]
+    def _block_tables(self, group: BlockManager, plan: StepPlan) -> Any:
+        """Return the rows' block ids in the group's tensor, padded with 0: [S, B]."""
+        rows = [group.tables[sequence.sequence_id].block_ids for sequence in plan.sequences]
         padded = np.zeros((len(rows), max(map(len, rows))), dtype=np.int32)
         for i, row in enumerate(rows):
             padded[i, : len(row)] = row
-        return padded
+        first_id = group.pool.ids.start
+        return padded if first_id == 0 else np.maximum(padded - first_id, 0)
 
-    def _move(self, columns: list[np.ndarray[tuple[int], np.dtype[np.int64]]]) -> list[Tensor]:
-        """Move int64 columns to the device in one copy."""
-        packed = torch.from_numpy(np.concatenate(columns))
+    def _move(self, columns: list[Any], dtype: torch.dtype) -> list[Tensor]:
+        """Move columns of integers to the device in one copy."""
+        packed = torch.from_numpy(np.concatenate(columns)).to(dtype)
         moved = packed.to(self.device, non_blocking=True)
         return list(torch.split(moved, [len(column) for column in columns]))

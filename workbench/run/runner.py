@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from workbench.batch import Backend, ForwardOutput, StepPlan
-from workbench.cache import KVCache
+from workbench.cache import KVCache, KVGroup, groups_of
 from workbench.describe import Described
 from workbench.errors import ConfigError
 from workbench.layers import probe
@@ -34,14 +34,14 @@ class Runner(Described):
         self.inputs = InputBuilder(cache, self.device, rope_lens=model.needs_rope_lens)
 
     def _check_fit(self) -> None:
-        config, kv = self.model.config, self.cache.tensor
-        wanted = (config.num_layers, config.num_kv_heads, config.head_dim)
-        given = (kv.shape[0], kv.shape[4], kv.shape[5])
+        wanted, given = groups_of(self.model.config), self.cache.groups
+        kv = self.cache.tensors[0]
         if wanted != given:
+            shape = "(layers, window, kv_heads, head_dim)"
             raise ConfigError(
                 "cache",
-                f"(layers, kv_heads, head_dim)={given}",
-                f"the model needs {wanted}",
+                f"{shape}={', '.join(map(_shape, given))}",
+                f"the model needs {', '.join(map(_shape, wanted))}",
                 "Make it with `KVCache.for_model(model)`.",
             )
         if kv.device != self.device:
@@ -76,3 +76,8 @@ class Runner(Described):
             "device": self.device,
             "mode": "eager",
         }
+
+
+def _shape(group: KVGroup) -> str:
+    facts = len(group.layers), group.window, group.num_kv_heads, group.head_dim
+    return f"({', '.join(map(str, facts))})"

@@ -6,10 +6,8 @@ scheduler before it lets a fork run at once; both only read the block tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Protocol
 
-from workbench.cache import BlockManager
 from workbench.config import Capacity
 from workbench.request import Sequence, Status
 
@@ -20,8 +18,8 @@ class CapacityPolicy(Protocol):
     def length(self, sequence: Sequence) -> int:
         """Return for how many tokens a sequence must have room before it may start."""
 
-    def reserve(self, blocks: BlockManager, holders: Iterable[Sequence]) -> int:
-        """Return how many free blocks are kept for sequences that have their tables already."""
+    def reserves(self, sequence: Sequence) -> bool:
+        """Whether what a sequence with a table may still take, up to that length, is kept free."""
 
 
 class MaxUtilization:
@@ -32,13 +30,10 @@ class MaxUtilization:
         """Return how many tokens it has."""
         return sequence.num_tokens
 
-    def reserve(self, blocks: BlockManager, holders: Iterable[Sequence]) -> int:
-        """Return what running prompts lack: they are served before those that start now."""
-        return sum(
-            blocks.num_missing(s.sequence_id, s.num_computed, s.num_tokens)
-            for s in holders
-            if s.status is Status.RUNNING and s.num_tokens - s.num_computed > 1
-        )
+    def reserves(self, sequence: Sequence) -> bool:
+        """Only for running prompts: they are served before those that start now."""
+        behind = sequence.num_tokens - sequence.num_computed
+        return sequence.status is Status.RUNNING and behind > 1
 
 
 class GuaranteedNoEvict:
@@ -53,11 +48,9 @@ class GuaranteedNoEvict:
         """Return how many tokens' KV it will have at most: that of the last is never needed."""
         return max(sequence.max_num_tokens - 1, sequence.num_tokens)
 
-    def reserve(self, blocks: BlockManager, holders: Iterable[Sequence]) -> int:
-        """Return what all of them may still take until their ends."""
-        return sum(
-            blocks.num_missing(s.sequence_id, s.num_computed, self.length(s)) for s in holders
-        )
+    def reserves(self, sequence: Sequence) -> bool:
+        """For all of them, until their ends."""
+        return True
 
 
 CAPACITIES: dict[Capacity, CapacityPolicy] = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from workbench.batch import StepPlan
-from workbench.cache import PrefixLookup
+from workbench.cache import PrefixLookup, room
 from workbench.config import SchedulerConfig
 from workbench.request import Sequence, Status
 from workbench.scheduler.capacity import CAPACITIES
@@ -46,8 +46,7 @@ class Planner:
 
         Returns the running ones that are further behind.
         """
-        blocks, block_size = self.blocks, self.blocks.block_size
-        tables, ref_counts = blocks.tables, blocks.ref_counts
+        tables = self.blocks.tables
         sequences, starts = plan.sequences, plan.starts
         prompts: list[Sequence] = []
         for sequence in list(self.queues.running.values()):
@@ -59,9 +58,7 @@ class Planner:
                 continue
             # Usual case, inlined because it is run for every sequence in every step: the last block
             # has room and nobody shares it.
-            block_ids = tables[sequence.sequence_id].block_ids
-            index = start // block_size
-            full = index >= len(block_ids) or ref_counts[block_ids[index]] > 1
+            full = start >= tables[sequence.sequence_id].writable_to
             if full and not self._make_room(plan, sequence, start, start + 1):
                 continue
             sequences.append(sequence)
@@ -83,34 +80,31 @@ class Planner:
         if not waiting:
             return
         left = budget - sum(self.sharing.claim(s.num_tokens - s.num_computed) for s in prompts)
-        holders = [*running.values(), *self.queues.holding.values()]
-        reserved = self.capacity.reserve(self.blocks, holders)
+        reserved = self._reserved()
         admitted = 0
         for sequence in waiting:
             if left <= 0 or len(running) >= self.config.max_sequences:
                 break
             if not self._start(sequence, left, reserved, first=not prompts):
                 break
-            start = sequence.num_computed
-            length = self.capacity.length(sequence)
-            reserved += self.blocks.num_missing(sequence.sequence_id, start, length)
-            left -= self.sharing.claim(sequence.num_tokens - start)
+            self._reserve(reserved, sequence)
+            left -= self.sharing.claim(sequence.num_tokens - sequence.num_computed)
             prompts.append(sequence)
             admitted += 1
         del waiting[:admitted]
 
-    def _start(self, sequence: Sequence, left: int, reserved: int, *, first: bool) -> bool:
+    def _start(self, sequence: Sequence, left: int, reserved: list[int], *, first: bool) -> bool:
         """Run a waiting sequence if budget and blocks allow it; return whether they did."""
         if sequence.sequence_id in self.queues.holding:
             self.queues.go_on(sequence)
             return True
         kept = lookup = self.queues.swapper.find(sequence.sequence_id)
         if kept is None and self.config.prefix_reuse:
-            lookup = self._lookup(sequence)
+            lookup = self._lookup(sequence, reserved)
         behind = sequence.num_tokens - (lookup.num_tokens if lookup else 0)
         if not self.sharing.joins(behind, left, first):
             return False
-        if not self._fits(sequence, lookup.block_ids if lookup else (), reserved):
+        if not self._fits(sequence, lookup, reserved):
             return False
         if kept is not None:
             self.queues.swap_in(sequence, kept)
@@ -132,18 +126,22 @@ class Planner:
             if grown:
                 plan.append(sequence, num_new)
 
-    def _lookup(self, sequence: Sequence) -> PrefixLookup:
+    def _lookup(self, sequence: Sequence, reserved: list[int]) -> PrefixLookup:
         """Return the cached prefix that a sequence may use.
 
         A forward pass says nothing of cached tokens, so one that reports on each of its tokens uses
         those alone that it has reported on.
         """
         known, namespace = sequence.num_reusable, sequence.request.namespace
-        names = self.queues.names(sequence)
-        if known >= sequence.num_tokens - 1:
-            return self.blocks.lookup(sequence.token_ids, namespace, names)
-        found = self.blocks.lookup(sequence.token_ids[: known + 1], namespace, names)
-        if found.num_tokens + self.blocks.block_size <= known:
+        names, partial = self.queues.names(sequence), self.config.partial_reuse
+        limited = known < sequence.num_tokens - 1
+        tokens = sequence.token_ids[: known + 1] if limited else sequence.token_ids
+        found = self.blocks.lookup(tokens, namespace, names, partial=partial)
+        if found.num_copied and not self._fits(
+            sequence, found, reserved
+        ):  # a copy takes a block more
+            found = self.blocks.lookup(tokens, namespace, names, partial=False)
+        if not limited or found.num_tokens + self.blocks.block_size <= known:
             return found
         return replace(found, reason=f"the request asks about every token from {known} on")
 
@@ -163,29 +161,44 @@ class Planner:
         self.order.sort(queues.waiting)
         return True
 
-    def _fits(self, sequence: Sequence, found: tuple[int, ...], reserved: int) -> bool:
+    def _reserved(self) -> list[int]:
+        """Return how many blocks of each KV group are kept for sequences that have a table."""
+        reserved = [0] * len(self.blocks.groups)
+        for sequence in [*self.queues.running.values(), *self.queues.holding.values()]:
+            if self.capacity.reserves(sequence):
+                self._reserve(reserved, sequence)
+        return reserved
+
+    def _reserve(self, reserved: list[int], sequence: Sequence) -> None:
+        """Add what a sequence may still take to what is kept."""
+        start, length = sequence.num_computed, self.capacity.length(sequence)
+        max_new = self.config.max_new_tokens(length)
+        taken = room.may_take(self.blocks, sequence.sequence_id, start, length, max_new)
+        for place, count in enumerate(taken):
+            reserved[place] += count
+
+    def _fits(self, sequence: Sequence, lookup: PrefixLookup | None, reserved: list[int]) -> bool:
         """Whether the blocks that others leave are enough for all it is counted with."""
-        revived = sum(1 for block_id in found if self.blocks.ref_counts[block_id] == 0)
-        needed = self.blocks.blocks_for(self.capacity.length(sequence)) - len(found)
-        return needed + revived + reserved <= self.blocks.num_free
+        length = self.capacity.length(sequence)
+        max_new = self.config.max_new_tokens(length)
+        return room.fits(self.blocks, lookup, length, max_new, reserved)
 
-    def may_fork(self, child: Sequence, num_shared: int) -> bool:
-        """Whether a fork may run at once: there is a place, and room beside the blocks it shares.
+    def may_fork(self, parent: Sequence, child: Sequence, num_shared: int) -> bool:
+        """Whether a fork may run at once: there is a place, what it looks at is still there, and
+        there is room beside the blocks it shares.
 
-        Of a shared block that both write, each may need a copy. Under `max_utilization` a fork
-        starts whatever the blocks; it preempts where it must.
+        Under `max_utilization` a fork starts whatever the blocks; it preempts where it must.
         """
-        running = self.queues.running
-        if len(running) >= self.config.max_sequences:
+        number, blocks = parent.sequence_id, self.blocks
+        if len(self.queues.running) >= self.config.max_sequences:
+            return False
+        if not blocks.can_fork(number, num_shared):
             return False
         if self.config.capacity != "guaranteed_no_evict":
             return True
-        size = self.blocks.block_size
-        needed = self.blocks.blocks_for(self.capacity.length(child)) - num_shared // size
-        copied = 1 if num_shared % size else 0
-        holders = [*running.values(), *self.queues.holding.values()]
-        reserved = self.capacity.reserve(self.blocks, holders)
-        return needed + copied + reserved <= self.blocks.num_free
+        length = self.capacity.length(child)
+        max_new = self.config.max_new_tokens(length)
+        return room.fork_fits(blocks, number, num_shared, length, max_new, self._reserved())
 
     def _make_room(self, plan: StepPlan, sequence: Sequence, start: int, stop: int) -> bool:
         """Grow a table, preempting while blocks lack; False if this sequence was.
@@ -193,7 +206,8 @@ class Planner:
         Paused sequences lose their blocks before any that runs.
         """
         blocks, queues = self.blocks, self.queues
-        while blocks.num_missing(sequence.sequence_id, start, stop) > blocks.num_free:
+        blocks.trim(sequence.sequence_id, start)
+        while blocks.lacks(sequence.sequence_id, start, stop):
             victim = self.order.last((queues.holding or queues.running).values())
             self.queues.preempt(victim, f"no free block for sequence {sequence.sequence_id}")
             plan.preempted.append(victim)

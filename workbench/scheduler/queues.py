@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 
-from workbench.cache import BlockManager, PrefixLookup, Swapper
+from workbench.cache import Blocks, PrefixLookup, Swapper
 from workbench.config import Preemption
 from workbench.events import (
     EventBus,
@@ -36,7 +36,7 @@ class Queues:
     nobody else pays for asking.
     """
 
-    def __init__(self, blocks: BlockManager, preemption: Preemption = "recompute") -> None:
+    def __init__(self, blocks: Blocks, preemption: Preemption = "recompute") -> None:
         self.blocks, self.preemption = blocks, preemption
         self.swapper = Swapper(blocks)
         self.bus = EventBus()
@@ -88,7 +88,8 @@ class Queues:
     def start(self, sequence: Sequence, lookup: PrefixLookup | None) -> None:
         """Run a waiting sequence with what a prefix lookup found; None: nobody looked."""
         num_cached = lookup.num_tokens if lookup else 0
-        self.blocks.open(sequence.sequence_id, lookup, sequence.request.namespace)
+        request = sequence.request
+        self.blocks.open(sequence.sequence_id, lookup, request.namespace, request.retention)
         if lookup is not None:
             counters = self.blocks.counters
             counters.lookups += 1
@@ -107,7 +108,8 @@ class Queues:
 
     def swap_in(self, sequence: Sequence, kept: PrefixLookup) -> None:
         """Run a waiting sequence that was swapped out."""
-        self.blocks.open(sequence.sequence_id, kept, sequence.request.namespace)
+        request = sequence.request
+        self.blocks.open(sequence.sequence_id, kept, request.namespace, request.retention)
         if self.bus:
             self.bus.emit(SwappedIn(self.step, sequence.sequence_id, kept.num_tokens))
         self.run(sequence, kept.num_tokens)
@@ -147,7 +149,7 @@ class Queues:
         num_kept = min(sequence.num_computed, sequence.num_tokens - 1)
         if not num_kept:
             return "recompute", ""
-        if self.swapper.swap_out(sequence.sequence_id, num_kept):
+        if self.swapper.swap_out(sequence.sequence_id, sequence.token_ids[:num_kept]):
             return "swap", ""
         return "recompute", "; not swapped out, the host tier is full"
 

@@ -37,7 +37,11 @@ class Scheduler(Described):
         self.config = config or SchedulerConfig()
         if self.config.preemption == "swap" and cache.blocks.host is None:
             fix = "Give the cache one (`host_cache_bytes`), or use preemption='recompute'."
-            raise ConfigError("preemption", "swap", "the cache has no host tier", fix)
+            problem = "the cache has no host tier"
+            if len(cache.groups) > 1 or cache.groups[0].window is not None:
+                problem += ", nor can it: layers with a window, or several KV groups, have none"
+                fix = "Use preemption='recompute'."
+            raise ConfigError("preemption", "swap", problem, fix)
         self.blocks = cache.blocks
         self.step = 0
         self.books = Books()
@@ -91,12 +95,10 @@ class Scheduler(Described):
         return self._queues.num_unfinished
 
     def num_cached_tokens(self, sequence: Sequence) -> int:
-        """Return how many of its first prompt tokens lie in full blocks, on device or host."""
-        prefix, host = self.blocks.prefix, self.blocks.host
-        for index, name in enumerate(names := self._queues.names(sequence)):
-            if prefix.block(name) is None and (host is None or host.find(name) is None):
-                return index * self.blocks.block_size
-        return len(names) * self.blocks.block_size
+        """Return how many of its first tokens it would find in full blocks, on device or host."""
+        names, request = self._queues.names(sequence), sequence.request
+        tokens = sequence.token_ids
+        return self.blocks.lookup(tokens, request.namespace, names, partial=False).num_tokens
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. It must fit the cache when it is alone: `engine.add` checks that."""
@@ -113,7 +115,8 @@ class Scheduler(Described):
         assert child.token_ids[:num_shared] == parent.token_ids[:num_shared], "not a branch"
         with self.books.open("fork"):
             queues = self._queues
-            if parent.status is not Status.RUNNING or not self._planner.may_fork(child, num_shared):
+            runs = parent.status is Status.RUNNING
+            if not runs or not self._planner.may_fork(parent, child, num_shared):
                 queues.add(child)
                 return
             self.blocks.fork(parent.sequence_id, child.sequence_id, num_shared)
@@ -234,4 +237,5 @@ class Scheduler(Described):
             "preemption": self.config.preemption,
             "chunking": self.config.chunking if self.config.chunked_prefill else "off",
             "prefix_reuse": self.config.prefix_reuse,
+            "partial_reuse": self.config.partial_reuse,
         }
