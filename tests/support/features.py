@@ -122,7 +122,7 @@ def _failing(run: Run) -> None:
 def _swap(run: Run) -> None:
     engine = run.engine
     engine.swap(
-        sampler=Sampler(engine.sampler.processors, mask=engine.sampler.mask),
+        sampler=Sampler(engine.sampler.processors),
         backend=["reference", "sdpa"][run.step % 2],
         scheduler_policy=["fcfs", "shortest_first"][run.step % 2],
     )
