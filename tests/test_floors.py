@@ -33,6 +33,7 @@ FLOORS = {
 SIBLINGS = {
     ("ops", "kernels"): "ops is the one door to the kernels",
     ("scheduler", "cache"): "the scheduler drives the cache",
+    ("guided", "sample"): "a guide fills the sampler's bitmask",
     ("run", "sample"): "a prompt is scored as tokens are",
     ("views", "trace"): "a view shows a trace",
     ("playground", "views"): "the playground lays views out",

@@ -30,6 +30,9 @@ class Guide(Protocol):
     def fork(self) -> Guide:
         """Return a guide in the same state that goes its own way."""
 
+    def rollback(self, num_tokens: int) -> None:
+        """Take the last tokens back."""
+
     @property
     def finished(self) -> bool:
         """Whether nothing but the end may follow."""

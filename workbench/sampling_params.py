@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.config import known_keywords
 from workbench.errors import RequestError
+from workbench.guided_params import GuidedDecodingParams
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +35,8 @@ class SamplingParams:
     repetition_penalty (of prompt and output, CTRL: divides positive logits, multiplies negative
     ones), presence_penalty and frequency_penalty (of output, subtracted once, and per occurrence),
     logit_bias ({token id: added}), and what is forbidden: bad_words (texts, or lists of token ids),
-    no_repeat_ngram_size (no n-gram of prompt and output occurs twice), and end tokens before
-    min_tokens.
+    no_repeat_ngram_size (no n-gram of prompt and output occurs twice), end tokens before
+    min_tokens, and whatever guided_decoding (a schema, grammar, list…) does not allow next.
     End. max_tokens: new tokens at most. stop: strings that end the text (left out of it unless
     include_stop_str). stop_token_ids: ids that end it. ignore_eos: go on past the model's end.
     Branches. n: continuations to return, of best_of made (None: n), the likeliest first; branch i
@@ -81,12 +82,14 @@ class SamplingParams:
     bad_words: tuple[str | tuple[int, ...], ...] = ()
     logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
     logits_processors: tuple[LogitsProcessor, ...] = ()
+    guided_decoding: GuidedDecodingParams | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be sampled, and turn lists and tables into tuples."""
         self._freeze()
         self._check_choice()
         self._check_length()
+        self._check_guide()
         self._check_branches()
         self._check_reports()
 
@@ -147,6 +150,17 @@ class SamplingParams:
         if self.min_tokens > self.max_tokens:
             problem = f"more than max_tokens={self.max_tokens}"
             raise RequestError("min_tokens", self.min_tokens, problem, "Lower it.")
+
+    def _check_guide(self) -> None:
+        guide = self.guided_decoding
+        if guide is None:
+            return
+        if not isinstance(guide, GuidedDecodingParams):
+            fix = "Pass `GuidedDecodingParams(json=…)`, or another constraint."
+            raise RequestError("guided_decoding", guide, "is not a GuidedDecodingParams", fix)
+        if self.ignore_eos:
+            problem = "a guided text ends with the model's end token"
+            raise RequestError("ignore_eos", True, problem, "Leave it out.")
 
     def _check_branches(self) -> None:
         _whole("n", self.n, 1)

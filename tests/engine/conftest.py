@@ -16,6 +16,7 @@ from tiny import write_checkpoint
 from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
 from workbench.engine import Engine
+from workbench.guided import GrammarCompiler
 from workbench.models import DecoderLM, load_model
 from workbench.run import Runner
 from workbench.sampling_params import SamplingParams
@@ -75,9 +76,33 @@ def model_of(
     return load
 
 
+@pytest.fixture(scope="session")
+def _grammars() -> Iterator[Callable[[DecoderLM], GrammarCompiler]]:
+    """Return a model's compiler, shared by all tests: its worker takes seconds to start."""
+    compilers: dict[int, GrammarCompiler] = {}
+
+    def compiler_of(model: DecoderLM) -> GrammarCompiler:
+        assert model.tokenizer is not None
+        if id(model) not in compilers:
+            config = model.config
+            compilers[id(model)] = GrammarCompiler(
+                model.tokenizer, config.vocab_size, eos_token_ids=config.eos_token_ids
+            )
+        return compilers[id(model)]
+
+    yield compiler_of
+    for compiler in compilers.values():
+        compiler.close()
+
+
 @pytest.fixture
-def make_engine(model_of: Callable[..., DecoderLM]) -> Callable[..., Engine]:
-    """Build an engine by hand. Keywords: its parts' settings, and those of `SchedulerConfig`."""
+def make_engine(
+    model_of: Callable[..., DecoderLM], _grammars: Callable[[DecoderLM], GrammarCompiler]
+) -> Callable[..., Engine]:
+    """Build an engine by hand. Keywords: its parts' settings, and those of `SchedulerConfig`.
+
+    guided: with a grammar compiler that all tests share.
+    """
 
     def make(
         model: DecoderLM | str = "llama",
@@ -88,6 +113,7 @@ def make_engine(model_of: Callable[..., DecoderLM]) -> Callable[..., Engine]:
         block_size: int = 16,
         host_blocks: int = 0,
         seed: int | None = None,
+        guided: bool = False,
         **scheduling: Any,
     ) -> Engine:
         model = model_of(model, device) if isinstance(model, str) else model
@@ -102,7 +128,9 @@ def make_engine(model_of: Callable[..., DecoderLM]) -> Callable[..., Engine]:
         settings = {"max_batch_tokens": 512, **scheduling}
         settings.setdefault("max_sequences", min(32, settings["max_batch_tokens"]))
         scheduler = Scheduler(cache, SchedulerConfig(**settings))
-        return Engine(model, cache, scheduler, Runner(model, cache, backend), seed=seed)
+        runner = Runner(model, cache, backend)
+        grammars = _grammars(model) if guided else None
+        return Engine(model, cache, scheduler, runner, seed=seed, grammars=grammars)
 
     return make
 

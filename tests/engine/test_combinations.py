@@ -36,7 +36,8 @@ def plain(make_engine: MakeEngine, _plain: dict[Any, list[CompletionOutput]]) ->
     ) -> list[CompletionOutput]:
         key = place, params, tuple(f.name for f in features if f.sampler is not None)
         if key not in _plain:
-            engine = make_engine(backend="reference", prefix_reuse=False)
+            guided = params.guided_decoding is not None
+            engine = make_engine(backend="reference", prefix_reuse=False, guided=guided)
             use_samplers(engine, features)
             _plain[key] = engine.generate([PROMPTS[place]], params)[0].outputs
         return _plain[key]

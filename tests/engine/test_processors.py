@@ -230,21 +230,17 @@ class Counting:
     def fork(self) -> Counting:
         raise AssertionError("nobody forks here")
 
+    def rollback(self, num_tokens: int) -> None:
+        raise AssertionError("nobody forks here")
+
     @property
     def finished(self) -> bool:
         return False
 
 
-def apply_mask(logits: torch.Tensor, bitmask: torch.Tensor, rows: torch.Tensor) -> None:
-    tokens = torch.arange(logits.shape[1])
-    allowed = (bitmask[:, tokens // 32] >> (tokens % 32)) & 1
-    logits[rows] = logits[rows].masked_fill(allowed == 0, -torch.inf)
-
-
 def test_guides_are_asked_and_told_and_may_fail(make_engine: MakeEngine, alone: Alone) -> None:
     expected = alone(PROMPTS, greedy(12))
     engine = make_engine(num_blocks=12, block_size=4)
-    engine.swap(sampler=Sampler(mask=apply_mask))
     names = [engine.add(prompt, greedy(12)) for prompt in PROMPTS]
     guides = {1: Counting(30, 64), 2: Counting(100, 200, patience=4)}
     for place, guide in guides.items():

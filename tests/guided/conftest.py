@@ -31,4 +31,4 @@ def compiler(tokenizer: Tokenizer) -> Iterator[GrammarCompiler]:
 @pytest.fixture(scope="session")
 def model() -> DecoderLM:
     """The embedded model. Tests must not change it."""
-    return load_model("tinypy", device="cpu")
+    return load_model("tinypy", device="cpu", dtype="float32")

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from guiding import BOTH, accepts, compiled
-from torch import Tensor
 
-from workbench.batch import SampledTokens
 from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
 from workbench.engine import Engine
-from workbench.guided import GrammarCompiler, Guide, mask_logits
+from workbench.errors import RequestError
+from workbench.guided import GrammarCompiler
+from workbench.guided_params import GuidedDecodingParams
 from workbench.models import DecoderLM
-from workbench.request import RequestOutput, Sequence
+from workbench.request import RequestOutput
 from workbench.run import Runner
-from workbench.sample import Sampler
 from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Scheduler
 
@@ -43,41 +44,23 @@ NESTED = {
 CHOICES = ["yes", "no", "maybe", "naïve", "日本"]
 
 
-class GuidedSampler(Sampler):
-    """As the engine's sampler will be: masks by guide, chooses, and accepts what was chosen."""
-
-    def __init__(self, guides: dict[str, Guide]) -> None:
-        super().__init__()
-        self.guides = guides
-
-    def __call__(self, logits: Tensor, sequences: list[Sequence]) -> SampledTokens:
-        """Return a token for each row, guided where the request has a guide."""
-        guides = [self.guides.get(sequence.request.request_id) for sequence in sequences]
-        mask_logits(logits, guides)
-        sampled = super().__call__(logits, sequences)
-        for guide, token_id in zip(guides, sampled.token_ids, strict=True):
-            if guide is not None:
-                guide.accept(token_id)
-        return sampled
-
-
 def generate(
-    model: DecoderLM, jobs: list[tuple[Guide | None, SamplingParams]]
+    model: DecoderLM, compiler: GrammarCompiler, params: list[SamplingParams], **settings: Any
 ) -> list[RequestOutput]:
-    """Run all jobs in one batch."""
-    cache = KVCache.for_model(model, num_blocks=256, block_size=16)
-    scheduler = Scheduler(cache, SchedulerConfig(max_batch_tokens=256, max_sequences=32))
-    guides: dict[str, Guide] = {}
-    engine = Engine(model, cache, scheduler, Runner(model, cache), sampler=GuidedSampler(guides))
-    ids = []
-    for guide, params in jobs:
-        ids.append(engine.add(PROMPT, params))
-        if guide is not None:
-            guides[ids[-1]] = guide
-    engine.run()
-    outputs = [engine.output(request_id) for request_id in ids]
-    engine.close()
-    return outputs
+    """Run all requests in one batch."""
+    cache = KVCache.for_model(model, num_blocks=settings.pop("num_blocks", 256), block_size=16)
+    budgets = {"max_batch_tokens": 256, "max_sequences": 32, **settings}
+    scheduler = Scheduler(cache, SchedulerConfig(**budgets))
+    runner = Runner(model, cache)
+    with Engine(model, cache, scheduler, runner, grammars=compiler) as engine:
+        outputs = engine.generate([PROMPT] * len(params), params)
+        assert cache.blocks.num_used == 0
+        return outputs
+
+
+def guided(params: SamplingParams, **constraint: Any) -> SamplingParams:
+    """Return the parameters under a constraint."""
+    return replace(params, guided_decoding=GuidedDecodingParams(**constraint))
 
 
 def both_ways(max_tokens: int) -> list[SamplingParams]:
@@ -91,60 +74,60 @@ def both_ways(max_tokens: int) -> list[SamplingParams]:
     return [SamplingParams(max_tokens=max_tokens, **setting) for setting in settings]
 
 
+LISTING = 'root ::= item ("," item){1,3}\nitem ::= [0-9]{1,2} | "(" item ")"'
+REGEX = r"[a-z\u0430-\u044f]{2,8}(-[0-9]{1,3}){1,2}"
+CONSTRAINTS: dict[str, dict[str, Any]] = {
+    "json": {"json": NESTED, "max_whitespace": 1},
+    "regex": {"regex": REGEX},
+    "choice": {"choice": CHOICES},
+    "grammar": {"grammar": LISTING},
+}
+
+
 @pytest.mark.parametrize("backend", BOTH)
 def test_output_meets_its_constraint(
     model: DecoderLM, compiler: GrammarCompiler, backend: str
 ) -> None:
-    listing = 'root ::= item ("," item){1,3}\nitem ::= [0-9]{1,2} | "(" item ")"'
-    grammars = {
-        "json": compiled(compiler, backend, json=NESTED, max_whitespace=1),
-        "regex": compiled(compiler, backend, regex=r"[a-zа-я]{2,8}(-[0-9]{1,3}){1,2}"),  # noqa: RUF001
-        "choice": compiled(compiler, backend, choice=CHOICES),
-        "grammar": compiled(compiler, backend, grammar=listing),
-    }
-    jobs: list[tuple[Guide | None, SamplingParams]] = [
-        (grammar.start(), params) for grammar in grammars.values() for params in both_ways(120)
+    kinds = [kind for kind in CONSTRAINTS for _ in range(4)]
+    jobs = [
+        guided(params, backend=backend, **CONSTRAINTS[kind])
+        for kind, params in zip(kinds, both_ways(120) * 4, strict=True)
     ]
-    jobs += [(None, SamplingParams(max_tokens=8, temperature=0))]
-    outputs = generate(model, jobs)
-    kinds = [kind for kind in grammars for _ in range(4)]
-    for kind, output, (guide, _) in zip(kinds, outputs, jobs, strict=False):
+    plain = SamplingParams(max_tokens=8, temperature=0)
+    outputs = generate(model, compiler, [*jobs, plain])
+    for kind, output in zip(kinds, outputs, strict=False):
         (completion,) = output.outputs
         text = completion.text
         if completion.finish_reason == "length":
             assert kind in ("json", "grammar")  # deep brackets may go on; all others are short
             continue
-        assert completion.finish_reason == "stop"
-        assert guide is not None
-        assert guide.ended
-        assert accepts(compiler, grammars[kind], text), text
+        assert completion.finish_reason == "stop", completion.error
+        grammar = compiled(compiler, backend, **CONSTRAINTS[kind])
+        assert accepts(compiler, grammar, text), text
         if kind == "json":
             jsonschema.Draft202012Validator(NESTED).validate(json.loads(text))
         elif kind == "regex":
-            assert re.fullmatch(r"[a-zа-я]{2,8}(-[0-9]{1,3}){1,2}", text)  # noqa: RUF001
+            assert re.fullmatch(REGEX, text)
         elif kind == "choice":
             assert text in CHOICES
     ended = [o for o in outputs[:16] if o.outputs[0].finish_reason == "stop"]
     assert len(ended) >= 13
     # The unguided neighbour writes what it writes alone.
-    (alone,) = generate(model, [jobs[-1]])
+    (alone,) = generate(model, compiler, [plain])
     assert alone.outputs[0].token_ids == outputs[-1].outputs[0].token_ids
 
 
-def test_a_cut_is_a_length(model: DecoderLM, compiler: GrammarCompiler) -> None:
-    guide = compiled(compiler, json=NESTED).start()
-    (output,) = generate(model, [(guide, SamplingParams(max_tokens=5, temperature=0))])
-    assert output.outputs[0].finish_reason == "length"
-    assert guide.num_tokens == 5
-    assert not guide.ended
-    assert guide.allowed()  # it could go on
-
-
-def test_an_end_is_reachable_from_wherever_it_was_cut(
+def test_a_cut_is_a_length_and_an_end_is_in_reach(
     model: DecoderLM, compiler: GrammarCompiler
 ) -> None:
-    guide = compiled(compiler, json=NESTED, max_whitespace=0).start()
-    generate(model, [(guide, SamplingParams(max_tokens=20, temperature=2.0, seed=7))])
+    cut = SamplingParams(max_tokens=20, temperature=2.0, seed=7)
+    constraint = {"json": NESTED, "max_whitespace": 0}
+    (output,) = generate(model, compiler, [guided(cut, **constraint)])
+    assert output.outputs[0].finish_reason == "length"
+    guide = compiled(compiler, **constraint).start()
+    for token_id in output.outputs[0].token_ids:
+        guide.accept(token_id)
+    assert not guide.ended
     tokens = compiler.vocabulary.tokens
     for _ in range(200):
         if guide.accepting:
@@ -157,13 +140,99 @@ def test_an_end_is_reachable_from_wherever_it_was_cut(
     assert guide.accepting
 
 
-def test_forks_of_a_guide_go_their_own_ways(model: DecoderLM, compiler: GrammarCompiler) -> None:
-    start = compiled(compiler, choice=CHOICES).start()
-    jobs: list[tuple[Guide | None, SamplingParams]] = [
-        (start.fork(), SamplingParams(max_tokens=20, temperature=2.0, seed=seed))
-        for seed in range(12)
+@pytest.mark.parametrize(
+    "settings",
+    [{"num_blocks": 14}, {"max_batch_tokens": 5, "max_sequences": 4}, {"prefix_reuse": False}],
+    ids=str,
+)
+def test_guides_survive_preemption_chunks_and_company(
+    model: DecoderLM, compiler: GrammarCompiler, settings: dict[str, Any]
+) -> None:
+    drawn = SamplingParams(max_tokens=40, temperature=1.0, seed=5)
+    jobs = [guided(drawn, **constraint) for constraint in CONSTRAINTS.values()]
+    alone = [generate(model, compiler, [job])[0].outputs[0].token_ids for job in jobs]
+    crowd = generate(model, compiler, [*jobs, replace(drawn, seed=6)], **settings)
+    assert [output.outputs[0].token_ids for output in crowd[:-1]] == alone
+
+
+def test_branches_and_beams_are_guided_each(model: DecoderLM, compiler: GrammarCompiler) -> None:
+    wild = SamplingParams(max_tokens=20, temperature=2.0, seed=1, n=12)
+    many, beams = generate(
+        model,
+        compiler,
+        [
+            guided(wild, choice=CHOICES),
+            guided(SamplingParams(max_tokens=20, beam_width=4, n=4), choice=CHOICES),
+        ],
+    )
+    texts = [output.text for output in many.outputs]
+    assert set(texts) <= set(CHOICES)
+    assert len(set(texts)) > 1
+    single = [guided(replace(wild, n=1, seed=1 + i), choice=CHOICES) for i in range(12)]
+    alone = [output.outputs[0].text for output in generate(model, compiler, single)]
+    assert texts == alone
+    found = [output.text for output in beams.outputs]
+    assert set(found) <= set(CHOICES)
+    assert len(set(found)) == 4
+
+
+def test_forks_checkpoints_and_files_keep_the_guide(
+    model: DecoderLM, compiler: GrammarCompiler, tmp_path: Path
+) -> None:
+    params = guided(SamplingParams(max_tokens=60, temperature=1.0, seed=3), json=NESTED)
+    (expected,) = generate(model, compiler, [params])
+    cache = KVCache.for_model(model, num_blocks=64, block_size=16)
+    budgets = SchedulerConfig(max_batch_tokens=64, max_sequences=8)
+    parts = model, cache, Scheduler(cache, budgets), Runner(model, cache)
+    with Engine(*parts, grammars=compiler) as engine:
+        name = engine.add(PROMPT, params)
+        early = engine.fork(name)  # before there is a guide
+        while engine.requests[name].num_output_tokens < 9:
+            engine.step()
+        late, state = engine.fork(name), engine.checkpoint()
+        path = engine.save(name, tmp_path / "guided.json")
+        loaded = engine.load(path, request_id="loaded")
+        engine.run()
+        for one in (name, early, late, loaded):
+            assert engine.output(one).outputs[0].token_ids == expected.outputs[0].token_ids
+        engine.restore(state)
+        engine.run()
+        assert engine.output(name).outputs[0].text == expected.outputs[0].text
+        other = replace(params, guided_decoding=GuidedDecodingParams(regex="a+"))
+        engine.restore(state)
+        with pytest.raises(RequestError, match="under its original's constraint"):
+            engine.fork(name, other)
+
+
+def test_a_grammar_that_cannot_be_ends_its_request_alone(
+    model: DecoderLM, compiler: GrammarCompiler
+) -> None:
+    plain = SamplingParams(max_tokens=6, temperature=0)
+    bad = [
+        guided(plain, regex="(a"),
+        guided(plain, json={"$ref": "#"}),
+        guided(plain, grammar='root ::= "a" root'),
+        guided(replace(plain, n=1, min_tokens=6), choice=["ab"]),
     ]
-    texts = {output.outputs[0].text for output in generate(model, jobs)}
-    assert texts <= set(CHOICES)
-    assert len(texts) > 1
-    assert start.num_tokens == 0
+    outputs = generate(model, compiler, [*bad, plain])
+    (alone,) = generate(model, compiler, [plain])
+    assert outputs[-1].outputs[0].token_ids == alone.outputs[0].token_ids
+    for output in outputs[:-1]:
+        assert output.outputs[0].finish_reason == "error"
+        assert "guided_decoding" in output.outputs[0].error
+
+
+def test_a_request_that_waits_for_its_grammar_can_be_aborted(model: DecoderLM) -> None:
+    cache = KVCache.for_model(model, num_blocks=64, block_size=16)
+    parts = model, cache, Scheduler(cache, SchedulerConfig()), Runner(model, cache)
+    with Engine(*parts) as engine:  # its own compiler, whose worker has yet to start
+        params = guided(SamplingParams(max_tokens=6), choice=["yes", "no"])
+        name, other = engine.add(PROMPT, params), engine.add(PROMPT, params)
+        assert engine.has_work
+        assert engine.abort(name).outputs[0].finish_reason == "abort"
+        engine.run()
+        assert engine.output(other).outputs[0].text in ("yes", "no")
+    with pytest.raises(RequestError, match="ignore_eos"):
+        replace(params, ignore_eos=True)
+    with pytest.raises(RequestError, match="is not a GuidedDecodingParams"):
+        SamplingParams(guided_decoding="json")

@@ -16,10 +16,10 @@ from workbench.guided import (
     GrammarCompiler,
     Guide,
     Vocabulary,
-    allocate_bitmask,
     draft_masks,
 )
 from workbench.models.tokenizer import Tokenizer
+from workbench.sample.bitmask import allocate_bitmask
 
 SCHEMA = {
     "type": "object",

@@ -6,11 +6,14 @@ import random
 
 import pytest
 import torch
-from guiding import compiled
 
-from workbench.errors import GuideFailed
-from workbench.guided import GrammarCompiler, Guide, allocate_bitmask, apply_bitmask, mask_logits
-from workbench.guided.mask import num_words, unpack, unpack_plain
+from workbench.sample.bitmask import (
+    allocate_bitmask,
+    apply_bitmask,
+    num_words,
+    unpack,
+    unpack_plain,
+)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -111,36 +114,6 @@ def test_equals_the_definition(
 def test_unpacking_equals_plain_torch(vocab_size: int, device: torch.device) -> None:
     mask = random_mask(7, vocab_size + 50).to(device)[:, : num_words(vocab_size)]
     assert torch.equal(unpack(mask, vocab_size), unpack_plain(mask, vocab_size))
-
-
-def test_a_batch_is_masked_by_its_guides(compiler: GrammarCompiler, device: torch.device) -> None:
-    grammar = compiled(compiler, choice=["yes", "no"])
-    guides: list[Guide | None] = [None, grammar.start(), None, grammar.start()]
-    logits = torch.randn(4, 4096, device=device)
-    before = logits.clone()
-    mask_logits(logits, guides)
-    assert torch.equal(logits[[0, 2]], before[[0, 2]])
-    for row in (1, 3):
-        found = logits[row].isfinite().nonzero().flatten().tolist()
-        assert found == grammar.start().allowed()
-    mask_logits(before, [None] * 4)
-    mask_logits(logits[:0], [])
-    mask_logits(logits[[1, 3]], [guides[1], guides[3]])
-
-
-def test_a_guide_that_fails_names_its_row_and_no_row_is_written(compiler: GrammarCompiler) -> None:
-    class Failing(Guide):
-        def fill(self, mask: torch.Tensor) -> None:
-            raise GuideFailed("too complex")
-
-    good = compiled(compiler, choice=["yes", "no"]).start()
-    bad = Failing(good._matcher, compiler.vocabulary, "xgrammar")
-    logits = torch.randn(4, 4096)
-    before = logits.clone()
-    with pytest.raises(GuideFailed, match=r"row\(s\) 1, 3\): too complex") as caught:
-        mask_logits(logits, [good, bad, None, bad])
-    assert caught.value.rows == [1, 3]
-    assert torch.equal(logits, before)
 
 
 def test_random_masks_round_trip() -> None:

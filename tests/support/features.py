@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from workbench.engine import Engine
-from workbench.request import CompletionOutput
+from workbench.guided_params import GuidedDecodingParams
+from workbench.request import CompletionOutput, Status
 from workbench.sample import Sampler
 from workbench.sampling_params import SamplingParams
 
@@ -122,7 +123,7 @@ def _failing(run: Run) -> None:
 def _swap(run: Run) -> None:
     engine = run.engine
     engine.swap(
-        sampler=Sampler(engine.sampler.processors, mask=engine.sampler.mask),
+        sampler=Sampler(engine.sampler.processors),
         backend=["reference", "sdpa"][run.step % 2],
         scheduler_policy=["fcfs", "shortest_first"][run.step % 2],
     )
@@ -135,6 +136,19 @@ def _time_travel(run: Run) -> None:
     elif run.step == 5:
         run.notes.add("restored")
         run.engine.restore(run.state)
+
+
+def _pause(run: Run) -> None:
+    if run.step == 1:
+        run.engine.pause(run.names[0])
+    elif run.step > 2 and run.engine.requests[run.names[0]].sequences[0].status is Status.PAUSED:
+        run.engine.resume(run.names[0])
+        run.notes.add("resumed")
+
+
+def _offloads(run: Run) -> bool:
+    stats = run.engine.cache.stats()
+    return stats.offloads > 0 and stats.restores > 0
 
 
 def _all_new(tokens: list[int], prompt: list[int]) -> bool:
@@ -244,6 +258,19 @@ FEATURES = [
         sampler=lambda: Sampler([prefer_low]),
     ),
     Feature(
+        "guided",
+        "a regular expression that the text must match",
+        params={
+            "guided_decoding": GuidedDecodingParams(regex="[a-m]{3,30}"),
+            "ignore_eos": False,
+        },
+        engine={"guided": True},
+        # Whatever is echoed before it: each token has a letter at least, and an end token none.
+        holds=lambda output, _: (
+            set(output.text[len(output.text) - len(output.token_ids) + 1 :]) <= set("abcdefghijklm")
+        ),
+    ),
+    Feature(
         "chunks",
         "prompts split over steps of four tokens",
         engine={"max_batch_tokens": 4, "max_sequences": 4},
@@ -260,6 +287,38 @@ FEATURES = [
         engine={"num_blocks": 20, "block_size": 2},
         happened=_preemptions,
     ),
+    Feature(
+        "swapping",
+        "a cache too small for all, and what is preempted swapped to the host",
+        engine={"num_blocks": 20, "block_size": 2, "preemption": "swap", "host_blocks": 40},
+        happened=lambda run: run.engine.cache.stats().swapped > 0,
+    ),
+    Feature(
+        "host tier",
+        "evicted blocks kept on the host",
+        engine={"num_blocks": 24, "block_size": 2, "host_blocks": 40},
+        happened=_offloads,
+    ),
+    Feature(
+        "no eviction",
+        "a sequence starts only if nobody will have to give way",
+        engine={"num_blocks": 24, "block_size": 2, "capacity": "guaranteed_no_evict"},
+        happened=lambda run: not _preemptions(run),
+    ),
+    Feature(
+        "equal progress",
+        "prompts in chunks, side by side",
+        engine={"max_batch_tokens": 6, "max_sequences": 4, "chunking": "equal_progress"},
+        happened=lambda run: run.step > MAX_TOKENS + 2,
+        refused={"whole prompts": "with chunked_prefill off"},
+    ),
+    Feature(
+        "pause",
+        "a request paused for two steps",
+        between=_pause,
+        happened=lambda run: "resumed" in run.notes,
+    ),
+    Feature("native", "the compiled CPU backend", engine={"backend": "native"}),
     Feature(
         "prefix reuse",
         "the prompts' blocks are in the cache already",

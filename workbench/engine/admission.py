@@ -18,6 +18,7 @@ from workbench.config import ModelConfig, SchedulerConfig
 from workbench.engine.prompts import read_prompt, require_text
 from workbench.engine.reports import check_reports
 from workbench.errors import RequestError
+from workbench.guide import Guide
 from workbench.metrics import RequestMetrics
 from workbench.request import Prompt, Request, Sequence, TextStream
 from workbench.retention import Retention, resolve
@@ -180,10 +181,20 @@ def make_branch(
         index=index,
         leader=(parent.leader or parent) if request is parent.request else None,
         bad_word_ids=words,
+        guide=_guide_after(parent, num_tokens),
         logprobs=parent.logprobs[:shared] if parent.logprobs else None,
         prompt_logprobs=list(scores) if scores and params.prompt_logprobs is not None else None,
         activations=kept.first(num_tokens, params.points) if kept and params.points else None,
     )
+
+
+def _guide_after(parent: Sequence, num_tokens: int) -> Guide | None:
+    """Return a copy of `parent`'s guide as it was after its first `num_tokens`."""
+    if parent.guide is None:
+        return None
+    guide = parent.guide.fork()
+    guide.rollback(parent.num_tokens - num_tokens)
+    return guide
 
 
 def tracked_by(params: SamplingParams, stop_ids: frozenset[int]) -> int | None:

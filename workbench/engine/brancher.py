@@ -6,6 +6,7 @@ One per engine: handed to each `Strategy.advance` between two steps, and used by
 from __future__ import annotations
 
 from workbench.engine.admission import make_branch
+from workbench.engine.guides import GuideDesk
 from workbench.engine.requests import RequestBook, RequestRecord
 from workbench.engine.strategies import make_strategy
 from workbench.events import RequestAdded
@@ -18,8 +19,10 @@ from workbench.scheduler import Scheduler, append_token, ends, mark_finished
 class Brancher:
     """Implements `Branching` for one engine's scheduler and book."""
 
-    def __init__(self, model: DecoderLM, scheduler: Scheduler, book: RequestBook) -> None:
-        self.model, self.scheduler, self.book = model, scheduler, book
+    def __init__(
+        self, model: DecoderLM, scheduler: Scheduler, book: RequestBook, desk: GuideDesk
+    ) -> None:
+        self.model, self.scheduler, self.book, self.desk = model, scheduler, book, desk
 
     def branch(
         self,
@@ -50,7 +53,10 @@ class Brancher:
             if bus:
                 sizes = child.num_prompt_tokens, request.params.max_tokens
                 bus.emit(RequestAdded(step, request.request_id, number, *sizes))
-            self.scheduler.fork(parent, child)
+            if request.params.guided_decoding is not None and child.guide is None:
+                self.desk.queue(child)  # the parent waits for the same grammar
+            else:
+                self.scheduler.fork(parent, child)
 
     def enter(self, record: RequestRecord) -> None:
         """Enter a record that was packed before.
@@ -66,7 +72,7 @@ class Brancher:
                 sizes = sequence.num_prompt_tokens, params.max_tokens
                 ids = self.scheduler.step, name, sequence.sequence_id
                 self.scheduler.bus.emit(RequestAdded(*ids, *sizes))
-            self.scheduler.add(sequence)
+            self.desk.queue(sequence)
 
     def ended_copy(self, parent: Sequence, entry: TokenLogprobs) -> Sequence | None:
         """Return what `parent` makes with the token of `entry` if that ends it, else None."""

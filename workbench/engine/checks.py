@@ -64,6 +64,9 @@ def check_fork(
     parent = record.sequences[branch]
     if parent.finished:
         raise AlreadyFinished(record.request.request_id, str(parent.finish_reason))
+    if params.guided_decoding != record.request.params.guided_decoding:
+        problem = "a fork goes on under its original's constraint"
+        raise RequestError("guided_decoding", params.guided_decoding, problem, "Leave it as it is.")
     check_params(params, model.config.vocab_size)
     check_reports(params, model)
     check_fork_reports(parent.request.params, params)

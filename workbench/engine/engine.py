@@ -20,6 +20,7 @@ from workbench.engine import files, loops
 from workbench.engine.admission import make_request, make_sequence
 from workbench.engine.brancher import Brancher
 from workbench.engine.checks import check_beams, check_fork, check_loaded, check_parts, check_seed
+from workbench.engine.guides import GuideDesk
 from workbench.engine.output import make_output
 from workbench.engine.record import Laps, NewToken, StepRecord, new_tokens, step_done
 from workbench.engine.requests import RequestBook, RequestRecord
@@ -28,6 +29,7 @@ from workbench.engine.strategies import make_strategy
 from workbench.errors import ConfigError, EngineClosed, RequestError
 from workbench.errors import RequestFinished as AlreadyFinished
 from workbench.events import EngineRestored, EventBus, RequestAdded
+from workbench.guided import GrammarCompiler
 from workbench.interrupts import shielded
 from workbench.models import DecoderLM
 from workbench.models.tokenizer import Tokenizer
@@ -45,7 +47,8 @@ class Engine(Described):
 
     The parts are public attributes and share `bus`. `add` queues a request, `step` runs one
     iteration, `run` steps until nothing is left, `stream` and `generate` are loops over `step`.
-    `seed`: base of the seeds of requests that bring none.
+    `seed`: base of the seeds of requests that bring none. `grammars`: compiles the constraints of
+    guided requests (None: its own, made when one comes).
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Engine(Described):
         runner: Runner,
         sampler: Sampler | None = None,
         *,
+        grammars: GrammarCompiler | None = None,
         seed: int | None = None,
         bus: EventBus | None = None,
     ) -> None:
@@ -69,7 +73,8 @@ class Engine(Described):
         cache.blocks.bus = scheduler.bus = self.bus
         self.closed = False
         self._book = RequestBook()
-        self._brancher = Brancher(model, scheduler, self._book)
+        self._desk = GuideDesk(model, scheduler, grammars)
+        self._brancher = Brancher(model, scheduler, self._book, self._desk)
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -85,6 +90,7 @@ class Engine(Described):
         """
         self._require_between_steps("step")
         laps = Laps()
+        refused = self._desk.settle()
         plan = self.scheduler.schedule()
         laps.lap("schedule")
         output = self.runner.run(plan) if plan else ForwardOutput()
@@ -97,7 +103,7 @@ class Engine(Described):
         laps.lap("sample")
         new = new_tokens(rows, sampled)
         with shielded():  # a step that is committed is also told
-            finished = self.scheduler.commit(plan, sampled, output.reports)
+            finished = refused + self.scheduler.commit(plan, sampled, output.reports)
             finished += self._book.advance(self._brancher)
             laps.lap("commit")
             if self.bus:
@@ -109,7 +115,7 @@ class Engine(Described):
     @property
     def has_work(self) -> bool:
         """Whether any request is waiting or running; the paused ones are not."""
-        return self.scheduler.num_unfinished > 0
+        return not self.closed and self.scheduler.num_unfinished + len(self._desk) > 0
 
     def run(self, max_steps: int | None = None) -> list[StepRecord]:
         """Step until nothing is left, or `max_steps` times; return the records."""
@@ -148,11 +154,12 @@ class Engine(Described):
         self._book.require_free(request_id)
         number, limits = self._book.next_number(), self.scheduler.config
         sequence = make_sequence(request, number, self.model, self.cache, limits, self.seed)
+        self._desk.check(sequence)
         check_beams(sequence.max_num_tokens, request, self.cache, limits)
         record = RequestRecord(request, [sequence], make_strategy(params, sequence))
         with shielded():
             self._book.add(record)
-            self.scheduler.add(sequence)
+            self._desk.queue(sequence)
             if self.bus:
                 ids = self.scheduler.step, request_id, number
                 self.bus.emit(RequestAdded(*ids, sequence.num_prompt_tokens, params.max_tokens))
@@ -345,7 +352,8 @@ class Engine(Described):
             self.closed = True
             self.cache.close()
             self.runner.close()
-            del self.model, self.runner, self.sampler, self._brancher
+            self._desk.close()
+            del self.model, self.runner, self.sampler, self._brancher, self._desk
 
     def __enter__(self) -> Engine:
         """Use the engine as a context manager: it is closed at the end."""

@@ -16,6 +16,7 @@ from workbench.embeds import PromptEmbeds
 from workbench.engine.plain import pack_tensor, unpack_tensor
 from workbench.engine.state import RequestState
 from workbench.errors import RequestError, StateError, WorkbenchError
+from workbench.guided_params import GuidedDecodingParams
 from workbench.metrics import RequestMetrics
 from workbench.request import Request
 from workbench.retention import KeptRange
@@ -63,7 +64,7 @@ def read(path: Path, config: ModelConfig) -> RequestState:
     try:
         request = dict(content["request"])
         deadline = request.pop("deadline")
-        request["params"] = SamplingParams(**request["params"])
+        request["params"] = _params(request["params"])
         request["prompt_token_ids"] = tuple(request["prompt_token_ids"])
         request["deadline"] = None if deadline is None else deadline + now
         request["embeds"] = _unpack_embeds(request["embeds"])
@@ -73,6 +74,13 @@ def read(path: Path, config: ModelConfig) -> RequestState:
         return RequestState(Request(**request), sequences, content["strategy"])
     except (AttributeError, KeyError, TypeError, ValueError, WorkbenchError) as error:
         raise StateError(f"{path}: a field is wrong ({error!r}). {_AGAIN}") from error
+
+
+def _params(data: dict[str, Any]) -> SamplingParams:
+    guided = data["guided_decoding"]
+    if guided is not None:
+        data = {**data, "guided_decoding": GuidedDecodingParams(**guided)}
+    return SamplingParams(**data)
 
 
 def _identity(config: ModelConfig) -> dict[str, Any]:

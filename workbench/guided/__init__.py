@@ -2,7 +2,7 @@
 tag, through xgrammar and llguidance.
 
 `GrammarCompiler` turns `GuidedDecodingParams` into a `CompiledGrammar`, whose `Guide` walks one
-sequence; `mask_logits` forbids in a batch of logits what the guides forbid.
+sequence. The sampler asks it for a bitmask (`workbench.sample.bitmask`).
 """
 
 from workbench.guided.cache import GrammarCache
@@ -10,8 +10,6 @@ from workbench.guided.compiled import CompiledGrammar
 from workbench.guided.compiler import GrammarCompiler
 from workbench.guided.drafts import DraftMasks, draft_masks
 from workbench.guided.guide import Guide
-from workbench.guided.logits import mask_logits
-from workbench.guided.mask import allocate_bitmask, apply_bitmask
 from workbench.guided.vocabulary import Vocabulary
 
 __all__ = [
@@ -21,8 +19,5 @@ __all__ = [
     "GrammarCompiler",
     "Guide",
     "Vocabulary",
-    "allocate_bitmask",
-    "apply_bitmask",
     "draft_masks",
-    "mask_logits",
 ]

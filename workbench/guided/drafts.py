@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from workbench.guided.guide import Guide
-from workbench.guided.mask import allocate_bitmask
+from workbench.sample.bitmask import allocate_bitmask
 
 
 class DraftMasks(NamedTuple):

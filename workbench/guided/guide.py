@@ -16,8 +16,8 @@ from torch import Tensor
 
 from workbench.describe import Described
 from workbench.errors import GuideFailed
-from workbench.guided.mask import allocate_bitmask
 from workbench.guided.vocabulary import Vocabulary
+from workbench.sample.bitmask import allocate_bitmask
 
 Words = NDArray[np.uint32]
 UNSPELLED = "no token of the vocabulary spells what must follow"

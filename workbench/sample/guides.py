@@ -1,32 +1,25 @@
 """Guided decoding as the sampler sees it: a bitmask of what each guided row may say next.
 
-A sequence's `guide` fills its row of the mask, and the function that the sampler was made with
-turns what is not allowed to -inf. Called by `Processing`; grammars live in `workbench.guided`.
+A sequence's `guide` fills its row of the mask; what it does not allow becomes -inf. Called by
+`Processing`; grammars live in `workbench.guided`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from workbench.errors import GuideFailed
 from workbench.request import Sequence
+from workbench.sample.bitmask import apply_bitmask
 from workbench.sample.params import to_device
 from workbench.sample.user_code import last_line
-
-# Sets to -inf, in place, what is not allowed. Arguments, on one device: logits [R, V]; bitmask
-# [G, ceil(V / 32)] int32, bit i % 32 of word i // 32 for token i; rows [G] int64, which rows of the
-# logits the masks are for.
-Mask = Callable[[Tensor, Tensor, Tensor], None]
 
 
 class Guides:
     """The guides of a batch's rows that have one."""
 
-    def __init__(self, mask: Mask | None) -> None:
-        self.mask = mask
+    def __init__(self) -> None:
         self._rows: list[tuple[int, Sequence]] = []
 
     def arrange(self, sequences: list[Sequence], vocab_size: int, device: torch.device) -> bool:
@@ -41,10 +34,6 @@ class Guides:
 
     def apply(self, logits: Tensor, failed: dict[int, str]) -> None:
         """Mask in place. failed: gets, by row, why a guide could not say what is allowed."""
-        if self.mask is None:
-            problem = "guided_decoding: this sampler cannot mask; make it with `mask=`"
-            failed.update((row, problem) for row, _ in self._rows)
-            return
         bitmask = self._all.clone()
         for (row, sequence), words in zip(self._rows, bitmask, strict=True):
             assert sequence.guide is not None, "a guide stays with its sequence"
@@ -54,4 +43,4 @@ class Guides:
                 failed[row] = f"guided_decoding: {error.problem}"
             except Exception as error:  # noqa: BLE001 - a guide may be a user's
                 failed[row] = f"guided_decoding: raised {last_line(error)}"
-        self.mask(logits, to_device(bitmask, logits.device), self._index)
+        apply_bitmask(logits, to_device(bitmask, logits.device), self._index)

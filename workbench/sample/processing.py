@@ -19,7 +19,7 @@ from torch import Tensor
 from workbench.request import Sequence
 from workbench.sample.bias import Bias
 from workbench.sample.forbidden import Forbidden
-from workbench.sample.guides import Guides, Mask
+from workbench.sample.guides import Guides
 from workbench.sample.params import to_device
 from workbench.sample.penalties import Penalties, penalized
 from workbench.sample.user_code import BatchProcessor, UserProcessors, apply_to_batch, name_of
@@ -39,16 +39,14 @@ class Stage(Protocol):
 class Processing:
     """The stages, and the batch they are arranged for."""
 
-    def __init__(
-        self, processors: tuple[BatchProcessor, ...] = (), mask: Mask | None = None
-    ) -> None:
-        self.processors, self.mask = processors, mask
+    def __init__(self, processors: tuple[BatchProcessor, ...] = ()) -> None:
+        self.processors = processors
         self._stages: tuple[Stage, ...] = (
             UserProcessors(),
             Penalties(),
             Bias(),
             Forbidden(),
-            Guides(mask),
+            Guides(),
         )
         self._active: list[Stage] = []
         self._beams: Tensor | None = None  # rows whose sequence has a chooser

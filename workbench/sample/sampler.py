@@ -21,7 +21,6 @@ from workbench.errors import ConfigError
 from workbench.request import Sequence, TokenLogprobs
 from workbench.sample import filters
 from workbench.sample.greedy import argmax
-from workbench.sample.guides import Mask
 from workbench.sample.logprobs import token_logprobs
 from workbench.sample.params import NARROW, RowGroup, SamplingTensors, to_device
 from workbench.sample.processing import Processing
@@ -44,21 +43,17 @@ class Sampler(Described):
     """Chooses one token a row: greedy, or drawn after temperature, top-k, top-p and min-p.
 
     processors: functions `(logits [R, V] float32, sequences) -> logits` for the whole batch, called
-    in order before anything else, in every step. mask: applies the bitmasks of guided sequences
-    (see `Guides`).
+    in order before anything else, in every step.
     """
 
-    def __init__(
-        self, processors: Iterable[BatchProcessor] = (), *, mask: Mask | None = None
-    ) -> None:
+    def __init__(self, processors: Iterable[BatchProcessor] = ()) -> None:
         """Raise `ConfigError` for a processor that is no function."""
         self.processors = tuple(processors)
         for processor in self.processors:
             if not callable(processor):
                 fix = "Pass functions `(logits, sequences) -> logits`."
                 raise ConfigError("processors", processor, "is not callable", fix)
-        self.mask = mask
-        self._processing = Processing(self.processors, mask)
+        self._processing = Processing(self.processors)
         self._tensors: SamplingTensors | None = None
 
     def __call__(self, logits: Tensor, sequences: list[Sequence]) -> SampledTokens:

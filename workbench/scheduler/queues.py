@@ -183,9 +183,9 @@ class Queues:
             self.waiting.append(sequence)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """Take an unfinished sequence out of its queue and release its blocks."""
+        """Take an unfinished sequence out of its queue, if it is in one, and release its blocks."""
         number = sequence.sequence_id
-        if sequence.status is Status.WAITING:
+        if sequence.status is Status.WAITING and sequence in self.waiting:
             self.waiting.remove(sequence)
         self.running.pop(number, None)
         self.paused.pop(number, None)

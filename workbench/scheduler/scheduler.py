@@ -214,6 +214,12 @@ class Scheduler(Described):
             has_place = len(self._queues.running) < self.config.max_sequences
             self._queues.resume(sequence, has_place)
 
+    def refuse(self, sequence: Sequence, error: str) -> None:
+        """End a sequence that was never queued, with an error."""
+        with self.books.open("refuse"):
+            sequence.error = error
+            self._queues.finish(sequence, "error")
+
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence in any state and release its blocks; idempotent."""
         with self.books.open("finish"):

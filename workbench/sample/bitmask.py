@@ -1,7 +1,8 @@
 """Bitmasks of allowed tokens, and their application to logits on any device.
 
-Called by `mask_logits`, and where drafts are verified. Bit i % 32 of word i // 32 says whether
-token i is allowed, as both grammar libraries have it. Rows without a mask are never written.
+Called by the sampler's guides, and where drafts are verified. Bit i % 32 of word i // 32 says
+whether token i is allowed, as both grammar libraries have it. Rows without a mask are never
+written.
 """
 
 from __future__ import annotations
