@@ -7,8 +7,11 @@ call waits for the GPU. It has no gradients: training uses `reference` or `sdpa`
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Hashable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from operator import is_not
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +24,8 @@ from workbench.ops.reference import ReferenceBackend
 if TYPE_CHECKING:
     from workbench.kernels.launch import Plan
     from workbench.kernels.spec import KernelSpec
+
+_SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 @dataclass(slots=True)
@@ -70,6 +75,9 @@ class TritonBackend(ReferenceBackend):
         self.tuned = TunedTable.load(named)
         self._choose_splits = choose_splits
         self._num_sms = sm_count(device)
+        self._known: list[KernelSpec] = []
+        self._generation = 0
+        self.capturable = device.type == "cuda"
 
     def describe(self) -> dict[str, Any]:
         """Return where it runs and which tuned configurations it has used."""
@@ -93,8 +101,7 @@ class TritonBackend(ReferenceBackend):
         splits = 1
         if lens:
             assert ctx.kv is not None, "decodes have a cache"
-            kv_heads = ctx.kv[0].shape[3]
-            splits = self._choose_splits(decodes, kv_heads, max(lens), sum(lens), self._num_sms)
+            splits = self._splits(lens, ctx.kv[0])
         chunk_lens = ctx.query_lens[decodes:]
         fresh = not cached or chunk_lens == ctx.kv_lens[decodes:]
         return _Prepared(
@@ -104,6 +111,18 @@ class TritonBackend(ReferenceBackend):
             _rows(ctx, slice(decodes, None), sum(chunk_lens)),
             fresh,
         )
+
+    def _splits(self, lens: list[int], kv: Tensor) -> int:
+        """Return into how many parts decodes are cut: one of few numbers, as each is a graph's."""
+        chosen = self._choose_splits(len(lens), kv.shape[3], max(lens), sum(lens), self._num_sms)
+        return _SPLITS[bisect_right(_SPLITS, chosen) - 1]
+
+    def graph_key(self, kv_lens: list[int], kv: Tensor) -> Hashable:
+        """Return the number of splits, and which kernels there are: replaced ones differ."""
+        kernels = list(self.kernels.values())
+        if len(kernels) != len(self._known) or any(map(is_not, kernels, self._known)):
+            self._known, self._generation = kernels, self._generation + 1
+        return self._splits(kv_lens, kv), self._generation
 
     def attention(
         self,

@@ -1,0 +1,114 @@
+"""The inputs of a decode batch at fixed addresses, as a CUDA graph needs them.
+
+`DecodeBuffers` holds room for a number of rows and a width of block tables in one pinned host
+buffer and its twin on the device. `fill` writes a plan's rows, `upload` moves all in one
+asynchronous copy. Rows that stand empty have no context and slot -1: the kernels read and write
+nothing for them. Made and written by `workbench.run.graphs` alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.batch import StepPlan
+from workbench.cache import KVCache
+from workbench.request import Sequence
+
+_ALIGNMENT = 64  # bytes: kernels are compiled for pointers that 16 divides
+_NO_SLOT = -1
+
+
+class DecodeBuffers:
+    """Static inputs for up to `rows` decodes whose block tables are at most `width` blocks.
+
+    token_ids, positions, slot_mapping, rope_lens [rows] int64; context_lens [rows] and block_tables
+    [rows, width] int32: on the device. On a CPU the two buffers are one.
+    """
+
+    def __init__(self, rows: int, width: int, device: torch.device) -> None:
+        self.rows, self.width = rows, width
+        long, short = torch.int64, torch.int32
+        sections: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+            **dict.fromkeys(
+                ("token_ids", "positions", "slot_mapping", "rope_lens"), (long, (rows,))
+            ),
+            "context_lens": (short, (rows,)),
+            "block_tables": (short, (rows, width)),
+        }
+        places, size = {}, 0
+        for name, (dtype, shape) in sections.items():
+            places[name] = slice(size, size + dtype.itemsize * int(np.prod(shape)))
+            size = -(-places[name].stop // _ALIGNMENT) * _ALIGNMENT
+        on_gpu = device.type == "cuda"
+        self._host = torch.zeros(size, dtype=torch.uint8, pin_memory=on_gpu)
+        self._device = torch.zeros(size, dtype=torch.uint8, device=device) if on_gpu else self._host
+        self._moved = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+        host, views = {}, {}
+        for name, (dtype, shape) in sections.items():
+            host[name] = self._host[places[name]].view(dtype).view(shape).numpy()
+            views[name] = self._device[places[name]].view(dtype).view(shape)
+        self._arrays: dict[str, np.ndarray[Any, Any]] = host
+        self.views: dict[str, Tensor] = views
+        self._latest: tuple[int, list[Sequence], np.ndarray[Any, Any]] | None = None
+
+    def fill(self, plan: StepPlan, cache: KVCache) -> list[int]:
+        """Write the rows of a plan of decodes; return the context length of each row, empty ones 0.
+
+        Waits for the copy of what was here before, should it still be under way.
+        """
+        if self._moved is not None:
+            self._moved.synchronize()
+        arrays, rows = self._arrays, len(plan.sequences)
+        assert rows <= self.rows, "more rows than the buffers hold"
+        starts = np.array(plan.starts, dtype=np.int64)
+        index, offsets = np.divmod(starts, cache.block_size)
+        self._write_tables(plan, starts, index, cache)
+        pairs = zip(plan.sequences, plan.starts, strict=True)
+        arrays["token_ids"][:rows] = [sequence.token_ids[start] for sequence, start in pairs]
+        arrays["positions"][:rows] = starts
+        blocks = arrays["block_tables"][np.arange(rows), index].astype(np.int64)
+        arrays["slot_mapping"][:rows] = blocks * cache.block_size + offsets
+        prompts = [sequence.num_prompt_tokens for sequence in plan.sequences]
+        arrays["rope_lens"][:rows] = np.maximum(prompts, starts + 1)
+        arrays["context_lens"][:rows] = starts + 1
+        if rows < self.rows:
+            for name in ("token_ids", "positions", "rope_lens", "context_lens"):
+                arrays[name][rows:] = 0
+            arrays["slot_mapping"][rows:] = _NO_SLOT
+        lens: list[int] = arrays["context_lens"].tolist()
+        return lens
+
+    def _write_tables(
+        self, plan: StepPlan, starts: np.ndarray[Any, Any], index: Any, cache: KVCache
+    ) -> None:
+        """Write the rows' block ids: all of them, or those of this step's blocks alone.
+
+        From one step to the next of the same decodes, each a token further, a table can change only
+        where the new token goes: there a block is added, or a shared one copied.
+        """
+        tables, latest = cache.blocks.tables, self._latest
+        self._latest = None  # what an interrupt leaves half written is written again
+        block_ids = [tables[sequence.sequence_id].block_ids for sequence in plan.sequences]
+        array = self._arrays["block_tables"]
+        if (
+            latest is not None
+            and latest[0] == plan.step - 1
+            and latest[1] == plan.sequences
+            and np.array_equal(latest[2], starts - 1)
+        ):
+            own = [ids[i] for ids, i in zip(block_ids, index.tolist(), strict=True)]
+            array[np.arange(len(own)), index] = own
+        else:
+            for row, ids in enumerate(block_ids):
+                array[row, : len(ids)] = ids[: self.width]
+        self._latest = plan.step, list(plan.sequences), starts
+
+    def upload(self) -> None:
+        """Start the copy to the device on the current stream."""
+        if self._moved is not None:
+            self._device.copy_(self._host, non_blocking=True)
+            self._moved.record()
