@@ -90,7 +90,7 @@ def test_tokens_do_not_depend_on_graphs(make: MakeEngine) -> None:
 
 def test_preemption_and_forks(make: MakeEngine) -> None:
     prompts = random_prompts(6, seed=72, longest=60)
-    params = [greedy(40, n=2) if i % 3 == 0 else drawn(i, 40) for i in range(6)]
+    params = [drawn(i, 40, n=2) if i % 3 == 0 else drawn(i, 40) for i in range(6)]
     settings: dict[str, Any] = {"num_blocks": 24, "block_size": 8, "max_batch_tokens": 64}
     plain, fast = (make(cuda_graphs=choice, **settings) for choice in (False, True))
     outputs = []

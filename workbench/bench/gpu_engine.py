@@ -62,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         f"bf16 product {ceilings.gemm / 1e12:.0f} TFLOP/s"
     )
     engine, start_up = _start(SHAPES[arguments.shape], arguments, device)
-    where = machine() | versions | engine.runner.describe() | {"start-up": start_up}
+    parts = {name: str(value) for name, value in engine.runner.describe().items()}
+    where = machine() | parts | versions | {"start-up": start_up}
     run = _Run(engine, arguments.shape, ceilings, where, arguments.repeats)
     rows = [_measure(run, name, jobs[name]) for name in names]
     if arguments.overhead:
@@ -180,12 +181,13 @@ def _overhead(run: _Run, count: int) -> Row:
     names = [engine.add([100 + i] * 128, params) for i in range(count)]
     while any(engine.find(name).num_output_tokens < 8 for name in names):
         engine.step()
-    walls, parts = [], []
-    for _ in range(_OVERHEAD_STEPS):
+    walls, parts, busy = [], [], 0.0
+    for number in range(_OVERHEAD_STEPS):
+        if number == _OVERHEAD_STEPS // 2:  # contexts are then of their average length
+            busy = _busy_us(engine, count)
         begin = time.perf_counter()
         parts.append(engine.step().seconds)
         walls.append(1e6 * (time.perf_counter() - begin))
-    busy = _busy_us(engine, count)
     engine.discard(names)
     wall = statistics.median(walls)
     split = {part: 1e6 * statistics.median(p[part] for p in parts) for part in parts[0]}
