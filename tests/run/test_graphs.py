@@ -99,7 +99,7 @@ def check_inputs(engine: Engine, plan: Any, buffers: DecodeBuffers) -> None:
 def test_buffers_hold_the_plan_through_growth_forks_and_ends() -> None:
     """Step after step one object is filled; nothing of an earlier batch may be left in it."""
     engine = make_engine()
-    buffers = DecodeBuffers(8, 24, CPU)
+    buffers = DecodeBuffers(8, 24, CPU, rope_lens=True)
     decoding(engine, [3, 9, 1, 14])
     first = next(iter(engine.requests))
     for step in range(20):
@@ -127,7 +127,7 @@ def test_buffers_hold_the_plan_through_growth_forks_and_ends() -> None:
 def test_buffers_write_a_whole_table_after_a_gap() -> None:
     """A sequence may come back with other blocks: only steps in a row write the last one alone."""
     engine = make_engine()
-    buffers = DecodeBuffers(2, 24, CPU)
+    buffers = DecodeBuffers(2, 24, CPU, rope_lens=True)
     decoding(engine, [5, 6])
     plan = engine.scheduler.schedule()
     buffers.fill(plan, engine.cache)
@@ -145,7 +145,7 @@ def test_buffers_write_a_whole_table_after_a_gap() -> None:
 def test_sections_are_aligned() -> None:
     """A kernel is compiled anew for a pointer that 16 does not divide."""
     for rows in (1, 3, 8):
-        views = DecodeBuffers(rows, 64, CPU).views
+        views = DecodeBuffers(rows, 64, CPU, rope_lens=True).views
         base = views["token_ids"].data_ptr()
         assert all((view.data_ptr() - base) % 64 == 0 for view in views.values())
 

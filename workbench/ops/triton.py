@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from operator import is_not
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,7 @@ class TritonBackend(ReferenceBackend):
         self.kernels: dict[str, KernelSpec] = dict(SPECS)
         named = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         self.tuned = TunedTable.load(named)
-        self._choose_splits = choose_splits
+        self._choose_splits = lru_cache(choose_splits)
         self._num_sms = sm_count(device)
         self._known: list[KernelSpec] = []
         self._generation = 0
@@ -113,8 +114,13 @@ class TritonBackend(ReferenceBackend):
         )
 
     def _splits(self, lens: list[int], kv: Tensor) -> int:
-        """Return into how many parts decodes are cut: one of few numbers, as each is a graph's."""
-        chosen = self._choose_splits(len(lens), kv.shape[3], max(lens), sum(lens), self._num_sms)
+        """Return into how many parts decodes are cut: one of few numbers, as each is a graph's.
+
+        Lengths are rounded up a little, so that most steps find the choice made.
+        """
+        rows, heads = len(lens), kv.shape[3]
+        longest, mean = (64 * -(-n // 64) for n in (max(lens), -(-sum(lens) // rows)))
+        chosen = self._choose_splits(rows, heads, longest, rows * mean, self._num_sms)
         return _SPLITS[bisect_right(_SPLITS, chosen) - 1]
 
     def graph_key(self, kv_lens: list[int], kv: Tensor) -> Hashable:

@@ -25,17 +25,18 @@ _NO_SLOT = -1
 class DecodeBuffers:
     """Static inputs for up to `rows` decodes whose block tables are at most `width` blocks.
 
-    token_ids, positions, slot_mapping, rope_lens [rows] int64; context_lens [rows] and block_tables
-    [rows, width] int32: on the device. On a CPU the two buffers are one.
+    views: token_ids, positions, slot_mapping and, if wanted, rope_lens [rows] int64, context_lens
+    [rows] and block_tables [rows, width] int32, on the device. On a CPU the two buffers are one.
     """
 
-    def __init__(self, rows: int, width: int, device: torch.device) -> None:
+    def __init__(
+        self, rows: int, width: int, device: torch.device, *, rope_lens: bool = False
+    ) -> None:
         self.rows, self.width = rows, width
         long, short = torch.int64, torch.int32
+        names = ["token_ids", "positions", "slot_mapping", *(["rope_lens"] if rope_lens else [])]
         sections: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-            **dict.fromkeys(
-                ("token_ids", "positions", "slot_mapping", "rope_lens"), (long, (rows,))
-            ),
+            **dict.fromkeys(names, (long, (rows,))),
             "context_lens": (short, (rows,)),
             "block_tables": (short, (rows, width)),
         }
@@ -53,6 +54,7 @@ class DecodeBuffers:
             views[name] = self._device[places[name]].view(dtype).view(shape)
         self._arrays: dict[str, np.ndarray[Any, Any]] = host
         self.views: dict[str, Tensor] = views
+        self._filled = rows  # how many rows hold something, or once did
         self._latest: tuple[int, list[Sequence], np.ndarray[Any, Any]] | None = None
 
     def fill(self, plan: StepPlan, cache: KVCache) -> list[int]:
@@ -72,15 +74,15 @@ class DecodeBuffers:
         arrays["positions"][:rows] = starts
         blocks = arrays["block_tables"][np.arange(rows), index].astype(np.int64)
         arrays["slot_mapping"][:rows] = blocks * cache.block_size + offsets
-        prompts = [sequence.num_prompt_tokens for sequence in plan.sequences]
-        arrays["rope_lens"][:rows] = np.maximum(prompts, starts + 1)
         arrays["context_lens"][:rows] = starts + 1
-        if rows < self.rows:
-            for name in ("token_ids", "positions", "rope_lens", "context_lens"):
-                arrays[name][rows:] = 0
-            arrays["slot_mapping"][rows:] = _NO_SLOT
-        lens: list[int] = arrays["context_lens"].tolist()
-        return lens
+        if "rope_lens" in arrays:
+            prompts = [sequence.num_prompt_tokens for sequence in plan.sequences]
+            arrays["rope_lens"][:rows] = np.maximum(prompts, starts + 1)
+        if rows < self._filled:
+            for name, array in arrays.items():
+                array[rows:] = _NO_SLOT if name == "slot_mapping" else 0
+        self._filled = rows
+        return [start + 1 for start in plan.starts] + [0] * (self.rows - rows)
 
     def _write_tables(
         self, plan: StepPlan, starts: np.ndarray[Any, Any], index: Any, cache: KVCache

@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -97,9 +98,22 @@ class DecodeGraphs(Described):
 
         They are overwritten by the next replay. The graph is captured first where there is none.
         """
-        if backend is not self._backend or self._watch.changed:
+        if backend is not self._backend:
             self.clear()
             self._backend = backend
+        captured = self._replay(plan, backend)
+        # Asked while the GPU is busy: what is to be done again writes the same slots.
+        if captured is not None and self._watch.changed:
+            self.clear()
+            captured = self._replay(plan, backend)
+        if captured is None:
+            return self.run_padded(plan, backend)
+        self.replays += 1
+        self.latest = captured
+        return captured.hidden[: len(plan.sequences)], captured.ctx
+
+    def _replay(self, plan: StepPlan, backend: Backend) -> DecodeGraph | None:
+        """Start a plan's pass and return its graph; None if it cannot be captured."""
         buffers, lens = self._fill(plan)
         key = buffers.rows, buffers.width, backend.graph_key(lens, self.cache.layers[0])
         captured = self._graphs.get(key)
@@ -109,21 +123,17 @@ class DecodeGraphs(Described):
             except RuntimeError as error:
                 if self.insist:
                     raise
-                return self._give_up(error, plan, backend)
+                self._give_up(error)
+                return None
         captured.graph.replay()
-        self.replays += 1
-        self.latest = captured
-        return captured.hidden[: len(plan.sequences)], captured.ctx
+        return captured
 
-    def _give_up(
-        self, error: RuntimeError, plan: StepPlan, backend: Backend
-    ) -> tuple[Tensor, ForwardContext]:
-        """Run a plan eagerly, and with this backend all that follow."""
+    def _give_up(self, error: RuntimeError) -> None:
+        """Run eagerly from now on, as long as backend and model stay, and say so."""
         self.clear()
         self._failure = f"a capture failed: {error}"
-        warnings.warn(f"no CUDA graphs: {self._failure}", stacklevel=5)
+        warnings.warn(f"no CUDA graphs: {self._failure}", stacklevel=6)
         self.eager[self._failure] += 1
-        return self.run_padded(plan, backend)
 
     def run_padded(self, plan: StepPlan, backend: Backend) -> tuple[Tensor, ForwardContext]:
         """Return what `run` does, computed without a graph on the same padded inputs."""
@@ -138,7 +148,8 @@ class DecodeGraphs(Described):
         width = max(_MIN_WIDTH, 1 << (blocks - 1).bit_length())
         buffers = self._buffers.get((size, width))
         if buffers is None:
-            buffers = self._buffers[size, width] = DecodeBuffers(size, width, self.device)
+            buffers = DecodeBuffers(size, width, self.device, rope_lens=self.model.needs_rope_lens)
+            self._buffers[size, width] = buffers
         lens = buffers.fill(plan, self.cache)
         buffers.upload()
         return buffers, lens
@@ -155,7 +166,7 @@ class DecodeGraphs(Described):
             slot_mapping=views["slot_mapping"],
             block_tables=views["block_tables"],
             kv=self.cache.layers,
-            rope_lens=views["rope_lens"] if self.model.needs_rope_lens else None,
+            rope_lens=views.get("rope_lens"),
         )
         ctx.prepared = backend.prepare(ctx)
         return ctx
@@ -167,7 +178,7 @@ class DecodeGraphs(Described):
         with torch.cuda.device(self.device):
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            graph, stream = torch.cuda.CUDAGraph(), _capture_stream(self.device)
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 self.model(token_ids, ctx)
@@ -217,6 +228,12 @@ class DecodeGraphs(Described):
             "held": len(self._graphs),
             "eager because": dict(self.eager),
         }
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of all captures: cuBLAS keeps a workspace for each stream it has seen."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _asks(sequence: Sequence) -> bool:

@@ -1,9 +1,9 @@
 """`ModelWatch`: whether a model is still the one that a CUDA graph was captured from.
 
-A graph replays kernels over the addresses it was captured with. So before each replay the runner
-asks here whether anybody hooks into the modules, and whether modules, parameters and buffers are
-still the same objects at the same addresses. Values changed in place are seen by a graph by itself.
-What it cannot see: a changed Python attribute or a patched method (`graphs.clear()` then).
+A graph replays kernels over the addresses it was captured with. So `graphs` asks here whether
+anybody hooks into the modules, and whether modules, parameters and buffers are still the same
+objects at the same addresses. Values changed in place are seen by a graph by itself. What this
+cannot see: a changed Python attribute or a patched method (`graphs.clear()` then).
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from torch import nn
 
 
 class ModelWatch:
-    """Watches the modules of a model; the checks read dictionaries that it holds, and are quick."""
+    """Watches the modules of a model.
+
+    Their memory is kept alive until the next `renew`, so that a graph that is replayed once more
+    before somebody asks reads old values, never another's memory.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -31,6 +35,8 @@ class ModelWatch:
         held = (group for m in modules for group in (m._parameters, m._buffers))
         self._tensors = [group for group in held if group]
         self._seen = self._look()
+        tensors = (t for group in self._tensors for t in group.values() if t is not None)
+        self._kept = [tensor.untyped_storage() for tensor in tensors]
 
     @property
     def hooked(self) -> bool:
