@@ -54,6 +54,7 @@ class DecodeBuffers:
             views[name] = self._device[places[name]].view(dtype).view(shape)
         self._arrays: dict[str, np.ndarray[Any, Any]] = host
         self.views: dict[str, Tensor] = views
+        self._numbers = np.arange(rows)
         self._filled = rows  # how many rows hold something, or once did
         self._latest: tuple[int, list[Sequence], np.ndarray[Any, Any]] | None = None
 
@@ -68,11 +69,10 @@ class DecodeBuffers:
         assert rows <= self.rows, "more rows than the buffers hold"
         starts = np.array(plan.starts, dtype=np.int64)
         index, offsets = np.divmod(starts, cache.block_size)
-        self._write_tables(plan, starts, index, cache)
+        blocks = self._write_tables(plan, starts, index, cache)
         pairs = zip(plan.sequences, plan.starts, strict=True)
         arrays["token_ids"][:rows] = [sequence.token_ids[start] for sequence, start in pairs]
         arrays["positions"][:rows] = starts
-        blocks = arrays["block_tables"][np.arange(rows), index].astype(np.int64)
         arrays["slot_mapping"][:rows] = blocks * cache.block_size + offsets
         arrays["context_lens"][:rows] = starts + 1
         if "rope_lens" in arrays:
@@ -86,8 +86,9 @@ class DecodeBuffers:
 
     def _write_tables(
         self, plan: StepPlan, starts: np.ndarray[Any, Any], index: Any, cache: KVCache
-    ) -> None:
-        """Write the rows' block ids: all of them, or those of this step's blocks alone.
+    ) -> np.ndarray[Any, Any]:
+        """Write the rows' block ids, all of them or those of this step's blocks alone; return
+        these.
 
         From one step to the next of the same decodes, each a token further, a table can change only
         where the new token goes: there a block is added, or a shared one copied.
@@ -95,6 +96,7 @@ class DecodeBuffers:
         tables, latest = cache.blocks.tables, self._latest
         self._latest = None  # what an interrupt leaves half written is written again
         block_ids = [tables[sequence.sequence_id].block_ids for sequence in plan.sequences]
+        own = [ids[i] for ids, i in zip(block_ids, index.tolist(), strict=True)]
         array = self._arrays["block_tables"]
         if (
             latest is not None
@@ -102,12 +104,12 @@ class DecodeBuffers:
             and latest[1] == plan.sequences
             and np.array_equal(latest[2], starts - 1)
         ):
-            own = [ids[i] for ids, i in zip(block_ids, index.tolist(), strict=True)]
-            array[np.arange(len(own)), index] = own
+            array[self._numbers[: len(own)], index] = own
         else:
             for row, ids in enumerate(block_ids):
                 array[row, : len(ids)] = ids[: self.width]
         self._latest = plan.step, list(plan.sequences), starts
+        return np.array(own, dtype=np.int64)
 
     def upload(self) -> None:
         """Start the copy to the device on the current stream."""

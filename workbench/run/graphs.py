@@ -8,6 +8,7 @@ oracle. Called by the runner; the graph ends with the hidden states, logits are 
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from bisect import bisect_left
@@ -176,11 +177,12 @@ class DecodeGraphs(Described):
         begin = time.perf_counter()
         ctx, token_ids = self._context(buffers, lens, backend), buffers.views["token_ids"]
         with torch.cuda.device(self.device):
+            current = torch.cuda.current_stream()
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-            graph, stream = torch.cuda.CUDAGraph(), _capture_stream(self.device)
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            graph, (stream, lock) = torch.cuda.CUDAGraph(), _capture_stream(self.device)
+            with lock, torch.cuda.stream(stream):
+                stream.wait_stream(current)
                 self.model(token_ids, ctx)
                 stream.synchronize()
                 # Another engine's thread may go on allocating meanwhile.
@@ -192,7 +194,7 @@ class DecodeGraphs(Described):
                         graph.capture_end()
                     raise
                 graph.capture_end()
-            torch.cuda.current_stream().wait_stream(stream)
+            current.wait_stream(stream)
         self.captures += 1
         self.capture_seconds += time.perf_counter() - begin
         return DecodeGraph(graph, hidden, ctx)
@@ -231,9 +233,12 @@ class DecodeGraphs(Described):
 
 
 @cache
-def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream of all captures: cuBLAS keeps a workspace for each stream it has seen."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+def _capture_stream(device: torch.device) -> tuple[torch.cuda.Stream, threading.Lock]:
+    """Return the stream of all captures on a device, and a lock, as engines may have threads.
+
+    One for all, because cuBLAS keeps a workspace for each stream that it has seen.
+    """
+    return torch.cuda.Stream(device), threading.Lock()  # type: ignore[no-untyped-call]
 
 
 def _asks(sequence: Sequence) -> bool:
