@@ -109,7 +109,7 @@ class Engine(Described):
     @property
     def has_work(self) -> bool:
         """Whether any request is waiting or running; the paused ones are not."""
-        return self.scheduler.num_unfinished + len(self._desk) > 0
+        return not self.closed and self.scheduler.num_unfinished + len(self._desk) > 0
 
     def run(self, max_steps: int | None = None) -> list[StepRecord]:
         """Step until nothing is left, or `max_steps` times; return the records."""
