@@ -63,9 +63,10 @@ test: lint browser ## lint, then every test that this machine can run
 test-gpu: $(STAMP) ## the tests that need a CUDA GPU
 	$(BIN)/pytest -m "gpu or multi_gpu" $(PYTEST_ARGS)
 
-bench-gpu: $(STAMP) ## on a CUDA GPU: check every kernel, then tune and time them (ten minutes)
-	$(BIN)/pytest -m gpu tests/kernels tests/ops $(PYTEST_ARGS)
+bench-gpu: $(STAMP) ## on a CUDA GPU: check every kernel, tune and time them, then the engine (15 minutes)
+	$(BIN)/pytest -m gpu tests/kernels tests/ops tests/run tests/engine $(PYTEST_ARGS)
 	$(BIN)/workbench bench kernels --tune --quick $(BENCH_ARGS)
+	$(BIN)/workbench bench gpu
 
 # Only root on Debian or Ubuntu gets Chromium unasked; elsewhere the browser tests say what they miss.
 browser: $(STAMP)

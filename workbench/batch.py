@@ -8,6 +8,7 @@ treat them as one batch of decodes. `Backend` is the contract between layers and
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -122,13 +123,24 @@ class Backend(Protocol):
     """The operations a layer asks for. Implementations live in `workbench.ops`.
 
     Shapes: T packed tokens, H query heads, K key/value heads, D head dim.
+
+    capturable: whether a pass of decodes alone can be captured in a CUDA graph. Then what it
+    launches follows from the batch's size and `graph_key`; lengths, slots and tables are read on
+    the device; and a row of length 0 with slot -1 reads and writes nothing.
     """
 
     name: str
     chosen_because: str  # empty unless `auto` chose this backend
+    capturable: bool
 
     def prepare(self, ctx: ForwardContext) -> Any:
         """Return what attention needs once per step (indices, masks); kept in `ctx.prepared`."""
+
+    def graph_key(self, kv_lens: list[int], kv: Tensor) -> Hashable:
+        """Return what else decides the launches for decodes of these lengths over a layer's `kv`.
+
+        A graph is replayed for batches of an equal key alone. Asked of capturable backends only.
+        """
 
     def attention(
         self,

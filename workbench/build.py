@@ -20,6 +20,7 @@ from workbench.models import DecoderLM, load_model
 from workbench.models.loader import resolve_device
 from workbench.ops import get_backend
 from workbench.run import Runner
+from workbench.run.graphs import resolve_sizes
 from workbench.sample import Sampler
 from workbench.scheduler import Scheduler, get_policy
 
@@ -45,7 +46,7 @@ def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None)
         window_blocks=min(num_blocks, window_blocks(model.config, config)),
         host_bytes=config.host_cache_bytes,
     )
-    runner = Runner(model, cache, backend=config.backend)
+    runner = Runner(model, cache, backend=config.backend, cuda_graphs=config.cuda_graphs)
     scheduler = Scheduler(cache, scheduler_config)
     return Engine(model, cache, scheduler, runner, Sampler(), seed=config.seed)
 
@@ -55,8 +56,8 @@ def check(config: EngineConfig) -> None:
     check_seed(config.seed)
     get_policy(config.policy)
     device = resolve_device(config.device)
-    if config.backend != "auto":
-        get_backend(config.backend, device)
+    if config.backend != "auto" or config.cuda_graphs != "auto":
+        resolve_sizes(config.cuda_graphs, device, get_backend(config.backend, device))
     require_positive("block_size", config.block_size)
     if config.num_blocks is not None:
         require_positive("num_blocks", config.num_blocks)

@@ -9,8 +9,12 @@ take for ever. Only the main thread receives signals, so elsewhere nothing is do
 
 from __future__ import annotations
 
-import signal
 import threading
+
+# The C functions under `signal.signal` and `getsignal`: those turn handlers into enums first, which
+# costs more than everything else that a step does for one sequence.
+from _signal import SIGINT, getsignal  # type: ignore[import-not-found]
+from _signal import signal as set_handler
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -25,10 +29,10 @@ class shielded:
         self._arrived = False
         self._active = threading.current_thread() is threading.main_thread()
         if self._active:
-            self._previous = signal.getsignal(signal.SIGINT)
+            self._previous = getsignal(SIGINT)
             self._active = callable(self._previous)
         if self._active:
-            signal.signal(signal.SIGINT, self._remember)
+            set_handler(SIGINT, self._remember)
         return self
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
@@ -43,9 +47,9 @@ class shielded:
         """Give the handler back, and let it see the interrupt that was held."""
         if not self._active:
             return
-        signal.signal(signal.SIGINT, self._previous)
+        set_handler(SIGINT, self._previous)
         if self._arrived and callable(self._previous):
-            self._previous(signal.SIGINT, None)
+            self._previous(SIGINT, None)
 
 
 class exposed:
@@ -62,18 +66,18 @@ class exposed:
         self._shield: shielded | None = None
         if threading.current_thread() is not threading.main_thread():
             return self
-        handler: Any = signal.getsignal(signal.SIGINT)
+        handler: Any = getsignal(SIGINT)
         shields: list[shielded] = []
         while isinstance(shield := getattr(handler, "__self__", None), shielded):
             shields.append(shield)
             handler = shield._previous
         if shields:
             self._shield = shields[0]
-            signal.signal(signal.SIGINT, handler)
+            set_handler(SIGINT, handler)
             if any(shield._arrived for shield in shields):
                 for shield in shields:
                     shield._arrived = False
-                handler(signal.SIGINT, None)
+                handler(SIGINT, None)
         return self
 
     def __exit__(
@@ -84,4 +88,4 @@ class exposed:
     ) -> None:
         """Shield again."""
         if self._shield is not None:
-            signal.signal(signal.SIGINT, self._shield._remember)
+            set_handler(SIGINT, self._shield._remember)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 from tiny import write_checkpoint
 
-from workbench.bench import cpu, scheduler
+from workbench.bench import cpu, gpu_engine, scheduler
 from workbench.bench.cpu import peer_dtypes
+from workbench.bench.gpu_workloads import WORKLOADS, Work, make_jobs
 from workbench.bench.shapes import SHAPES, write_random_checkpoint
 from workbench.bench.workloads import DESCRIPTIONS, Job
 from workbench.cli.bench import add_parser
 from workbench.cli.main import main
+from workbench.config import ModelConfig
 from workbench.errors import ConfigError
 from workbench.models import load_model
 
@@ -66,6 +69,54 @@ def test_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     else:
         assert status == 2
         assert "measured on a CUDA GPU" in shown.err
+
+
+def test_gpu(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a GPU a small shape; without one it says so before anything else."""
+    config = ModelConfig("LlamaForCausalLM", 100_000, 64, 96, 2, 4, 2, 16, context=1024)
+    monkeypatch.setattr(gpu_engine, "SHAPES", {"tiny": config})
+    rows = tmp_path / "rows.jsonl"
+    settings = ["--shape", "tiny", "--workload", "decode_b1,decode_b32", "--repeats", "1"]
+    settings += ["--num-blocks", "8192", "--rows", str(rows)]
+    status = main(["bench", "gpu", *settings])
+    shown = capsys.readouterr()
+    if not torch.cuda.is_available():
+        assert status == 2
+        assert "measured on a CUDA GPU" in shown.err
+        return
+    assert status == 0
+    assert "decode_b32" in shown.out
+    written = [json.loads(line) for line in rows.read_text().splitlines()]
+    cases = ["decode_b1", "decode_b32", "outside_b1", "outside_b32", "outside_b256"]
+    assert [row["case"] for row in written] == cases
+
+
+@pytest.mark.parametrize("settings", [["--shape", "llama-9b"], ["--workload", "decode_b2"]])
+def test_gpu_bad_input(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "gpu", *settings]) == 2
+    assert "no such" in capsys.readouterr().err
+
+
+def test_gpu_workloads_are_the_same_always() -> None:
+    """Asked for alone or with others: one generator draws all, in one order."""
+    together = make_jobs(list(WORKLOADS))
+    assert make_jobs(["mixed_512"])["mixed_512"] == together["mixed_512"]
+    digest = hashlib.sha256(
+        json.dumps([[j.prompt, j.num_output] for jobs in together.values() for j in jobs]).encode()
+    ).hexdigest()
+    assert digest.startswith("21c0b56f3c2bd588")
+
+
+def test_the_least_work_of_a_job() -> None:
+    """A token a step over a prompt of two, by hand."""
+    config = ModelConfig("LlamaForCausalLM", 10, 4, 6, 1, 2, 1, 2, context=64)
+    layer = 4 * 4 * 2 + 4 * 2 * 2 + 3 * 4 * 6  # q and o, k and v, the three of the MLP
+    work = Work.of([Job([1, 2], 3)], config, max_sequences=8)
+    assert work.decode_bytes == 2 * 2 * (layer + 40) + (3 + 4) * (2 * 2 * 2)
+    assert work.decode_flops == 2 * 2 * (layer + 40) + 4 * (3 + 4) * 4
+    assert work.prefill_flops == 2 * 2 * layer + 2 * 40 + 2 * 4 * 4
 
 
 def test_every_program_is_run_here(request: pytest.FixtureRequest) -> None:

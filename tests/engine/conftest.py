@@ -114,6 +114,7 @@ def make_engine(
         host_blocks: int = 0,
         seed: int | None = None,
         guided: bool = False,
+        cuda_graphs: Any = "auto",
         **scheduling: Any,
     ) -> Engine:
         model = model_of(model, device) if isinstance(model, str) else model
@@ -128,7 +129,7 @@ def make_engine(
         settings = {"max_batch_tokens": 512, **scheduling}
         settings.setdefault("max_sequences", min(32, settings["max_batch_tokens"]))
         scheduler = Scheduler(cache, SchedulerConfig(**settings))
-        runner = Runner(model, cache, backend)
+        runner = Runner(model, cache, backend, cuda_graphs)
         grammars = _grammars(model) if guided else None
         return Engine(model, cache, scheduler, runner, seed=seed, grammars=grammars)
 

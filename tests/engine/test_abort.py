@@ -15,12 +15,21 @@ PROMPTS = random_prompts(5, seed=80)
 @pytest.mark.parametrize("steps", [0, 1, 2, 5, 9])
 @pytest.mark.parametrize("prefix_reuse", [True, False])
 def test_others_go_on_unchanged(
-    make_engine: MakeEngine, alone: Alone, backend: str, steps: int, prefix_reuse: bool
+    make_engine: MakeEngine,
+    alone: Alone,
+    backend: str,
+    device: str,
+    steps: int,
+    prefix_reuse: bool,
 ) -> None:
     prompts = [*PROMPTS, PROMPTS[2]]  # the last shares blocks with the one that is aborted
-    expected = alone(prompts, greedy(14))
+    expected = alone(prompts, greedy(14), device=device)
     engine = make_engine(
-        backend=backend, block_size=4, max_batch_tokens=16, prefix_reuse=prefix_reuse
+        backend=backend,
+        device=device,
+        block_size=4,
+        max_batch_tokens=16,
+        prefix_reuse=prefix_reuse,
     )
     names = [engine.add(prompt, greedy(14)) for prompt in prompts]
     engine.run(steps)

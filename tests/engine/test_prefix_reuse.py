@@ -86,11 +86,11 @@ def test_an_answer_is_reused_as_the_next_prompt(make_engine: MakeEngine, alone: 
 
 
 def test_what_was_evicted_is_computed_again(
-    make_engine: MakeEngine, alone: Alone, backend: str
+    make_engine: MakeEngine, alone: Alone, backend: str, device: str
 ) -> None:
-    engine = make_engine(backend=backend, block_size=BLOCK, num_blocks=8)
+    engine = make_engine(backend=backend, device=device, block_size=BLOCK, num_blocks=8)
     others = random_prompts(4, seed=6, longest=40)
-    expected = alone([PREFIX, *others, PREFIX], greedy(12), backend=backend)
+    expected = alone([PREFIX, *others, PREFIX], greedy(12), device=device)
     with Trace.record(engine) as trace:
         got = [tokens_of(engine, [p], greedy(12))[0] for p in [PREFIX, *others, PREFIX]]
     assert got == expected

@@ -13,14 +13,14 @@ from workbench.trace import Trace
 
 
 def test_two_engines_interleaved_equal_each_alone(
-    make_engine: MakeEngine, alone: Alone, backend: str
+    make_engine: MakeEngine, alone: Alone, backend: str, device: str
 ) -> None:
     prompts = random_prompts(8, seed=60)
     params = [greedy(14) if i % 2 else drawn(i, 14) for i in range(8)]
-    expected = alone(prompts, params)
+    expected = alone(prompts, params, device=device)
     engines = [
-        make_engine(backend=backend, block_size=8),
-        make_engine(backend="sdpa", max_batch_tokens=9, max_sequences=4),
+        make_engine(backend=backend, device=device, block_size=8),
+        make_engine(backend="sdpa", device=device, max_batch_tokens=9, max_sequences=4),
     ]
     with Trace.record(engines[0]) as trace:
         for number, engine in enumerate(engines):

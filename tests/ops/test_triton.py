@@ -47,6 +47,25 @@ def test_an_old_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         module.require_triton(torch.device("cuda"))
 
 
+def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our kernels where they run; else torch's attention, with the reason."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.warns(UserWarning, match=r"backend=sdpa, auto: triton .* capability 7\.5"):
+        backend = get_backend("auto", "cuda")
+    assert backend.name == "sdpa"
+    assert "below 8.0" in backend.chosen_because
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.warns(UserWarning, match="triton is not installed"):
+        assert get_backend("auto", "cuda").name == "sdpa"
+
+
+@pytest.mark.gpu
+def test_auto_is_triton_on_a_gpu() -> None:
+    backend = get_backend("auto", "cuda")
+    assert backend.name == "triton"
+    assert backend.chosen_because == "auto: kernels for this GPU"
+
+
 @pytest.mark.parametrize("device", [kernel_device()])
 def test_a_kernel_may_be_replaced(device: str) -> None:
     backend = get_backend("triton", device)

@@ -19,13 +19,20 @@ def add_parser(commands: Commands) -> None:
         commands,
         "bench",
         "measure the engine",
-        {"cpu": run_cpu, "kernels": run_kernels, "scheduler": run_scheduler},
+        {"cpu": run_cpu, "gpu": run_gpu, "kernels": run_kernels, "scheduler": run_scheduler},
     )
 
 
 def run_cpu(arguments: list[str]) -> int:
     """The engine against Hugging Face `generate`, same weights, same process."""
     from workbench.bench.cpu import main
+
+    return main(arguments)
+
+
+def run_gpu(arguments: list[str]) -> int:
+    """The engine on a GPU beside its ceilings and a peer; random weights."""
+    from workbench.bench.gpu_engine import main
 
     return main(arguments)
 

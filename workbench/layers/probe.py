@@ -9,7 +9,7 @@ residual stream after it. Works on a bare model and on a live engine alike, betw
 
 There a tensor holds the packed batch, a row per token of `plan`'s rows in turn; `head` sees only
 the rows whose logits are asked for. Modules are called whatever backend multiplies for them, also
-with packed or replaced weights, but not by a replayed CUDA graph: run eagerly.
+with packed or replaced weights; while a probe is on, the engine replays no CUDA graph.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ BACKENDS: dict[str, type[ReferenceBackend]] = {
 def get_backend(name: str = "auto", device: torch.device | str = "cpu") -> Backend:
     """Return the backend of that name for a device; its `chosen_because` says why, for `auto`.
 
-    `auto` is `native` on a CPU and `sdpa` on a GPU. Where `native` cannot be compiled it is `sdpa`
-    too, with a warning. Raises `ConfigError` for a name that is not in `BACKENDS`, and for one that
+    `auto` is `triton` on a GPU and `native` on a CPU; where that cannot run it is `sdpa`, with a
+    warning. Raises `ConfigError` for a name that is not in `BACKENDS`, and for one that
     cannot run here.
     """
     device = torch.device(device)
@@ -44,16 +44,18 @@ def get_backend(name: str = "auto", device: torch.device | str = "cpu") -> Backe
 
 def _best(device: torch.device) -> Backend:
     backend: ReferenceBackend
-    if device.type != "cpu":
-        backend = SDPABackend(device)
-        backend.chosen_because = "auto: the fastest on a GPU"
-        return backend
+    first, fit = (
+        (TritonBackend, "kernels for this GPU")
+        if device.type == "cuda"
+        else (NativeBackend, "compiled for this CPU")
+    )
     try:
-        backend = NativeBackend(device)
-        backend.chosen_because = "auto: compiled for this CPU"
+        backend = first(device)
+        backend.chosen_because = f"auto: {fit}"
     except ConfigError as error:
         backend = SDPABackend(device)
-        backend.chosen_because = f"auto: native would be faster, but {error.problem}. {error.fix}"
+        reason = f"{first.name} would be faster, but {error.problem}. {error.fix}"
+        backend.chosen_because = f"auto: {reason}"
         warnings.warn(f"backend=sdpa, {backend.chosen_because}", stacklevel=3)
     return backend
 

@@ -6,6 +6,7 @@ over the rows. Slow, short, differentiable without a cache.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ class ReferenceBackend(Described):
     """`Backend` in plain torch, on any device and in any float dtype."""
 
     name = "reference"
+    capturable = False  # loops over rows by lengths that the host knows
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -34,6 +36,10 @@ class ReferenceBackend(Described):
     def prepare(self, ctx: ForwardContext) -> Any:
         """Nothing to prepare: every row is worked out where it is needed."""
         return None
+
+    def graph_key(self, kv_lens: list[int], kv: Tensor) -> Hashable:
+        """Never asked: see `capturable`."""
+        raise NotImplementedError(f"{self.name} cannot be captured")
 
     def attention(
         self,

@@ -7,8 +7,12 @@ call waits for the GPU. It has no gradients: training uses `reference` or `sdpa`
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
+from operator import is_not
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +25,8 @@ from workbench.ops.reference import ReferenceBackend
 if TYPE_CHECKING:
     from workbench.kernels.launch import Plan
     from workbench.kernels.spec import KernelSpec
+
+_SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 @dataclass(slots=True)
@@ -68,8 +74,11 @@ class TritonBackend(ReferenceBackend):
         self.kernels: dict[str, KernelSpec] = dict(SPECS)
         named = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         self.tuned = TunedTable.load(named)
-        self._choose_splits = choose_splits
+        self._choose_splits = lru_cache(choose_splits)
         self._num_sms = sm_count(device)
+        self._known: list[KernelSpec] = []
+        self._generation = 0
+        self.capturable = device.type == "cuda"
 
     def describe(self) -> dict[str, Any]:
         """Return where it runs and which tuned configurations it has used."""
@@ -92,8 +101,7 @@ class TritonBackend(ReferenceBackend):
         lens = ctx.kv_lens[:decodes]
         splits = 1
         if lens:
-            kv_heads = ctx.any_kv.shape[3]
-            splits = self._choose_splits(decodes, kv_heads, max(lens), sum(lens), self._num_sms)
+            splits = self._splits(lens, ctx.any_kv)
         chunk_lens = ctx.query_lens[decodes:]
         fresh = not cached or chunk_lens == ctx.kv_lens[decodes:]
         return _Prepared(
@@ -103,6 +111,23 @@ class TritonBackend(ReferenceBackend):
             _rows(ctx, slice(decodes, None), sum(chunk_lens)),
             fresh,
         )
+
+    def _splits(self, lens: list[int], kv: Tensor) -> int:
+        """Return into how many parts decodes are cut: one of few numbers, as each is a graph's.
+
+        Lengths are rounded up a little, so that most steps find the choice made.
+        """
+        rows, heads = len(lens), kv.shape[3]
+        longest, mean = (64 * -(-n // 64) for n in (max(lens), -(-sum(lens) // rows)))
+        chosen = self._choose_splits(rows, heads, longest, rows * mean, self._num_sms)
+        return _SPLITS[bisect_right(_SPLITS, chosen) - 1]
+
+    def graph_key(self, kv_lens: list[int], kv: Tensor) -> Hashable:
+        """Return the number of splits, and which kernels there are: replaced ones differ."""
+        kernels = list(self.kernels.values())
+        if len(kernels) != len(self._known) or any(map(is_not, kernels, self._known)):
+            self._known, self._generation = kernels, self._generation + 1
+        return self._splits(kv_lens, kv), self._generation
 
     def attention(
         self,

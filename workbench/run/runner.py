@@ -1,4 +1,4 @@
-"""`Runner`: one forward pass of the model over a plan's packed batch.
+"""`Runner`: one forward pass of the model over a plan's packed batch, eagerly or from a CUDA graph.
 
 Takes a `StepPlan`, returns the logits of the rows that sample, and what else requests want to know
 of their tokens. It has the cache make the transfers that the plan rests on first, and writes KV
@@ -7,6 +7,7 @@ only through the attention op; sequences and blocks it just reads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,20 +19,39 @@ from workbench.errors import ConfigError
 from workbench.layers import probe
 from workbench.models import DecoderLM
 from workbench.ops import get_backend
+from workbench.run.graphs import DecodeGraphs, resolve_sizes
 from workbench.run.inputs import InputBuilder
 from workbench.run.reports import make_reports, points_of
 
 
 class Runner(Described):
-    """Runs a model over a cache, eagerly; `backend` may be replaced between steps."""
+    """Runs a model over a cache; `backend` may be replaced between steps.
 
-    def __init__(self, model: DecoderLM, cache: KVCache, backend: str | Backend = "auto") -> None:
-        """Raise `ConfigError` if model and cache do not fit together or the backend is unknown."""
+    cuda_graphs: `"auto"` replays batches of decodes from graphs on a GPU, with a backend that can
+    be captured; True insists on that, False never does; batch sizes say which to capture (and
+    insist). `graphs` is None where there are none.
+    """
+
+    def __init__(
+        self,
+        model: DecoderLM,
+        cache: KVCache,
+        backend: str | Backend = "auto",
+        cuda_graphs: str | bool | Sequence[int] = "auto",
+    ) -> None:
+        """Raise `ConfigError` if model and cache do not fit together, the backend is unknown, or
+        CUDA graphs are wanted where they cannot be had."""
         self.model, self.cache = model, cache
         self.device = next(model.parameters()).device
         self._check_fit()
         self.backend = get_backend(backend, self.device) if isinstance(backend, str) else backend
+        sizes = resolve_sizes(cuda_graphs, self.device, self.backend)
+        insist = cuda_graphs != "auto"
+        if sizes is not None and insist and len(cache.groups) > 1:
+            problem = "passes over several KV groups are not replayed from graphs"
+            raise ConfigError("cuda_graphs", cuda_graphs, problem, "Use 'auto' or False.")
         self.inputs = InputBuilder(cache, self.device, rope_lens=model.needs_rope_lens)
+        self.graphs = None if sizes is None else DecodeGraphs(model, cache, sizes, insist=insist)
 
     def _check_fit(self) -> None:
         wanted, given = groups_of(self.model.config), self.cache.groups
@@ -53,6 +73,14 @@ class Runner(Described):
     def run(self, plan: StepPlan) -> ForwardOutput:
         """Return the logits of `plan.sampled`, and a report for each row that asks for one."""
         self.cache.run_transfers(plan.copies)
+        if self.graphs is not None:
+            why = self.graphs.why_eager(plan, self.backend)
+            if not why:
+                return ForwardOutput(self.model.logits(*self.graphs.run(plan, self.backend)))
+            self.graphs.eager[why] += 1
+        return self._run_eagerly(plan)
+
+    def _run_eagerly(self, plan: StepPlan) -> ForwardOutput:
         inputs = self.inputs.build(plan, self.backend)
         with probe(self.model, points_of(plan)) as seen:
             hidden = self.model(inputs.token_ids, inputs.ctx)
@@ -64,8 +92,10 @@ class Runner(Described):
         return ForwardOutput(self.model.logits(hidden, inputs.ctx), reports)
 
     def close(self) -> None:
-        """Drop the model and the cache."""
-        del self.model, self.cache, self.inputs, self.backend
+        """Drop the graphs, the model and the cache."""
+        if self.graphs is not None:
+            self.graphs.close()
+        del self.graphs, self.model, self.cache, self.inputs, self.backend
 
     def describe(self) -> dict[str, Any]:
         """Return what runs where."""
@@ -74,7 +104,7 @@ class Runner(Described):
             "model": self.model.config.architecture,
             "backend": f"{self.backend.name} ({why})" if why else self.backend.name,
             "device": self.device,
-            "mode": "eager",
+            "mode": "eager" if self.graphs is None else f"CUDA graphs: {self.graphs.summary}",
         }
 
 

@@ -1,0 +1,244 @@
+"""`workbench bench gpu`: the engine on a GPU, random bfloat16 weights, beside ceilings and a peer.
+
+Each workload runs once to warm up and then a few times; its floor is what the least work would take
+at the copy bandwidth and matrix rate measured in the same run. Decode steps are also split into the
+GPU's busy time and the rest. Prefix reuse is off, as every repeat brings the same prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.bench.gpu import Ceilings, eager_timing, measure_ceilings, require_gpu
+from workbench.bench.gpu_workloads import PEER, SHAPES, WORKLOADS, Work, make_jobs
+from workbench.bench.measure import Row, append_rows, machine
+from workbench.bench.workloads import Job
+from workbench.build import build
+from workbench.config import EngineConfig, ModelConfig
+from workbench.engine import Engine
+from workbench.errors import ConfigError
+from workbench.models import DecoderLM, LlamaForCausalLM
+from workbench.sampling_params import SamplingParams
+
+_OVERHEAD_ROWS = (1, 32, 256)
+_OVERHEAD_STEPS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What all workloads of a run share."""
+
+    engine: Engine
+    shape: str
+    ceilings: Ceilings
+    where: dict[str, Any]
+    repeats: int
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table and write the rows; return 0."""
+    arguments = _parser().parse_args(argv)
+    names = list(WORKLOADS) if arguments.workload == "all" else arguments.workload.split(",")
+    if arguments.shape not in SHAPES:
+        known = f"Known: {', '.join(SHAPES)}."
+        raise ConfigError("--shape", arguments.shape, "no such shape", known)
+    jobs = make_jobs(names)
+    device = require_gpu()
+    ceilings = measure_ceilings(device)
+    named = torch.cuda.get_device_name(device)
+    versions = {"device": named, "cuda": torch.version.cuda, "shape": arguments.shape}
+    print(json.dumps(machine() | versions))
+    print(
+        f"copy {ceilings.copy / 1e12:.2f} TB/s, read {ceilings.read / 1e12:.2f} TB/s, "
+        f"bf16 product {ceilings.gemm / 1e12:.0f} TFLOP/s"
+    )
+    engine, start_up = _start(SHAPES[arguments.shape], arguments, device)
+    parts = {name: str(value) for name, value in engine.runner.describe().items()}
+    where = machine() | parts | versions | {"start-up": start_up}
+    run = _Run(engine, arguments.shape, ceilings, where, arguments.repeats)
+    rows = [_measure(run, name, jobs[name]) for name in names]
+    if arguments.overhead:
+        rows += [_overhead(run, count) for count in _OVERHEAD_ROWS]
+    print(engine.runner.describe()["mode"])
+    if engine.runner.graphs is not None:
+        print(engine.runner.graphs.describe())
+    if arguments.rows:
+        append_rows(Path(arguments.rows), rows)
+    engine.close()
+    return 0
+
+
+def random_model(config: ModelConfig, device: torch.device) -> DecoderLM:
+    """Return a model of random bfloat16 weights, made on the device."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.to_empty(device=device)
+    model.init_weights(std=0.02)
+    return model.requires_grad_(False)
+
+
+def _start(
+    config: ModelConfig, arguments: argparse.Namespace, device: torch.device
+) -> tuple[Engine, dict[str, float]]:
+    """Return a fresh engine after its first two tokens, and the seconds to each point."""
+    begin = time.perf_counter()
+    model = random_model(config, device)
+    torch.cuda.synchronize()
+    marks = {"weights": time.perf_counter() - begin}
+    settings = EngineConfig(
+        device=str(device),
+        backend=arguments.backend,
+        cuda_graphs=not arguments.eager and "auto",
+        max_batch_tokens=arguments.max_batch_tokens,
+        max_sequences=256,
+        num_blocks=arguments.num_blocks,
+        prefix_reuse=False,
+        seed=0,
+    )
+    engine = build(settings, model=model)
+    torch.cuda.synchronize()
+    marks["engine"] = time.perf_counter() - begin
+    name = engine.add(list(range(100, 228)), SamplingParams(max_tokens=2, temperature=0))
+    engine.step()
+    marks["first token"] = time.perf_counter() - begin
+    engine.run()
+    engine.forget(name)
+    marks["first decode"] = time.perf_counter() - begin
+    print("start-up, s: " + ", ".join(f"{name} {value:.2f}" for name, value in marks.items()))
+    return engine, {name: round(value, 2) for name, value in marks.items()}
+
+
+def run_jobs(engine: Engine, jobs: list[Job]) -> list[list[int]]:
+    """Run jobs greedily, all in flight together, and return each one's new token ids."""
+    params = [
+        SamplingParams(max_tokens=job.num_output, temperature=0, ignore_eos=True) for job in jobs
+    ]
+    outputs = engine.generate([job.prompt for job in jobs], params)
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+def _measure(run: _Run, name: str, jobs: list[Job]) -> Row:
+    seconds: list[float] = []
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(run.repeats + 1):
+        begin = time.perf_counter()
+        result = run_jobs(run.engine, jobs)
+        seconds.append(time.perf_counter() - begin)
+    warm_up, *seconds = seconds
+    workload = WORKLOADS[name]
+    if workload.counted == "in":
+        tokens = sum(len(job.prompt) for job in jobs)
+    else:
+        tokens = sum(job.num_output for job in jobs)
+    median = statistics.median(seconds)
+    floor = floor_seconds(Work.of(jobs, run.engine.model.config, 256), run.ceilings)
+    peer = PEER.get((run.where["device"], run.shape), {}).get(name)
+    peak = torch.cuda.max_memory_allocated()
+    beside = "" if peer is None else f"  {tokens / median / peer:.2f}x vLLM ({peer:.0f})"
+    print(
+        f"{name:<16} {tokens / median:>9.1f} tok/s {workload.counted:<3} {median:7.3f} s "
+        f"[{min(seconds):.3f}..{max(seconds):.3f}] n={len(seconds)} warm-up {warm_up:.2f} s  "
+        f"floor {floor:.3f} s: {floor / median:.0%}{beside}  peak {peak / 1e9:.1f} GB",
+        flush=True,
+    )
+    ordered = sorted(seconds)
+    cut = len(ordered) // 10
+    return Row(
+        bench="gpu",
+        case=name,
+        engine="workbench",
+        unit=f"{workload.counted} tokens/s",
+        median=tokens / median,
+        low=tokens / ordered[-1 - cut],
+        high=tokens / ordered[cut],
+        n=len(seconds),
+        foreign_cores=0.0,
+        output_hash=hashlib.sha256(json.dumps(result).encode()).hexdigest()[:16],
+        where=run.where | {"floor": floor, "peer": peer, "peak bytes": peak, "warm-up": warm_up},
+    )
+
+
+def floor_seconds(work: Work, ceilings: Ceilings) -> float:
+    """Return the least time of some work: prompts at the matrix rate, decodes at the bound one."""
+    bandwidth = max(ceilings.copy, ceilings.read)
+    decode = max(work.decode_bytes / bandwidth, work.decode_flops / ceilings.gemm)
+    return work.prefill_flops / ceilings.gemm + decode
+
+
+def _overhead(run: _Run, count: int) -> Row:
+    """Split a decode step of `count` sequences into the GPU's busy time and what is left."""
+    engine = run.engine
+    params = SamplingParams(max_tokens=_OVERHEAD_STEPS + 40, temperature=0, ignore_eos=True)
+    names = [engine.add([100 + i] * 128, params) for i in range(count)]
+    while any(engine.find(name).num_output_tokens < 8 for name in names):
+        engine.step()
+    walls, parts, busy = [], [], 0.0
+    for number in range(_OVERHEAD_STEPS):
+        if number == _OVERHEAD_STEPS // 2:  # contexts are then of their average length
+            busy = _busy_us(engine, count)
+        begin = time.perf_counter()
+        parts.append(engine.step().seconds)
+        walls.append(1e6 * (time.perf_counter() - begin))
+    engine.discard(names)
+    wall = statistics.median(walls)
+    split = {part: 1e6 * statistics.median(p[part] for p in parts) for part in parts[0]}
+    detail = ", ".join(f"{part} {value:.0f}" for part, value in split.items())
+    print(
+        f"step of {count:>3} decodes: {wall:.0f} µs, GPU busy {busy:.0f}, outside "
+        f"{wall - busy:.0f} µs  (host: {detail})",
+        flush=True,
+    )
+    ordered = sorted(walls)
+    cut = len(ordered) // 10
+    return Row(
+        bench="gpu",
+        case=f"outside_b{count}",
+        engine="workbench",
+        unit="µs a decode step beside the GPU's busy time",
+        median=wall - busy,
+        low=ordered[cut] - busy,
+        high=ordered[-1 - cut] - busy,
+        n=len(walls),
+        foreign_cores=0.0,
+        where=run.where | {"busy": busy, "wall": wall} | split,
+    )
+
+
+def _busy_us(engine: Engine, count: int) -> float:
+    """Return the GPU's time for the latest step's pass, logits and argmax, back to back."""
+    graphs = engine.runner.graphs
+    if graphs is None or graphs.latest is None:
+        return float("nan")
+    latest = graphs.latest
+
+    def once() -> None:
+        latest.graph.replay()
+        engine.model.logits(latest.hidden[:count], latest.ctx).argmax(dim=-1)
+
+    with torch.inference_mode():
+        return eager_timing([once] * 4, 0.3).p50
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="workbench bench gpu", description=__doc__)
+    add = parser.add_argument
+    add("--shape", default="llama-8b", help=f"one of {', '.join(SHAPES)}")
+    known = "; ".join(f"{name}: {w.description}" for name, w in WORKLOADS.items())
+    add("--workload", default="all", help=f"names parted by commas, or all ({known})")
+    add("--repeats", type=int, default=3)
+    add("--backend", default="auto")
+    add("--eager", action="store_true", help="without CUDA graphs")
+    add("--max-batch-tokens", type=int, default=8192)
+    add("--num-blocks", type=int, help="blocks of the cache (default: most of the free memory)")
+    add("--no-overhead", dest="overhead", action="store_false", help="skip the step's split")
+    add("--rows", help="append the rows to this JSON-lines file")
+    return parser

@@ -1,0 +1,285 @@
+"""CUDA graphs for decode batches: one launch in place of some hundred.
+
+A batch in which every row decodes is padded to the next size of a ladder and replayed from a graph
+of that size, captured the first time it is wanted; all graphs share one memory pool. Everything
+else runs eagerly, and `why_eager` says why. `run_padded` is the same pass without a graph: the
+oracle. Called by the runner; the graph ends with the hidden states, logits are made outside it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from bisect import bisect_left
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.batch import Backend, ForwardContext, StepPlan
+from workbench.cache import KVCache
+from workbench.describe import Described
+from workbench.errors import ConfigError
+from workbench.models import DecoderLM
+from workbench.request import Sequence
+from workbench.run.decode_buffers import DecodeBuffers
+from workbench.run.watch import ModelWatch
+
+# Finer steps pad less and capture more often: a decode's time grows little between two of these.
+LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+_MIN_WIDTH = 64  # blocks of a table: narrower ones share a graph
+
+
+@dataclass(slots=True)
+class DecodeGraph:
+    """A captured pass. hidden [size, hidden] is where its replays leave their result."""
+
+    graph: torch.cuda.CUDAGraph
+    hidden: Tensor
+    ctx: ForwardContext
+
+
+class DecodeGraphs(Described):
+    """The graphs of one model over one cache.
+
+    sizes: batch sizes to capture, rising. insist: whether a capture that fails raises; else it
+    warns, and the backend runs eagerly from then on. `captures`, `capture_seconds` and `replays`
+    count; `eager` counts the passes that were not replayed, by reason.
+    """
+
+    def __init__(
+        self,
+        model: DecoderLM,
+        cache: KVCache,
+        sizes: tuple[int, ...] = LADDER,
+        *,
+        insist: bool = False,
+    ) -> None:
+        self.model, self.cache, self.sizes, self.insist = model, cache, sizes, insist
+        self.device = cache.tensors[0].device
+        self.captures, self.capture_seconds, self.replays = 0, 0.0, 0
+        self.eager: Counter[str] = Counter()
+        self.latest: DecodeGraph | None = None
+        self._watch = ModelWatch(model)
+        self._graphs: dict[Any, DecodeGraph] = {}
+        self._buffers: dict[tuple[int, int], DecodeBuffers] = {}
+        self._backend: Backend | None = None
+        self._failure = ""  # why a capture with this backend failed
+        self._pool: Any = None
+        self._plain: list[Sequence] = []  # the latest rows that ask for nothing but tokens
+
+    def why_eager(self, plan: StepPlan, backend: Backend) -> str:
+        """Return why a plan cannot be replayed; empty if it can."""
+        if not backend.capturable:
+            return f"the {backend.name} backend cannot be captured"
+        if self._failure and backend is self._backend:
+            return self._failure
+        rows = plan.sequences
+        if len(self.cache.groups) > 1:
+            return "the cache has several KV groups"
+        if plan.num_decodes < len(rows):
+            return "not every row decodes"
+        if len(rows) > self.sizes[-1]:
+            return f"more than {self.sizes[-1]} rows"
+        if len(plan.sampled) < len(rows):
+            return "not every row samples"
+        if self._watch.hooked:
+            return "a hook (a probe) sits on the model"
+        if rows != self._plain:
+            if any(_asks(sequence) for sequence in rows):
+                return "a row brings embeddings or asks for more than tokens"
+            self._plain = list(rows)
+        return ""
+
+    def run(self, plan: StepPlan, backend: Backend) -> tuple[Tensor, ForwardContext]:
+        """Replay a plan for which `why_eager` is empty; return hidden states [rows, hidden].
+
+        They are overwritten by the next replay. The graph is captured first where there is none.
+        """
+        if backend is not self._backend:
+            self.clear()
+            self._backend = backend
+        captured = self._replay(plan, backend)
+        # Asked while the GPU is busy: what is to be done again writes the same slots.
+        if captured is not None and self._watch.changed:
+            self.clear()
+            captured = self._replay(plan, backend)
+        if captured is None:
+            return self.run_padded(plan, backend)
+        self.replays += 1
+        self.latest = captured
+        return captured.hidden[: len(plan.sequences)], captured.ctx
+
+    def _replay(self, plan: StepPlan, backend: Backend) -> DecodeGraph | None:
+        """Start a plan's pass and return its graph; None if it cannot be captured."""
+        buffers, lens = self._fill(plan)
+        key = buffers.rows, buffers.width, backend.graph_key(lens, self.cache.layers[0])
+        captured = self._graphs.get(key)
+        if captured is None:
+            try:
+                captured = self._graphs[key] = self._capture(buffers, lens, backend)
+            except RuntimeError as error:
+                if self.insist:
+                    raise
+                self._give_up(error)
+                return None
+        captured.graph.replay()
+        return captured
+
+    def _give_up(self, error: RuntimeError) -> None:
+        """Run eagerly from now on, as long as backend and model stay, and say so."""
+        self.clear()
+        self._failure = f"a capture failed: {error}"
+        warnings.warn(f"no CUDA graphs: {self._failure}", stacklevel=6)
+        self.eager[self._failure] += 1
+
+    def run_padded(self, plan: StepPlan, backend: Backend) -> tuple[Tensor, ForwardContext]:
+        """Return what `run` does, computed without a graph on the same padded inputs."""
+        buffers, lens = self._fill(plan)
+        ctx = self._context(buffers, lens, backend)
+        hidden = self.model(buffers.views["token_ids"], ctx)
+        return hidden[: len(plan.sequences)], ctx
+
+    def _fill(self, plan: StepPlan) -> tuple[DecodeBuffers, list[int]]:
+        size = self.sizes[bisect_left(self.sizes, len(plan.sequences))]
+        group = self.cache.blocks.groups[0]
+        tables = [group.tables[sequence.sequence_id] for sequence in plan.sequences]
+        blocks = max(len(table.block_ids) for table in tables)
+        width = max(_MIN_WIDTH, 1 << (blocks - 1).bit_length())
+        buffers = self._buffers.get((size, width))
+        if buffers is None:
+            buffers = DecodeBuffers(size, width, self.device, rope_lens=self.model.needs_rope_lens)
+            self._buffers[size, width] = buffers
+        lens = buffers.fill(plan, self.cache)
+        buffers.upload()
+        return buffers, lens
+
+    def _context(self, buffers: DecodeBuffers, lens: list[int], backend: Backend) -> ForwardContext:
+        views = buffers.views
+        ctx = ForwardContext(
+            backend=backend,
+            positions=views["positions"],
+            query_lens=[1] * buffers.rows,
+            kv_lens=lens,
+            num_decodes=buffers.rows,
+            context_lens=views["context_lens"],
+            slot_mapping=views["slot_mapping"],
+            block_tables=views["block_tables"],
+            kv=self.cache.layers,
+            rope_lens=views.get("rope_lens"),
+        )
+        ctx.prepared = backend.prepare(ctx)
+        return ctx
+
+    def _capture(self, buffers: DecodeBuffers, lens: list[int], backend: Backend) -> DecodeGraph:
+        """Run the pass once, so that all is compiled and allocated, then capture it."""
+        begin = time.perf_counter()
+        ctx, token_ids = self._context(buffers, lens, backend), buffers.views["token_ids"]
+        with torch.cuda.device(self.device):
+            current = torch.cuda.current_stream()
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            graph, (stream, lock) = torch.cuda.CUDAGraph(), _capture_stream(self.device)
+            with lock, torch.cuda.stream(stream):
+                stream.wait_stream(current)
+                self.model(token_ids, ctx)
+                stream.synchronize()
+                # Another engine's thread may go on allocating meanwhile.
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    hidden = self.model(token_ids, ctx)
+                except BaseException:
+                    with suppress(RuntimeError):  # the capture's failure is the one to tell
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
+            current.wait_stream(stream)
+        self.captures += 1
+        self.capture_seconds += time.perf_counter() - begin
+        return DecodeGraph(graph, hidden, ctx)
+
+    def clear(self) -> None:
+        """Drop every graph with its memory, and forget failures: capture anew when wanted."""
+        if self._graphs:
+            torch.cuda.synchronize(self.device)
+        for captured in self._graphs.values():
+            captured.graph.reset()
+        self._graphs.clear()
+        self._buffers.clear()
+        self._plain, self.latest, self._pool, self._failure = [], None, None, ""
+        self._watch.renew()
+
+    def close(self) -> None:
+        """Drop the graphs, the model and the cache."""
+        self.clear()
+        del self.model, self.cache, self._watch, self._backend
+
+    @property
+    def summary(self) -> str:
+        """What was captured and replayed so far, in a line."""
+        eager = sum(self.eager.values())
+        cost = f"{self.captures} captured in {self.capture_seconds:.2f} s"
+        return f"{cost}, {self.replays} replays, {eager} passes eagerly"
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was captured and replayed, and why passes were not."""
+        return {
+            "sizes": self.sizes,
+            "so far": self.summary,
+            "held": len(self._graphs),
+            "eager because": dict(self.eager),
+        }
+
+
+@cache
+def _capture_stream(device: torch.device) -> tuple[torch.cuda.Stream, threading.Lock]:
+    """Return the stream of all captures on a device, and a lock, as engines may have threads.
+
+    One for all, because cuBLAS keeps a workspace for each stream that it has seen.
+    """
+    return torch.cuda.Stream(device), threading.Lock()  # type: ignore[no-untyped-call]
+
+
+def _asks(sequence: Sequence) -> bool:
+    """Whether a sequence needs what a graph does not do: embeddings in, or reports out."""
+    return (
+        sequence.prompt_logprobs is not None
+        or sequence.activations is not None
+        or sequence.request.embeds is not None
+    )
+
+
+def resolve_sizes(
+    cuda_graphs: object, device: torch.device, backend: Backend
+) -> tuple[int, ...] | None:
+    """Return the batch sizes to capture, or None for none at all.
+
+    cuda_graphs: `"auto"` (where they can be used), True, False, or batch sizes. Raises
+    `ConfigError` for anything else, and for True or sizes where graphs cannot be used.
+    """
+    if cuda_graphs is False:
+        return None
+    if cuda_graphs == "auto":
+        return LADDER if device.type == "cuda" else None
+    sizes = LADDER if cuda_graphs is True else cuda_graphs
+    if (
+        not isinstance(sizes, tuple | list | range)
+        or not sizes
+        or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in sizes)
+    ):
+        fix = 'Use "auto", True, False, or a list of batch sizes such as [1, 2, 4, 8].'
+        raise ConfigError("cuda_graphs", cuda_graphs, "is no choice of batch sizes", fix)
+    problem = None
+    if device.type != "cuda":
+        problem, fix = f"the device is {device}", 'Leave it at "auto", or use a CUDA GPU.'
+    elif not backend.capturable:
+        problem = f"the {backend.name} backend cannot be captured"
+        fix = 'Use backend="triton", or leave cuda_graphs at "auto".'
+    if problem is not None:
+        raise ConfigError("cuda_graphs", cuda_graphs, problem, fix)
+    return tuple(sorted(set(sizes)))
