@@ -169,5 +169,5 @@ class BeamSearch:
         for beam in live:
             engine.finish(beam, reason or "dropped")
         for group in self.groups if self._ended is None else ():
-            group.live = []
+            group.live, group.scores = [], []
         return live
