@@ -124,6 +124,7 @@ def test_buffers_hold_the_plan_through_growth_forks_and_ends(windows: Windows) -
             break
         if plan.num_decodes == len(plan.sequences):
             lens = buffers.fill(plan, engine.cache)
+            check_inputs(engine, plan, buffers)
             buffers.fill(plan, engine.cache)  # a step that failed is run again
             assert lens == buffers.views["context_lens"].tolist()
             check_inputs(engine, plan, buffers)

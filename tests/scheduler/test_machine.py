@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -321,25 +322,29 @@ class Met(Counter[str]):
             self["reclaimed"] += "nothing else can run" in event.cause
 
 
-def walk(source: random.Random, met: Met) -> None:
-    """Drive a machine at random, without hypothesis: more happens, and nothing is shrunk."""
+def walk(source: random.Random, met: Met, **fixed: Any) -> None:
+    """Drive a machine at random, without hypothesis: more happens, and nothing is shrunk.
+
+    fixed: settings of the machine that are not drawn.
+    """
     machine = SchedulerMachine()
-    machine.build(
-        tokens=source.randint(12, 72),
-        block_size=source.choice([1, 2, 4, 8]),
-        max_sequences=source.randint(1, 6),
-        budget=source.randint(6, 40),
-        chunked=source.random() < 0.7,
-        reuse=source.random() < 0.7,
-        partial=source.random() < 0.7,
-        windows=source.choice(WINDOWS),
-        beside=source.randint(0, 6),
-        host_blocks=source.choice([0, 3, 10, 40]),
-        capacity=source.choice(["max_utilization", "max_utilization", "guaranteed_no_evict"]),
-        swap=source.random() < 0.7,
-        chunking=source.choice(["first_come", "equal_progress"]),
-        max_prefill=source.choice([None, 3]),
-    )
+    drawn = {
+        "tokens": source.randint(12, 72),
+        "block_size": source.choice([1, 2, 4, 8]),
+        "max_sequences": source.randint(1, 6),
+        "budget": source.randint(6, 40),
+        "chunked": source.random() < 0.7,
+        "reuse": source.random() < 0.7,
+        "partial": source.random() < 0.7,
+        "windows": source.choice(WINDOWS),
+        "beside": source.randint(0, 6),
+        "host_blocks": source.choice([0, 3, 10, 40]),
+        "capacity": source.choice(["max_utilization", "max_utilization", "guaranteed_no_evict"]),
+        "swap": source.random() < 0.7,
+        "chunking": source.choice(["first_come", "equal_progress"]),
+        "max_prefill": source.choice([None, 3]),
+    }
+    machine.build(**{**drawn, **fixed})
     machine.scheduler.bus.subscribe(met)
     machine.cache.blocks.bus = machine.scheduler.bus
     pick = partial(source.randint, 0, 30)
@@ -375,6 +380,28 @@ def retention(source: random.Random) -> list[Retention]:
         return []
     low, high = source.randint(0, 100), source.randint(0, 100)
     return ranges_of(source.randint(1, 24), low, high, source.choice(SECONDS))
+
+
+def test_nobody_is_evicted_under_windows() -> None:
+    """Tight windows: a sequence that goes on gives back only the blocks that it has alone."""
+    met, source = Met(), random.Random(5)
+    for _ in range(200):
+        walk(
+            source,
+            met,
+            tokens=source.randint(14, 26),
+            block_size=source.choice([1, 2]),
+            max_sequences=6,
+            budget=6,
+            chunked=True,
+            reuse=True,
+            windows=source.choice([(3,), (7,), (2, 4)]),
+            beside=0,
+            host_blocks=0,
+            capacity="guaranteed_no_evict",
+        )
+    assert met["BlockCopied"] >= 100, met
+    assert met["BlockShared"] >= 500, met
 
 
 def test_walks_in_which_everything_happens() -> None:
