@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from drive import Alone, MakeEngine, tokens_of
-from interpreter import interpret_without_gpu
 from tiny import write_checkpoint
 
 from workbench.cache import KVCache
@@ -21,8 +20,6 @@ from workbench.models import DecoderLM, load_model
 from workbench.run import Runner
 from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Scheduler
-
-interpret_without_gpu()
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from interpreter import interpret_without_gpu, kernel_device
-
-interpret_without_gpu()
+from interpreter import kernel_device
 
 
 @pytest.fixture(params=[kernel_device()])

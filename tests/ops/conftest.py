@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from interpreter import interpret_without_gpu
 
 from workbench.batch import Backend
 from workbench.ops import get_backend
-
-interpret_without_gpu()
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

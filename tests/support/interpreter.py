@@ -1,7 +1,7 @@
 """Where Triton kernels run in the tests: natively on a CUDA GPU, else in Triton's interpreter.
 
-The choice is made by an environment variable that Triton reads when a kernel is defined, so this is
-called by the conftest of every folder whose tests import kernels, before they do.
+The choice is made by an environment variable that Triton reads when a kernel is defined, so the
+conftest of all tests makes it before any of them imports the package.
 """
 
 from __future__ import annotations
