@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
 from workbench.engine import Engine
 from workbench.errors import RequestError
-from workbench.guided import GrammarCompiler
+from workbench.guided import CompiledGrammar, GrammarCompiler
 from workbench.guided_params import GuidedDecodingParams
 from workbench.models import DecoderLM
 from workbench.request import RequestOutput
@@ -236,3 +237,18 @@ def test_a_request_that_waits_for_its_grammar_can_be_aborted(model: DecoderLM) -
         replace(params, ignore_eos=True)
     with pytest.raises(RequestError, match="is not a GuidedDecodingParams"):
         SamplingParams(guided_decoding="json")
+
+
+def test_whatever_breaks_a_compilation_ends_only_who_waits_for_it(
+    model: DecoderLM, compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: GuidedDecodingParams) -> Future[CompiledGrammar]:
+        future: Future[CompiledGrammar] = Future()
+        future.set_exception(OSError("the worker is gone"))
+        return future
+
+    monkeypatch.setattr(compiler, "compile", broken)
+    plain = SamplingParams(max_tokens=4, temperature=0)
+    lost, other = generate(model, compiler, [guided(plain, regex="a+"), plain])
+    assert (lost.outputs[0].finish_reason, lost.outputs[0].error) == ("error", "the worker is gone")
+    assert other.outputs[0].finish_reason == "length"

@@ -1,9 +1,9 @@
 """How many blocks a sequence may come to take, and whether that many are free, group by group.
 
 Asked by the planner before it starts a sequence or a fork, and by the engine before it queues one:
-what exceeds the whole cache is refused. It reads block tables and changes
-nothing. Where layers have a window a sequence gives up blocks as it goes on, but one that others
-use as well does not become free by that: there each sequence is counted with all it ever holds.
+what exceeds the whole cache is refused. It reads block tables and changes nothing. Where layers
+have a window a sequence gives up blocks as it goes on, but one that others use as well does not
+become free by that: there each sequence is counted with all it ever holds.
 """
 
 from __future__ import annotations

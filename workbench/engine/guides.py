@@ -9,9 +9,10 @@ from __future__ import annotations
 from concurrent.futures import FIRST_COMPLETED, wait
 from typing import NamedTuple
 
-from workbench.errors import ConfigError, GuideFailed, RequestError, WorkbenchError
+from workbench.errors import ConfigError, RequestError
 from workbench.guided import CompiledGrammar, GrammarCompiler
 from workbench.guided.compiler import CompiledFuture
+from workbench.interrupts import shielded
 from workbench.models import DecoderLM
 from workbench.request import Sequence
 from workbench.scheduler import Scheduler
@@ -72,9 +73,10 @@ class GuideDesk:
             if sequence.finished:
                 del self._pending[number]
             elif grammar.done():
-                del self._pending[number]
-                if not self._begin(sequence, grammar):
-                    ended.append(sequence)
+                with shielded():  # it is pending, or queued, or ended: never none of these
+                    del self._pending[number]
+                    if not self._begin(sequence, grammar):
+                        ended.append(sequence)
         return ended
 
     def close(self) -> None:
@@ -90,7 +92,7 @@ class GuideDesk:
             guide = grammar.start()
             for token_id in sequence.output_token_ids:  # of a request that was saved or restored
                 guide.accept(token_id)
-        except (WorkbenchError, GuideFailed) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the waiting request gets it
             self.scheduler.refuse(sequence, str(error))
             return False
         sequence.guide = guide
