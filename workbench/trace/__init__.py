@@ -5,6 +5,7 @@ from workbench.trace.layout import CacheLayout, GroupLayout
 from workbench.trace.live import live_state
 from workbench.trace.replay import BlockChange, BlockDiff, ReplayedStep, Timeline, replay
 from workbench.trace.state import BlockState, BlockTableState, ReplayedState, SequenceState
+from workbench.trace.tokens import SequenceLog, TokenFact, sequence_logs
 from workbench.trace.trace import Trace
 
 __all__ = [
@@ -16,10 +17,13 @@ __all__ = [
     "GroupLayout",
     "ReplayedState",
     "ReplayedStep",
+    "SequenceLog",
     "SequenceState",
     "Timeline",
+    "TokenFact",
     "Trace",
     "apply",
     "live_state",
     "replay",
+    "sequence_logs",
 ]

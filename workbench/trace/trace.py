@@ -16,13 +16,15 @@ from typing import Any, TypeVar
 
 from workbench.describe import Described
 from workbench.engine import Engine
-from workbench.events import Event, StepDone, StepPlanned
+from workbench.events import DraftVerified, Event, StepDone, StepPlanned
+from workbench.models.tokenizer import Tokenizer
 from workbench.trace import file, perfetto
 from workbench.trace.keyframe import store
 from workbench.trace.layout import CacheLayout
 from workbench.trace.live import live_state
 from workbench.trace.replay import ReplayedStep, Timeline, replay
 from workbench.trace.state import ReplayedState
+from workbench.trace.tokens import SequenceLog, sequence_logs
 
 E = TypeVar("E", bound=Event)
 
@@ -39,6 +41,7 @@ class Trace(Described):
         self.seconds = array("d")
         self._start = time.perf_counter()
         self._timeline: Timeline | None = None
+        self._tokenizer: Tokenizer | None = None
 
     @classmethod
     @contextmanager
@@ -48,6 +51,7 @@ class Trace(Described):
         Of an engine that was used before, the first event is `StateSeen`: what it holds.
         """
         trace = cls(engine_header(engine))
+        trace._tokenizer = engine.tokenizer
         state = live_state(engine)
         if state.step or state.sequences or any(state.contents):
             trace(store(state))
@@ -101,11 +105,36 @@ class Trace(Described):
         """Yield the state after each step with what it changed; see `workbench.trace.replay`."""
         return replay(self.events, self.layout)
 
+    # --- tokens -------------------------------------------------------------------------------
+
+    @property
+    def sequences(self) -> dict[int, SequenceLog]:
+        """Every sequence by id, with where each of its tokens came from; read anew each time."""
+        return sequence_logs(self.events, self.seconds)
+
+    def text_of(self, token_id: int) -> str:
+        """Return a token as text; a piece of a character shows as `�`, an unknown one as its id."""
+        known = self.header.get("texts", {})
+        text = known.get(str(token_id))
+        if text is None and self._tokenizer is not None:
+            text = self._tokenizer.decode([token_id], skip_special=False)
+        return f"<{token_id}>" if text is None else str(text)
+
     # --- files --------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
         """Write the trace to a file (gzipped JSON lines) and return its path."""
-        return file.write(Path(path), self.header, self.seconds, self.events)
+        header = self.header
+        if self._tokenizer is not None:
+            header = {**header, "texts": {str(i): self.text_of(i) for i in self._known_ids()}}
+        return file.write(Path(path), header, self.seconds, self.events)
+
+    def _known_ids(self) -> list[int]:
+        logs = self.sequences.values()
+        ids = {token_id for log in logs for token_id in (*log.prompt_token_ids, *log.token_ids)}
+        ids |= {token_id for draft in self.of(DraftVerified) for token_id in draft.token_ids}
+        tops = [token.top for log in logs for token in log.tokens if token.top]
+        return sorted(ids | {token_id for top in tops for token_id, _ in top})
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
