@@ -4,6 +4,7 @@ from workbench.trace.apply import apply
 from workbench.trace.layout import CacheLayout, GroupLayout
 from workbench.trace.live import live_state
 from workbench.trace.replay import BlockChange, BlockDiff, ReplayedStep, Timeline, replay
+from workbench.trace.run_workload import Timing, WorkloadRun, run_workload
 from workbench.trace.state import BlockState, BlockTableState, ReplayedState, SequenceState
 from workbench.trace.tokens import SequenceLog, TokenFact, sequence_logs
 from workbench.trace.trace import Trace
@@ -20,10 +21,13 @@ __all__ = [
     "SequenceLog",
     "SequenceState",
     "Timeline",
+    "Timing",
     "TokenFact",
     "Trace",
+    "WorkloadRun",
     "apply",
     "live_state",
     "replay",
+    "run_workload",
     "sequence_logs",
 ]
