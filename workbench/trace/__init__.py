@@ -1,6 +1,8 @@
 """Recording what an engine states about itself, to look at later or elsewhere, at any step."""
 
 from workbench.trace.apply import apply
+from workbench.trace.compare import compare
+from workbench.trace.comparison import Comparison
 from workbench.trace.layout import CacheLayout, GroupLayout
 from workbench.trace.live import live_state
 from workbench.trace.replay import BlockChange, BlockDiff, ReplayedStep, Timeline, replay
@@ -15,6 +17,7 @@ __all__ = [
     "BlockState",
     "BlockTableState",
     "CacheLayout",
+    "Comparison",
     "GroupLayout",
     "ReplayedState",
     "ReplayedStep",
@@ -26,6 +29,7 @@ __all__ = [
     "Trace",
     "WorkloadRun",
     "apply",
+    "compare",
     "live_state",
     "replay",
     "run_workload",
