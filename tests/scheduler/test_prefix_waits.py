@@ -205,11 +205,24 @@ def test_what_a_copy_spares_is_no_gain(make, step) -> None:
     events = watch(scheduler)
     scheduler.add(make_sequence(0, [*LONG[:7], 2 - LONG[7]], 1))
     step(scheduler, model)
-    one, two = (make_sequence(i, [*LONG[:8], i, i], 1) for i in (1, 2))
+    one, two = (make_sequence(i, [*LONG[:8], *[i] * 8], 1) for i in (1, 2))
     scheduler.add(one)
     scheduler.add(two)
     assert step(scheduler, model).sequences == [one, two]
     assert not awaited(events)
+
+
+def test_the_wait_ends_with_the_last_block_that_can_be_used(make, step, drain) -> None:
+    """The last token is computed in any case, so of an equal prompt not all blocks are awaited."""
+    scheduler, model = make(80, chunking="equal_progress", max_prefill_tokens=SIZE)
+    leader, follower = (make_sequence(i, PREFIX, 1) for i in (0, 1))
+    scheduler.add(leader)
+    scheduler.add(follower)
+    while not follower.num_computed:
+        step(scheduler, model)
+    assert leader.num_computed < len(PREFIX)
+    drain(scheduler, model)
+    assert follower.metrics.num_cached_tokens == len(PREFIX) - SIZE
 
 
 @pytest.mark.parametrize("config", [{"prefix_wait": False}, {"prefix_reuse": False}], ids=str)
