@@ -244,4 +244,5 @@ class Scheduler(Described):
             "chunking": self.config.chunking if self.config.chunked_prefill else "off",
             "prefix_reuse": self.config.prefix_reuse,
             "partial_reuse": self.config.partial_reuse,
+            "prefix_wait": self.config.prefix_wait,
         }
