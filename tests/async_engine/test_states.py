@@ -111,6 +111,25 @@ def test_a_pause_stops_steps_and_keeps_requests(serve, make_engine) -> None:
     assert added.result(20).finished
 
 
+def test_steps_of_a_paused_engine(serve, make_engine) -> None:
+    (expected,) = make_engine().generate([PROMPTS[0]], greedy(6))
+    aengine = serve(max_pending=1)
+    aengine.pause().result(20)
+    stream = aengine.stream(PROMPTS[0], greedy(6))
+    in_line = aengine.generate(PROMPTS[1], greedy(1))
+    assert aengine.step().result(20) == 1
+    assert next(stream).token_ids == expected.outputs[0].token_ids[:1]
+    assert aengine.step(3).result(20) == 3
+    assert aengine.call(step_of).result(20) == 4
+    assert aengine.step(100).result(20) == 3, "two of it, and one of who was in line"
+    assert in_line.result(0).finished
+    assert [t for delta in stream for t in delta.token_ids] == expected.outputs[0].token_ids[1:]
+    assert aengine.step().result(20) == 0
+    with pytest.raises(ConfigError, match="count"):
+        aengine.step(0)
+    aengine.resume().result(20)
+
+
 def test_drain_finishes_what_there_is_and_takes_nothing_new(serve) -> None:
     aengine = serve(max_pending=2)
 

@@ -27,8 +27,13 @@ class Planner:
     """Plans over `queues` and their blocks, within the budgets of `config`, in `order`."""
 
     def __init__(self, queues: Queues, config: SchedulerConfig, order: GuardedPolicy) -> None:
-        self.queues, self.config, self.order = queues, config, order
+        self.queues, self.order = queues, order
         self.blocks = queues.blocks
+        self.configure(config)
+
+    def configure(self, config: SchedulerConfig) -> None:
+        """Plan by other settings from now on."""
+        self.config = config
         self.capacity = CAPACITIES[config.capacity]
         self.sharing = sharing(config)
         self.prefix_wait = config.prefix_reuse and config.prefix_wait
@@ -36,7 +41,8 @@ class Planner:
     def fill(self, plan: StepPlan) -> None:
         """Add rows to an empty plan, with blocks allocated for everything in it."""
         prompts = self._decodes(plan)
-        budget = self.config.max_batch_tokens - plan.num_decodes
+        # Below zero where the limits were lowered under what runs: that goes on, and prompts wait.
+        budget = max(0, self.config.max_batch_tokens - plan.num_decodes)
         if self.config.max_prefill_tokens is not None:
             budget = min(budget, self.config.max_prefill_tokens)
         if not plan.preempted:  # what was just evicted must not come straight back
