@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from drive import MakeEngine, drawn, greedy
 from tiny import random_prompts
 
 from workbench import events
+from workbench.batch import ForwardOutput, StepPlan
 from workbench.request import Sequence
 from workbench.sampling_params import SamplingParams
 from workbench.trace import Trace
@@ -161,3 +163,32 @@ def test_a_data_frame_of_each_kind(make_engine: MakeEngine) -> None:
     assert list(frame["index"]) == [event.index for event in trace.of(events.BlockAllocated)]
     assert frame["seconds"].is_monotonic_increasing
     assert len(trace.to_pandas(events.Preempted)) == 0
+
+
+def test_what_the_device_says_is_told(make_engine: MakeEngine) -> None:
+    """A stand-in for the timer: on a CPU there is none."""
+    engine = make_engine()
+    run = engine.runner.run
+
+    def timed(plan: StepPlan) -> ForwardOutput:
+        output = run(plan)
+        output.timer = SimpleNamespace(seconds=0.25)
+        return output
+
+    engine.add(PROMPTS[0], greedy(4))
+    with Trace.record(engine) as trace:
+        engine.run(2)
+        engine.runner.run = timed  # type: ignore[method-assign]
+        engine.run()
+    assert [done.device_seconds for done in trace.of(events.StepDone)] == [None, None, 0.25, 0.25]
+
+
+@pytest.mark.gpu
+def test_a_gpu_counts_its_passes(make_engine: MakeEngine) -> None:
+    engine = make_engine(device="cuda", backend="triton")
+    engine.add(PROMPTS[0], greedy(8))
+    with Trace.record(engine) as trace:
+        engine.run()
+    for done in trace.of(events.StepDone):
+        assert done.device_seconds is not None
+        assert 0 < done.device_seconds < sum(done.seconds.values())

@@ -44,8 +44,8 @@ class StepDone(Event):
 
     num_computed: of each row of the plan, what its sequence has computed now. logprobs: of each
     token, (log-probability, ((token_id, log-probability), …) of the likeliest), or None where that
-    was not asked; empty where nobody asked. device_seconds: from the first kernel to the last, as
-    the GPU counts (None on a CPU, where `seconds` says it).
+    was not asked; empty where nobody asked. device_seconds: of the forward pass, as the GPU
+    counts (None on a CPU, where `seconds` says it).
     """
 
     tokens: tuple[tuple[int, int], ...]

@@ -178,8 +178,11 @@ class Queues:
         if sequence.status is Status.RUNNING:
             del self.running[sequence.sequence_id]
             self.holding[sequence.sequence_id] = sequence
-        else:
+        elif sequence in self.waiting:
             self.waiting.remove(sequence)
+        else:  # its grammar is being compiled: it is queued as paused when it comes
+            sequence.status = Status.PAUSED
+            return
         sequence.status = Status.PAUSED
         self._waits_no_more(sequence)
         self.paused[sequence.sequence_id] = sequence
@@ -190,7 +193,9 @@ class Queues:
         """Let a paused sequence go on: at once if it has blocks and a place, else it waits."""
         if sequence.status is not Status.PAUSED:
             return
-        del self.paused[sequence.sequence_id]
+        if self.paused.pop(sequence.sequence_id, None) is None:  # its grammar is being compiled
+            sequence.status = Status.WAITING
+            return
         runs = has_place and sequence.sequence_id in self.holding
         if self.bus:
             self.bus.emit(SequenceResumed(self.step, sequence.sequence_id, runs))

@@ -47,9 +47,10 @@ class EventLog(Sequence[Event]):
         """Return an event's class and the values of its fields, in their order."""
         return self._kinds[place], self._rows[place]
 
-    def drop_first(self, count: int) -> None:
-        """Forget the first `count` events."""
-        del self._kinds[:count], self._rows[:count]
+    def replace_first(self, count: int, event: Event) -> None:
+        """Put one event in the place of the first `count`."""
+        self._kinds[:count] = [type(event)]
+        self._rows[:count] = EventLog([event])._rows
 
     def __len__(self) -> int:
         """Number of events."""

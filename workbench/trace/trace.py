@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from workbench.config import require_positive
 from workbench.describe import Described
 from workbench.engine import Engine
 from workbench.errors import ConfigError
 from workbench.events import DraftVerified, Event, StepDone, StepPlanned
 from workbench.models.tokenizer import Tokenizer
 from workbench.trace import file, perfetto
+from workbench.trace.apply import apply
 from workbench.trace.keyframe import store
 from workbench.trace.layout import CacheLayout
 from workbench.trace.live import live_state
@@ -44,15 +46,21 @@ class Trace(Described):
         self._start = time.perf_counter()
         self._timeline: Timeline | None = None
         self._tokenizer: Tokenizer | None = None
+        self._max_events: int | None = None
 
     @classmethod
     @contextmanager
-    def record(cls, engine: Engine) -> Iterator[Trace]:
+    def record(cls, engine: Engine, *, max_events: int | None = None) -> Iterator[Trace]:
         """Record everything the engine states while the block runs; the trace stays afterwards.
 
         Of an engine that was used before, the first event is `StateSeen`: what it holds.
+        max_events: keep about so many, the latest; the older half of them then becomes one
+        `StateSeen`, so that every step that is left can still be rebuilt (None: keep all).
         """
+        if max_events is not None:
+            require_positive("max_events", max_events)
         trace = cls(engine_header(engine))
+        trace._max_events = max_events
         trace._tokenizer = engine.tokenizer
         state = live_state(engine)
         if state.step or state.sequences or any(state.contents):
@@ -67,6 +75,25 @@ class Trace(Described):
         """Take one event: a trace is a subscriber."""
         self.events.append(event)
         self.seconds.append(_clock() - self._start)
+        if self._max_events is not None and type(event) is StepDone:
+            self._shorten(self._max_events)
+
+    def _shorten(self, max_events: int) -> None:
+        """Make one event of the older steps, if there are more than `max_events`."""
+        if len(self.events) <= max_events:
+            return
+        ends = self.events.kinds()
+        cut = next(
+            place + 1
+            for place in range(len(self.events) - max_events // 2 - 1, len(self.events))
+            if ends[place] is StepDone
+        )
+        state = ReplayedState(self.layout)
+        for event in self.events[:cut]:
+            apply(state, event)
+        self.events.replace_first(cut, store(state))
+        self.seconds = array("d", [self.seconds[cut - 1], *self.seconds[cut:]])
+        self._timeline = None
 
     def __len__(self) -> int:
         """Number of events."""
