@@ -1,0 +1,34 @@
+"""Views: what an engine does, drawn in a notebook, live or from a recorded trace.
+
+Every view takes a `Trace`, an `Engine`, or is subscribed to a bus by hand. How to write one:
+`workbench.views.base`. Needs the notebook extra; names are imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from workbench.views.base import View
+
+_HOMES = {"View": "workbench.views.base"}
+
+__all__ = ["View"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'workbench.views' has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "workbench":
+            raise
+        raise MissingExtra(f"workbench.views.{name}", error.name, "notebook") from error
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

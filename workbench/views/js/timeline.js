@@ -1,0 +1,143 @@
+// The step that all panels of one trace share: scrub one and all move, kernel or no kernel.
+
+// Every widget has a module of its own, so what they share hangs on the page, by trace.
+const SHARED = Symbol.for("workbench.timelines");
+const SAVE_AFTER_MS = 150; // a kernel hears of the step when the hand rests, not at each tick
+const ECHO_MS = 10_000; // how long the kernel may take to say our own step back to us
+
+/** Step, bounds and playback of one trace. `follow`: stay at the newest step of a live run. */
+export class Timeline {
+  constructor(now = () => performance.now()) {
+    Object.assign(this, { first: 0, last: 0, step: 0, follow: false, playing: false, rate: 20 });
+    this.listeners = new Set();
+    this.sent = []; // [step, when]: what the kernel was told, to know its echo
+    this.now = now;
+  }
+
+  /** Call `listener(timeline)` after every change; returns a function that ends it. */
+  subscribe(listener) {
+    this.listeners.add(listener);
+    return () => this.listeners.delete(listener);
+  }
+
+  changed() {
+    for (const listener of [...this.listeners]) listener(this);
+  }
+
+  clamp(step) {
+    return Math.max(this.first, Math.min(this.last, Math.round(step)));
+  }
+
+  /** Go to a step because a reader asked. */
+  go(step) {
+    this.step = this.clamp(step);
+    this.follow = this.live && this.step === this.last;
+    this.changed();
+  }
+
+  /** Take bounds that a model brought; a run that is followed goes on to its newest step. */
+  grow(first, last) {
+    if (first === this.first && last === this.last) return;
+    this.first = first;
+    this.last = last;
+    this.step = this.clamp(this.follow ? last : this.step);
+    this.changed();
+  }
+
+  /** Go to a step because the kernel said so, unless it is only an echo of what we said. */
+  hear(step) {
+    this.sent = this.sent.filter(([, when]) => this.now() - when < ECHO_MS);
+    if (this.sent.some(([sent]) => sent === step) || step === this.step) return;
+    this.step = this.clamp(step);
+    this.changed();
+  }
+
+  /** Note what the kernel is about to be told. */
+  tell() {
+    this.sent = [...this.sent.slice(-15), [this.step, this.now()]];
+  }
+
+  /** Play from here, or from the start if this is the end; stops at the end. */
+  play(frame = requestAnimationFrame) {
+    if (this.playing) return;
+    if (this.step >= this.last && !this.live) this.step = this.first;
+    this.playing = true;
+    let at = null;
+    let due = 0;
+    const tick = (time) => {
+      if (!this.playing) return;
+      due += at === null ? 0 : ((time - at) / 1000) * this.rate;
+      at = time;
+      const whole = Math.floor(due);
+      due -= whole;
+      if (whole) this.go(this.step + whole);
+      if (this.step >= this.last) this.pause();
+      else frame(tick);
+    };
+    this.changed();
+    frame(tick);
+  }
+
+  pause() {
+    this.playing = false;
+    this.changed();
+  }
+}
+
+/** The page's timelines by trace id: id -> {timeline, users}. */
+export function timelines() {
+  return (globalThis[SHARED] ??= new Map());
+}
+
+/**
+ * Join the timeline of a model's trace; returns {timeline, leave}.
+ *
+ * Traits used: trace_id, step, first_step, last_step, live, follow. The model that joined first
+ * tells the kernel (in Python the panels are linked), and only what a reader did.
+ */
+export function join(model) {
+  const id = model.get("trace_id");
+  const entry = timelines().get(id) ?? { timeline: new Timeline(), models: [] };
+  const { timeline, models } = entry;
+  if (!models.length) {
+    timelines().set(id, entry);
+    const [first, last] = [model.get("first_step"), model.get("last_step")];
+    Object.assign(timeline, { first, last, live: model.get("live"), follow: model.get("follow") });
+    timeline.step = timeline.clamp(model.get("step"));
+  } else timeline.grow(model.get("first_step"), Math.max(timeline.last, model.get("last_step")));
+  models.push(model);
+
+  const bounds = () => {
+    timeline.live = model.get("live");
+    timeline.grow(model.get("first_step"), model.get("last_step"));
+  };
+  const step = () => timeline.hear(model.get("step"));
+  model.on("change:last_step change:first_step change:live", bounds);
+  model.on("change:step", step);
+  let timer = null;
+  const save = () => {
+    timer = null;
+    if (models[0] !== model) return;
+    if (model.get("step") === timeline.step && model.get("follow") === timeline.follow) return;
+    timeline.tell();
+    model.set("follow", timeline.follow);
+    model.set("step", timeline.step);
+    model.save_changes();
+  };
+  const stop = timeline.subscribe(() => {
+    clearTimeout(timer);
+    if (models[0] === model) timer = setTimeout(save, SAVE_AFTER_MS);
+  });
+  const leave = () => {
+    if (timer !== null) clearTimeout(timer), save();
+    stop();
+    model.off("change:last_step change:first_step change:live", bounds);
+    model.off("change:step", step);
+    models.splice(models.indexOf(model), 1);
+    if (!models.length) {
+      timeline.playing = false;
+      timelines().delete(id);
+    }
+  };
+  return { timeline, leave };
+}

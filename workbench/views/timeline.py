@@ -1,0 +1,54 @@
+"""`Timeline`: the step that all views of one trace share, on the kernel's side.
+
+In the browser the panels share a step by themselves (`js/timeline.js`, by `trace_id`), also in a
+saved notebook. Here the same is done for Python: set `step` on one view and the others follow. A
+timeline lives as long as a view of its trace.
+"""
+
+from __future__ import annotations
+
+import secrets
+from weakref import WeakValueDictionary
+
+import traitlets
+
+_TIMELINES: WeakValueDictionary[int, Timeline] = WeakValueDictionary()
+
+
+class Timeline(traitlets.HasTraits):
+    """Step and bounds of one trace. `follow`: the newest step of a live run is shown."""
+
+    step = traitlets.Int(0)
+    first_step = traitlets.Int(0)
+    last_step = traitlets.Int(0)
+    live = traitlets.Bool(False)
+    follow = traitlets.Bool(False)
+
+    SHARED = ("step", "first_step", "last_step", "live", "follow")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trace_id = secrets.token_hex(8)
+        self._bounds: dict[int, tuple[int, int]] = {}
+
+    def grow(self, view: object, first_step: int, last_step: int) -> None:
+        """Take the bounds that one view shows; with `follow`, go to the newest step of all."""
+        self._bounds[id(view)] = first_step, last_step
+        with self.hold_trait_notifications():
+            self.first_step = min(first for first, _ in self._bounds.values())
+            self.last_step = max(last for _, last in self._bounds.values())
+            step = self.last_step if self.follow else self.step
+            self.step = max(self.first_step, min(self.last_step, step))
+
+    def forget(self, view: object) -> None:
+        """Take no heed of a view's bounds any more."""
+        self._bounds.pop(id(view), None)
+
+
+def timeline_of(source: object) -> Timeline:
+    """Return the timeline of a trace or a bus, the same one for every view of it."""
+    # By identity: whoever holds the timeline is a view, and a view holds its source.
+    timeline = _TIMELINES.get(id(source))
+    if timeline is None:
+        timeline = _TIMELINES[id(source)] = Timeline()
+    return timeline
