@@ -60,7 +60,9 @@ export function canvas(parent, className) {
 export function mount(name, build) {
   const render = ({ model, el }) => {
     const panel = open(model, el, name);
+    let failed = false;
     const fail = (error) => {
+      failed = true;
       console.error(error);
       panel.problem(`${name}: ${error?.message ?? error}`);
     };
@@ -71,6 +73,8 @@ export function mount(name, build) {
         const step = panel.timeline.step;
         colours ??= themeColours(panel.root);
         panel.say(view.draw(step, colours));
+        if (failed) panel.problem(model.get("problem"));
+        failed = false;
         panel.root.dataset.step = step;
         panel.root.dispatchEvent(new CustomEvent("workbench:drawn", { detail: { step } }));
       } catch (error) {
