@@ -23,14 +23,14 @@ function build(panel) {
   drawing.style.width = "300px";
   drawing.style.height = "40px";
   panel.listen(drawing, "mousemove", (event) =>
-    panel.tooltip.show(event, [["step", String(panel.timeline.step)], ["text", EVIL]]));
+    panel.tooltip.show(event, [["step", String(panel.cursor.step)], ["text", EVIL]]));
   panel.listen(drawing, "mouseleave", () => panel.tooltip.hide());
   return {
     draw(step, colours) {
       if (step === 5) throw new Error("five is out of order");
       const { width, height } = fit();
       context.fillStyle = css(colours.accent);
-      context.fillRect(0, 0, (width * step) / panel.timeline.last, height);
+      context.fillRect(0, 0, (width * step) / panel.cursor.last, height);
       return `step ${step}, dark ${colours.dark}`;
     },
   };
@@ -139,6 +139,6 @@ def test_a_panel_that_is_left_leaves_nothing(page: Any) -> None:
     show(page, Dial(trace_of(9)))
     page.evaluate("window.leave()")
     assert page.locator(".wb-view").count() == 0
-    left = """() => [globalThis[Symbol.for("workbench.timelines")].size,
+    left = """() => [globalThis[Symbol.for("workbench.cursors")].size,
       [...window.model.handlers.values()].flat().length]"""
     assert page.evaluate(left) == [0, 0]

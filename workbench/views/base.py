@@ -27,11 +27,11 @@ from workbench.engine import Engine
 from workbench.errors import ConfigError
 from workbench.events import Event
 from workbench.trace import Trace
+from workbench.views.cursor import Cursor, cursor_of
 from workbench.views.esm import STYLE
 from workbench.views.pace import Pacer
 from workbench.views.picture import figure_png
 from workbench.views.recording import Recording
-from workbench.views.timeline import Timeline, timeline_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,9 +77,9 @@ class View(anywidget.AnyWidget):
             self._recording = Recording(Trace()) if source is None else Recording.of(source)
             self.trace = self._recording.trace
         self._links: list[traitlets.link] = []
-        self._join(timeline_of(self.trace))
+        self._join(cursor_of(self.trace))
         if self._recording is not None:
-            self.timeline.live = self.timeline.follow = True
+            self.cursor.live = self.cursor.follow = True
         self._grow()
         super().__init__()  # sends all of the above in one message
         if self._recording is not None:
@@ -114,7 +114,7 @@ class View(anywidget.AnyWidget):
         self._grow()
 
     def _grow(self) -> None:
-        self.timeline.grow(self, *self.update())
+        self.cursor.grow(self, *self.update())
 
     def _update(self) -> None:
         try:
@@ -125,16 +125,16 @@ class View(anywidget.AnyWidget):
 
     # --- one step for several views --------------------------------------------------------------
 
-    def _join(self, timeline: Timeline) -> None:
+    def _join(self, cursor: Cursor) -> None:
         self._leave()
-        self.timeline, self.trace_id = timeline, timeline.trace_id
-        self._links = [traitlets.link((timeline, n), (self, n)) for n in Timeline.SHARED]
+        self.cursor, self.trace_id = cursor, cursor.trace_id
+        self._links = [traitlets.link((cursor, n), (self, n)) for n in Cursor.SHARED]
 
     def _leave(self) -> None:
         for link in self._links:
             link.unlink()
         if self._links:
-            self.timeline.forget(self)
+            self.cursor.forget(self)
         self._links = []
 
     # --- pictures --------------------------------------------------------------------------------
@@ -179,5 +179,5 @@ def link(first: View, *others: View) -> None:
     """Let views of other traces share the first one's step: two runs side by side."""
     for view in others:
         bounds = view.first_step, view.last_step
-        view._join(first.timeline)
-        first.timeline.grow(view, *bounds)
+        view._join(first.cursor)
+        first.cursor.grow(view, *bounds)

@@ -1,7 +1,7 @@
 // The frame around every view: canvas, scrubber, tooltip, theme, errors, and leaving no trace.
 import { onTheme, themeColours } from "./colours.js";
 import { scrubber } from "./scrubber.js";
-import { join } from "./timeline.js";
+import { join } from "./cursor.js";
 import { Tooltip } from "./tooltip.js";
 
 /** Run `draw` at most once a frame, however often it is asked for; `ask.cancel()` forgets it. */
@@ -54,7 +54,7 @@ export function canvas(parent, className) {
  * build(panel) adds elements to `panel.body` and returns {load, draw, traits}: `load()` (may be
  * async) reads `panel.model` at the start and when one of `traits` changes; `draw(step, colours)`
  * draws a step and returns one sentence on it, which screen readers get. `panel`: model, body,
- * timeline, tooltip, ask() for a new drawing, own(f) for what to do at the end, listen(target,
+ * cursor, tooltip, ask() for a new drawing, own(f) for what to do at the end, listen(target,
  * name, handler) for listeners that go with the panel.
  */
 export function mount(name, build) {
@@ -70,7 +70,7 @@ export function mount(name, build) {
     const draw = () => {
       if (!ready || !panel.root.isConnected) return;
       try {
-        const step = panel.timeline.step;
+        const step = panel.cursor.step;
         colours ??= themeColours(panel.root);
         panel.say(view.draw(step, colours));
         if (failed) panel.problem(model.get("problem"));
@@ -97,7 +97,7 @@ export function mount(name, build) {
     try {
       view = build(panel);
       for (const trait of view.traits ?? []) panel.hear(`change:${trait}`, load);
-      panel.own(panel.timeline.subscribe(panel.ask));
+      panel.own(panel.cursor.subscribe(panel.ask));
       panel.own(onTheme(() => ((colours = null), panel.ask())));
       const resized = new ResizeObserver(panel.ask); // also when a notebook attaches it again
       resized.observe(panel.root);
@@ -118,7 +118,7 @@ function open(model, el, name) {
   const spoken = root.appendChild(element("div", "wb-spoken", { "aria-live": "polite" }));
   const endings = [];
   const own = (ending) => endings.push(ending);
-  const { timeline, leave } = join(model);
+  const { cursor, leave } = join(model);
   own(leave);
   const listen = (target, event, handler, options) => {
     target.addEventListener(event, handler, options);
@@ -136,7 +136,7 @@ function open(model, el, name) {
   hear("change:problem", reported);
   reported();
   const tooltip = new Tooltip(root);
-  const panel = { model, root, body, timeline, tooltip, own, listen, hear, problem };
+  const panel = { model, root, body, cursor, tooltip, own, listen, hear, problem };
   root.insertBefore(scrubber(panel), spoken);
   let telling = null;
   own(() => clearTimeout(telling));

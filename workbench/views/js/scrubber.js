@@ -2,8 +2,8 @@
 
 const RATES = [5, 20, 100]; // steps a second
 
-/** The controls of `panel.timeline` as an element. Keys on them and on canvases: see `keyed`. */
-export function scrubber({ timeline, listen, own, root }) {
+/** The controls of `panel.cursor` as an element. Keys on them and on canvases: see `keyed`. */
+export function scrubber({ cursor, listen, own, root }) {
   const bar = document.createElement("div");
   bar.className = "wb-scrubber";
   const play = button(bar, "wb-play", "Play");
@@ -19,34 +19,34 @@ export function scrubber({ timeline, listen, own, root }) {
   live.textContent = "● live";
 
   const show = () => {
-    Object.assign(slider, { min: timeline.first, max: timeline.last, value: timeline.step });
-    slider.setAttribute("aria-valuetext", `step ${timeline.step} of ${timeline.last}`);
-    label.textContent = `step ${timeline.step} / ${timeline.last}`;
-    play.textContent = timeline.playing ? "❚❚" : "▶";
-    play.setAttribute("aria-label", timeline.playing ? "Pause" : "Play");
-    rate.textContent = `${timeline.rate}/s`;
-    live.hidden = !timeline.live;
-    live.setAttribute("aria-pressed", String(timeline.follow));
+    Object.assign(slider, { min: cursor.first, max: cursor.last, value: cursor.step });
+    slider.setAttribute("aria-valuetext", `step ${cursor.step} of ${cursor.last}`);
+    label.textContent = `step ${cursor.step} / ${cursor.last}`;
+    play.textContent = cursor.playing ? "❚❚" : "▶";
+    play.setAttribute("aria-label", cursor.playing ? "Pause" : "Play");
+    rate.textContent = `${cursor.rate}/s`;
+    live.hidden = !cursor.live;
+    live.setAttribute("aria-pressed", String(cursor.follow));
   };
-  const toggle = () => (timeline.playing ? timeline.pause() : timeline.play());
+  const toggle = () => (cursor.playing ? cursor.pause() : cursor.play());
   listen(play, "click", toggle);
-  listen(slider, "input", () => timeline.go(Number(slider.value)));
+  listen(slider, "input", () => cursor.go(Number(slider.value)));
   listen(rate, "click", () => {
-    timeline.rate = RATES[(RATES.indexOf(timeline.rate) + 1) % RATES.length];
-    timeline.changed();
+    cursor.rate = RATES[(RATES.indexOf(cursor.rate) + 1) % RATES.length];
+    cursor.changed();
   });
-  listen(live, "click", () => timeline.go(timeline.last));
-  listen(root, "keydown", (event) => keyed(event, timeline, toggle));
-  own(timeline.subscribe(show));
+  listen(live, "click", () => cursor.go(cursor.last));
+  listen(root, "keydown", (event) => keyed(event, cursor, toggle));
+  own(cursor.subscribe(show));
   show();
   return bar;
 }
 
 /** Arrows go one step, with shift ten, page keys a tenth; Home and End; space plays and pauses. */
-export function keyed(event, timeline, toggle) {
+export function keyed(event, cursor, toggle) {
   if (event.altKey || event.ctrlKey || event.metaKey) return;
   const onButton = event.target.tagName === "BUTTON";
-  const { first, last, step } = timeline;
+  const { first, last, step } = cursor;
   const stride = event.shiftKey ? 10 : 1;
   const page = Math.max(1, Math.round((last - first) / 10));
   const goals = {
@@ -57,7 +57,7 @@ export function keyed(event, timeline, toggle) {
     Home: first,
     End: last,
   };
-  if (event.key in goals) timeline.go(goals[event.key]);
+  if (event.key in goals) cursor.go(goals[event.key]);
   else if (event.key === " " && !onButton) toggle();
   else return;
   event.preventDefault();

@@ -1,12 +1,12 @@
 // The step that all panels of one trace share: scrub one and all move, kernel or no kernel.
 
 // Every widget has a module of its own, so what they share hangs on the page, by trace.
-const SHARED = Symbol.for("workbench.timelines");
+const SHARED = Symbol.for("workbench.cursors");
 const SAVE_AFTER_MS = 150; // a kernel hears of the step when the hand rests, not at each tick
 const ECHO_MS = 10_000; // how long the kernel may take to say our own step back to us
 
 /** Step, bounds and playback of one trace. `follow`: stay at the newest step of a live run. */
-export class Timeline {
+export class Cursor {
   constructor(now = () => performance.now()) {
     Object.assign(this, { first: 0, last: 0, step: 0, follow: false, playing: false, rate: 20 });
     this.listeners = new Set();
@@ -14,7 +14,7 @@ export class Timeline {
     this.now = now;
   }
 
-  /** Call `listener(timeline)` after every change; returns a function that ends it. */
+  /** Call `listener(cursor)` after every change; returns a function that ends it. */
   subscribe(listener) {
     this.listeners.add(listener);
     return () => this.listeners.delete(listener);
@@ -84,47 +84,47 @@ export class Timeline {
   }
 }
 
-/** The page's timelines by trace id: id -> {timeline, users}. */
-export function timelines() {
+/** The page's cursors by trace id: id -> {cursor, users}. */
+export function cursors() {
   return (globalThis[SHARED] ??= new Map());
 }
 
 /**
- * Join the timeline of a model's trace; returns {timeline, leave}.
+ * Join the cursor of a model's trace; returns {cursor, leave}.
  *
  * Traits used: trace_id, step, first_step, last_step, live, follow. The model that joined first
  * tells the kernel (in Python the panels are linked), and only what a reader did.
  */
 export function join(model) {
   const id = model.get("trace_id");
-  const entry = timelines().get(id) ?? { timeline: new Timeline(), models: [] };
-  const { timeline, models } = entry;
+  const entry = cursors().get(id) ?? { cursor: new Cursor(), models: [] };
+  const { cursor, models } = entry;
   if (!models.length) {
-    timelines().set(id, entry);
+    cursors().set(id, entry);
     const [first, last] = [model.get("first_step"), model.get("last_step")];
-    Object.assign(timeline, { first, last, live: model.get("live"), follow: model.get("follow") });
-    timeline.step = timeline.clamp(model.get("step"));
-  } else timeline.grow(model.get("first_step"), Math.max(timeline.last, model.get("last_step")));
+    Object.assign(cursor, { first, last, live: model.get("live"), follow: model.get("follow") });
+    cursor.step = cursor.clamp(model.get("step"));
+  } else cursor.grow(model.get("first_step"), Math.max(cursor.last, model.get("last_step")));
   models.push(model);
 
   const bounds = () => {
-    timeline.live = model.get("live");
-    timeline.grow(model.get("first_step"), model.get("last_step"));
+    cursor.live = model.get("live");
+    cursor.grow(model.get("first_step"), model.get("last_step"));
   };
-  const step = () => timeline.hear(model.get("step"));
+  const step = () => cursor.hear(model.get("step"));
   model.on("change:last_step change:first_step change:live", bounds);
   model.on("change:step", step);
   let timer = null;
   const save = () => {
     timer = null;
     if (models[0] !== model) return;
-    if (model.get("step") === timeline.step && model.get("follow") === timeline.follow) return;
-    timeline.tell();
-    model.set("follow", timeline.follow);
-    model.set("step", timeline.step);
+    if (model.get("step") === cursor.step && model.get("follow") === cursor.follow) return;
+    cursor.tell();
+    model.set("follow", cursor.follow);
+    model.set("step", cursor.step);
     model.save_changes();
   };
-  const stop = timeline.subscribe(() => {
+  const stop = cursor.subscribe(() => {
     clearTimeout(timer);
     if (models[0] === model) timer = setTimeout(save, SAVE_AFTER_MS);
   });
@@ -135,9 +135,9 @@ export function join(model) {
     model.off("change:step", step);
     models.splice(models.indexOf(model), 1);
     if (!models.length) {
-      timeline.playing = false;
-      timelines().delete(id);
+      cursor.playing = false;
+      cursors().delete(id);
     }
   };
-  return { timeline, leave };
+  return { cursor, leave };
 }

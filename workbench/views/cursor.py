@@ -1,8 +1,8 @@
-"""`Timeline`: the step that all views of one trace share, on the kernel's side.
+"""`Cursor`: the step that all views of one trace share, on the kernel's side.
 
-In the browser the panels share a step by themselves (`js/timeline.js`, by `trace_id`), also in a
+In the browser the panels share a step by themselves (`js/cursor.js`, by `trace_id`), also in a
 saved notebook. Here the same is done for Python: set `step` on one view and the others follow. A
-timeline lives as long as a view of its trace.
+cursor lives as long as a view of its trace.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from weakref import WeakValueDictionary
 
 import traitlets
 
-_TIMELINES: WeakValueDictionary[int, Timeline] = WeakValueDictionary()
+_CURSORS: WeakValueDictionary[int, Cursor] = WeakValueDictionary()
 
 
-class Timeline(traitlets.HasTraits):
+class Cursor(traitlets.HasTraits):
     """Step and bounds of one trace. `follow`: the newest step of a live run is shown."""
 
     step = traitlets.Int(0)
@@ -45,10 +45,10 @@ class Timeline(traitlets.HasTraits):
         self._bounds.pop(id(view), None)
 
 
-def timeline_of(source: object) -> Timeline:
-    """Return the timeline of a trace or a bus, the same one for every view of it."""
-    # By identity: whoever holds the timeline is a view, and a view holds its source.
-    timeline = _TIMELINES.get(id(source))
-    if timeline is None:
-        timeline = _TIMELINES[id(source)] = Timeline()
-    return timeline
+def cursor_of(trace: object) -> Cursor:
+    """Return the cursor of a trace, the same one for every view of it."""
+    # By identity: whoever holds the cursor is a view, and a view holds its source.
+    cursor = _CURSORS.get(id(trace))
+    if cursor is None:
+        cursor = _CURSORS[id(trace)] = Cursor()
+    return cursor

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { mock, test } from "node:test";
-import { Timeline, join, timelines } from "../../workbench/views/js/timeline.js";
+import { Cursor, join, cursors } from "../../workbench/views/js/cursor.js";
 import { keyed } from "../../workbench/views/js/scrubber.js";
 import { Model } from "./model.mjs";
 
@@ -9,18 +9,18 @@ const state = (more = {}) => ({ trace_id: "t", first_step: 0, last_step: 9, step
 test("two panels of one trace share a step, others do not, and the last to leave ends it", () => {
   const [a, b] = [join(new Model(state())), join(new Model(state()))];
   const other = join(new Model(state({ trace_id: "u" })));
-  a.timeline.go(7);
-  assert.equal(b.timeline.step, 7);
-  assert.equal(other.timeline.step, 3);
+  a.cursor.go(7);
+  assert.equal(b.cursor.step, 7);
+  assert.equal(other.cursor.step, 3);
   for (const joined of [a, b, other]) joined.leave();
-  assert.equal(timelines().size, 0);
+  assert.equal(cursors().size, 0);
 });
 
 test("the kernel hears of the step once, from one panel, when the hand rests", () => {
   mock.timers.enable({ apis: ["setTimeout"] });
   const models = [new Model(state()), new Model(state())];
   const joined = models.map(join);
-  for (let step = 4; step < 9; step++) joined[1].timeline.go(step);
+  for (let step = 4; step < 9; step++) joined[1].cursor.go(step);
   assert.deepEqual(models.map((model) => model.saved.length), [0, 0]);
   mock.timers.tick(1000);
   assert.deepEqual(models.map((model) => model.saved.length), [1, 0]);
@@ -33,58 +33,58 @@ test("our own step said back by the kernel does not pull the reader back", () =>
   mock.timers.enable({ apis: ["setTimeout"] });
   const models = [new Model(state()), new Model(state())];
   const joined = models.map(join);
-  const { timeline } = joined[0];
-  timeline.go(5);
+  const { cursor } = joined[0];
+  cursor.go(5);
   mock.timers.tick(200);
-  timeline.go(8);
+  cursor.go(8);
   models[1].set("step", 5); // the kernel tells the other panel what it was told
-  assert.equal(timeline.step, 8);
+  assert.equal(cursor.step, 8);
   models[1].set("step", 2); // somebody set `view.step = 2` in a cell
-  assert.equal(timeline.step, 2);
+  assert.equal(cursor.step, 2);
   for (const one of joined) one.leave();
   mock.timers.reset();
 });
 
 test("a step the kernel was not told yet is told at the end", () => {
   const model = new Model(state());
-  const { timeline, leave } = join(model);
-  timeline.go(6);
+  const { cursor, leave } = join(model);
+  cursor.go(6);
   leave();
   assert.equal(model.saved.at(-1).step, 6);
 });
 
 test("a live run is followed until the reader looks back, and again from its end", () => {
   const model = new Model(state({ step: 9, live: true, follow: true }));
-  const { timeline, leave } = join(model);
+  const { cursor, leave } = join(model);
   model.set("last_step", 12);
-  assert.equal(timeline.step, 12);
-  timeline.go(4);
+  assert.equal(cursor.step, 12);
+  cursor.go(4);
   model.set("last_step", 15);
-  assert.equal(timeline.step, 4);
-  timeline.go(99);
+  assert.equal(cursor.step, 4);
+  cursor.go(99);
   model.set("last_step", 18);
-  assert.equal(timeline.step, 18);
+  assert.equal(cursor.step, 18);
   leave();
 });
 
 test("playing goes on at its rate and stops at the end", () => {
-  const timeline = new Timeline();
-  timeline.grow(0, 40);
+  const cursor = new Cursor();
+  cursor.grow(0, 40);
   const frames = [];
   const frame = (tick) => frames.push(tick);
-  timeline.play(frame);
-  timeline.play(frame); // a second press of the same button before the first frame
+  cursor.play(frame);
+  cursor.play(frame); // a second press of the same button before the first frame
   for (let time = 0; time <= 1000; time += 50) frames.shift()?.(time);
-  assert.equal(timeline.step, timeline.rate);
+  assert.equal(cursor.step, cursor.rate);
   for (let time = 1050; time <= 3000; time += 50) frames.shift()?.(time);
-  assert.equal(timeline.step, 40);
-  assert.equal(timeline.playing, false);
+  assert.equal(cursor.step, 40);
+  assert.equal(cursor.playing, false);
   assert.equal(frames.length, 0);
 });
 
 test("keys move the step, and only keys that mean something are taken", () => {
-  const timeline = new Timeline();
-  timeline.grow(0, 100);
+  const cursor = new Cursor();
+  cursor.grow(0, 100);
   let toggled = 0;
   let taken = 0;
   const press = (key, more = {}) =>
@@ -96,17 +96,17 @@ test("keys move the step, and only keys that mean something are taken", () => {
         stopPropagation: () => {},
         ...more,
       },
-      timeline,
+      cursor,
       () => toggled++,
     );
   const steps = [];
   for (const key of ["ArrowRight", "End", "ArrowRight", "PageDown", "Home", "ArrowLeft"]) {
     press(key);
-    steps.push(timeline.step);
+    steps.push(cursor.step);
   }
   assert.deepEqual(steps, [1, 100, 100, 90, 0, 0]);
   press("ArrowRight", { shiftKey: true });
-  assert.equal(timeline.step, 10);
+  assert.equal(cursor.step, 10);
   press(" ");
   press(" ", { target: { tagName: "BUTTON" } }); // a button has its own meaning of space
   assert.equal(toggled, 1);
