@@ -45,6 +45,23 @@ test("our own step said back by the kernel does not pull the reader back", () =>
   mock.timers.reset();
 });
 
+test("a selection is shared, told and not pulled back by its echo", () => {
+  mock.timers.enable({ apis: ["setTimeout"] });
+  const models = [new Model(state()), new Model(state())];
+  const joined = models.map(join);
+  const { cursor } = joined[1];
+  cursor.select(4);
+  mock.timers.tick(200);
+  assert.equal(models[0].saved[0].selected, 4);
+  cursor.select(null);
+  models[1].set("selected", 4);
+  assert.equal(cursor.selected, null);
+  models[1].set("selected", 9);
+  assert.equal(cursor.selected, 9);
+  for (const one of joined) one.leave();
+  mock.timers.reset();
+});
+
 test("a step the kernel was not told yet is told at the end", () => {
   const model = new Model(state());
   const { cursor, leave } = join(model);

@@ -1,7 +1,7 @@
 // A widget's model as anywidget hands it to a view, kept in memory; what is saved is noted.
 export class Model {
   constructor(state) {
-    this.state = { live: false, follow: false, problem: "", ...state };
+    this.state = { live: false, follow: false, selected: null, problem: "", ...state };
     this.handlers = new Map();
     this.saved = [];
   }

@@ -59,6 +59,7 @@ class View(anywidget.AnyWidget):
 
     trace_id = traitlets.Unicode().tag(sync=True)
     step = traitlets.Int(0).tag(sync=True)
+    selected = traitlets.Int(None, allow_none=True).tag(sync=True)
     first_step = traitlets.Int(0).tag(sync=True)
     last_step = traitlets.Int(0).tag(sync=True)
     live = traitlets.Bool(False).tag(sync=True)

@@ -16,15 +16,16 @@ _CURSORS: WeakValueDictionary[int, Cursor] = WeakValueDictionary()
 
 
 class Cursor(traitlets.HasTraits):
-    """Step and bounds of one trace. `follow`: the newest step of a live run is shown."""
+    """Step and bounds of one trace. selected: a sequence id. `follow`: the newest step of a live run is shown."""
 
     step = traitlets.Int(0)
+    selected = traitlets.Int(None, allow_none=True)
     first_step = traitlets.Int(0)
     last_step = traitlets.Int(0)
     live = traitlets.Bool(False)
     follow = traitlets.Bool(False)
 
-    SHARED = ("step", "first_step", "last_step", "live", "follow")
+    SHARED = ("step", "selected", "first_step", "last_step", "live", "follow")
 
     def __init__(self) -> None:
         super().__init__()

@@ -39,3 +39,41 @@ export function upperBound(sorted, x) {
   }
   return low;
 }
+
+const TYPES = {
+  u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, i4: Int32Array, f4: Float32Array, f8: Float64Array,
+};
+
+/** What Python's `packed_columns` sent: {name: typed array or list}; null for an empty trait. */
+export async function unpackColumns(data) {
+  const bytes = await unpack(Uint8Array, data);
+  if (!bytes.length) return null;
+  const length = new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + length)));
+  const read = { ...header.lists };
+  let at = 4 + length;
+  for (const [name, [type, count]] of Object.entries(header.columns)) {
+    read[name] = new TYPES[type](count);
+    const width = read[name].BYTES_PER_ELEMENT;
+    const planes = bytes.subarray(at, (at += count * width));
+    const target = new Uint8Array(read[name].buffer);
+    for (let plane = 0; plane < width; plane++)
+      for (let k = 0; k < count; k++) target[k * width + plane] = planes[plane * count + k];
+  }
+  return read;
+}
+
+/** Two parts of a log as one: each column and list of `old`, then that of `more`. */
+export function joined(old, more) {
+  if (!old || !more) return old ?? more;
+  const all = {};
+  for (const [name, values] of Object.entries(old)) {
+    if (Array.isArray(values)) all[name] = [...values, ...more[name]];
+    else {
+      all[name] = new values.constructor(values.length + more[name].length);
+      all[name].set(values);
+      all[name].set(more[name], values.length);
+    }
+  }
+  return all;
+}

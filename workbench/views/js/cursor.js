@@ -8,9 +8,10 @@ const ECHO_MS = 10_000; // how long the kernel may take to say our own step back
 /** Step, bounds and playback of one trace. `follow`: stay at the newest step of a live run. */
 export class Cursor {
   constructor(now = () => performance.now()) {
+    this.selected = null; // a sequence id
     Object.assign(this, { first: 0, last: 0, step: 0, follow: false, playing: false, rate: 20 });
     this.listeners = new Set();
-    this.sent = []; // [step, when]: what the kernel was told, to know its echo
+    this.sent = []; // what the kernel was told, to know its echo
     this.now = now;
   }
 
@@ -35,6 +36,12 @@ export class Cursor {
     this.changed();
   }
 
+  /** Select a sequence by its id, in every panel; null: none. */
+  select(id) {
+    this.selected = id;
+    this.changed();
+  }
+
   /** Take bounds that a model brought; a run that is followed goes on to its newest step. */
   grow(first, last) {
     if (first === this.first && last === this.last) return;
@@ -44,17 +51,18 @@ export class Cursor {
     this.changed();
   }
 
-  /** Go to a step because the kernel said so, unless it is only an echo of what we said. */
-  hear(step) {
-    this.sent = this.sent.filter(([, when]) => this.now() - when < ECHO_MS);
-    if (this.sent.some(([sent]) => sent === step) || step === this.step) return;
-    this.step = this.clamp(step);
+  /** Take a step or a selection from the kernel, unless it is only an echo of what we said. */
+  hear(name, value) {
+    this.sent = this.sent.filter(({ when }) => this.now() - when < ECHO_MS);
+    if (value === this[name] || this.sent.some((told) => told[name] === value)) return;
+    this[name] = name === "step" ? this.clamp(value) : value;
     this.changed();
   }
 
   /** Note what the kernel is about to be told. */
   tell() {
-    this.sent = [...this.sent.slice(-15), [this.step, this.now()]];
+    const { step, selected } = this;
+    this.sent = [...this.sent.slice(-15), { step, selected, when: this.now() }];
   }
 
   /** Play from here, or from the start if this is the end; stops at the end. */
@@ -92,8 +100,8 @@ export function cursors() {
 /**
  * Join the cursor of a model's trace; returns {cursor, leave}.
  *
- * Traits used: trace_id, step, first_step, last_step, live, follow. The model that joined first
- * tells the kernel (in Python the panels are linked), and only what a reader did.
+ * Traits used: trace_id, step, selected, first_step, last_step, live, follow. The model that joined
+ * first tells the kernel (in Python the panels are linked), and only what a reader did.
  */
 export function join(model) {
   const id = model.get("trace_id");
@@ -104,6 +112,7 @@ export function join(model) {
     const [first, last] = [model.get("first_step"), model.get("last_step")];
     Object.assign(cursor, { first, last, live: model.get("live"), follow: model.get("follow") });
     cursor.step = cursor.clamp(model.get("step"));
+    cursor.selected = model.get("selected");
   } else cursor.grow(model.get("first_step"), Math.max(cursor.last, model.get("last_step")));
   models.push(model);
 
@@ -111,17 +120,19 @@ export function join(model) {
     cursor.live = model.get("live");
     cursor.grow(model.get("first_step"), model.get("last_step"));
   };
-  const step = () => cursor.hear(model.get("step"));
+  const step = () => cursor.hear("step", model.get("step"));
+  const selected = () => cursor.hear("selected", model.get("selected"));
   model.on("change:last_step change:first_step change:live", bounds);
   model.on("change:step", step);
+  model.on("change:selected", selected);
   let timer = null;
   const save = () => {
     timer = null;
     if (models[0] !== model) return;
-    if (model.get("step") === cursor.step && model.get("follow") === cursor.follow) return;
+    const names = ["step", "follow", "selected"];
+    if (names.every((name) => model.get(name) === cursor[name])) return;
     cursor.tell();
-    model.set("follow", cursor.follow);
-    model.set("step", cursor.step);
+    for (const name of names) model.set(name, cursor[name]);
     model.save_changes();
   };
   const stop = cursor.subscribe(() => {
@@ -133,6 +144,7 @@ export function join(model) {
     stop();
     model.off("change:last_step change:first_step change:live", bounds);
     model.off("change:step", step);
+    model.off("change:selected", selected);
     models.splice(models.indexOf(model), 1);
     if (!models.length) {
       cursor.playing = false;
