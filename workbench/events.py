@@ -204,6 +204,15 @@ class PrefixMiss(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixAwaited(Event):
+    """A sequence stays waiting while another one, which runs, computes their first `num_tokens`."""
+
+    sequence_id: int
+    leader_id: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlanned(Event):
     """The batch of one step: a row per sequence, (sequence_id, start, num_new)."""
 

@@ -43,6 +43,7 @@ EVENTS = [
     events.BlockRestored(3, 0, 2, 0),
     events.SequencePaused(3, 0),
     events.SequenceResumed(3, 0, True),
+    events.PrefixAwaited(3, 2, 0, 4),
 ]
 
 
