@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,14 +14,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from shadow import ShadowModel, TransferFailed, make_sequence
+from snapshots import Follower
 
 from workbench.batch import SampledTokens
 from workbench.cache import KVCache, room
 from workbench.config import SchedulerConfig
+from workbench.engine.record import new_tokens, step_done
 from workbench.events import Event, Preempted
 from workbench.request import Sequence, Status
 from workbench.retention import Retention, resolve
-from workbench.scheduler import POLICIES, Scheduler
+from workbench.scheduler import POLICIES, Scheduler, added
 
 # Most begin alike, so that prefixes are met again, and end within a block.
 SHARED = [i * i % 7 % 3 for i in range(40)]
@@ -113,6 +116,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_prefill_tokens=max_prefill,
         )
         self.scheduler = Scheduler(self.cache, config)
+        self.cache.blocks.bus = self.bus = self.scheduler.bus
+        self.follower = Follower(self.cache)
+        self.bus.subscribe(self.follower)
         self.model = ShadowModel(self.cache.blocks)
         self.alive: list[Sequence] = []
         self.done: list[Sequence] = []
@@ -142,6 +148,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.count += 1
         self.scheduler.add(sequence)
+        self.bus.emit(added(self.scheduler.step, sequence))
         self.alive.append(sequence)
 
     def fits(self, num_tokens):
@@ -167,7 +174,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         plan = self.plan()
         self.model.transfers_left = 10**9
         sampled = self.model.run(plan) if plan else SampledTokens([])
+        new = new_tokens([plan.sequences[row] for row in plan.sampled], sampled)
         finished = self.scheduler.commit(plan, sampled)
+        self.bus.emit(step_done(plan, new, sampled, {}, self.cache.blocks.num_free))
         for sequence in plan.sequences:
             made = sequence.num_tokens - before[sequence.sequence_id]
             assert made in (0, 1)
@@ -183,6 +192,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not self.fits(len(tokens) + max_tokens - 1):
             return
         child = make_sequence(self.count, tokens, max_tokens, namespace=parent.request.namespace)
+        child.metrics = replace(parent.metrics, num_preemptions=0)  # as the engine does
         self.count += 1
         self.scheduler.fork(parent, child)
         self.alive.append(child)
@@ -272,6 +282,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         self.cache.check()
         scheduler = self.scheduler
+        self.follower.compare(self.cache, scheduler)
         waiting, running, paused = (
             {s.sequence_id for s in queue}
             for queue in (scheduler.waiting, scheduler.running, scheduler.paused)
@@ -345,8 +356,7 @@ def walk(source: random.Random, met: Met, **fixed: Any) -> None:
         "max_prefill": source.choice([None, 3]),
     }
     machine.build(**{**drawn, **fixed})
-    machine.scheduler.bus.subscribe(met)
-    machine.cache.blocks.bus = machine.scheduler.bus
+    machine.bus.subscribe(met)
     pick = partial(source.randint, 0, 30)
     actions = {
         lambda: machine.add_one(

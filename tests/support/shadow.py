@@ -59,7 +59,7 @@ class ShadowModel:
     def run(self, plan: StepPlan) -> SampledTokens:
         """Carry out copies, check every row's context, write its new slots, choose its token."""
         if self.blocks.host is not None:
-            self.blocks.host.carry_out(self)
+            self.blocks.host.carry_out(self, self.blocks.bus, plan.step)
         for source, destination in plan.copies:  # in order: one may build on another
             self._move(self.slots, source, self.slots, destination)
         rows = list(zip(plan.sequences, plan.starts, plan.num_new, strict=True))

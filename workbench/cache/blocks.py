@@ -263,8 +263,6 @@ class BlockManager(Described):
 
     def clear_cached(self) -> int:
         """Forget all cached content of free blocks and the host's; return how many became blank."""
-        if self.host is not None:
-            self.host.clear()
         return self.pool.clear_cached()
 
     def _release(self, block_id: int, sequence_id: int | None) -> None:

@@ -28,7 +28,7 @@ from workbench.engine.state import EngineState, in_order, pack, unpack
 from workbench.engine.strategies import make_strategy
 from workbench.errors import ConfigError, EngineClosed, RequestError
 from workbench.errors import RequestFinished as AlreadyFinished
-from workbench.events import EngineRestored, EventBus, RequestAdded
+from workbench.events import EngineRestored, EventBus
 from workbench.guided import GrammarCompiler
 from workbench.interrupts import shielded
 from workbench.models import DecoderLM
@@ -39,7 +39,7 @@ from workbench.retention import Retention
 from workbench.run import Runner
 from workbench.sample import Sampler
 from workbench.sampling_params import SamplingParams
-from workbench.scheduler import Policy, Scheduler, get_policy
+from workbench.scheduler import Policy, Scheduler, added, get_policy
 
 
 class Engine(Described):
@@ -108,7 +108,7 @@ class Engine(Described):
             laps.lap("commit")
             if self.bus:
                 free = self.cache.blocks.num_free
-                self.bus.emit(step_done(plan.step, new, laps.seconds, free))
+                self.bus.emit(step_done(plan, new, sampled, laps.seconds, free))
         tokens = [NewToken(s.request.request_id, s.index, token) for s, token in new]
         return StepRecord(plan, tokens, finished, laps.seconds)
 
@@ -161,8 +161,8 @@ class Engine(Described):
             self._book.add(record)
             self._desk.queue(sequence)
             if self.bus:
-                ids = self.scheduler.step, request_id, number
-                self.bus.emit(RequestAdded(*ids, sequence.num_prompt_tokens, params.max_tokens))
+                waits = self._desk.holds(sequence)
+                self.bus.emit(added(self.scheduler.step, sequence, compiling=waits))
         return request_id
 
     def fork(

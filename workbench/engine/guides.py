@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, wait
 from typing import NamedTuple
 
 from workbench.errors import ConfigError, RequestError
+from workbench.events import SequenceQueued
 from workbench.guided import CompiledGrammar, GrammarCompiler
 from workbench.guided.compiler import CompiledFuture
 from workbench.interrupts import shielded
@@ -58,6 +59,10 @@ class GuideDesk:
         grammar = self._compiler(sequence).compile(constraint)
         self._pending[sequence.sequence_id] = _Pending(sequence, grammar)
 
+    def holds(self, sequence: Sequence) -> bool:
+        """Whether a sequence still waits for its grammar."""
+        return sequence.sequence_id in self._pending
+
     def settle(self) -> list[Sequence]:
         """Queue whose grammar is ready; end, and return, whose grammar cannot be had.
 
@@ -97,6 +102,9 @@ class GuideDesk:
             return False
         sequence.guide = guide
         self.scheduler.add(sequence)
+        if self.scheduler.bus:
+            facts = sequence.sequence_id, sequence.status.value
+            self.scheduler.bus.emit(SequenceQueued(self.scheduler.step, *facts))
         return True
 
     def _compiler(self, sequence: Sequence) -> GrammarCompiler:

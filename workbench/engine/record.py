@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from workbench.batch import SampledTokens, StepPlan
 from workbench.describe import Described
 from workbench.events import StepDone
-from workbench.request import Sequence
+from workbench.request import Sequence, Status, TokenLogprobs
 
 
 class NewToken(NamedTuple):
@@ -61,15 +61,31 @@ def new_tokens(rows: list[Sequence], sampled: SampledTokens) -> list[tuple[Seque
     pairs = list(zip(rows, sampled.token_ids, strict=True))
     for place in sorted(sampled.errors, reverse=True):
         del pairs[place]
-    return [(s, t) for s, t in pairs if s.chooser is None and not s.finished]
+    return [(s, t) for s, t in pairs if s.chooser is None and s.status is Status.RUNNING]
 
 
 def step_done(
-    step: int, new: list[tuple[Sequence, int]], seconds: dict[str, float], num_free_blocks: int
+    plan: StepPlan,
+    new: list[tuple[Sequence, int]],
+    sampled: SampledTokens,
+    seconds: dict[str, float],
+    num_free_blocks: int,
 ) -> StepDone:
-    """Return the event of a committed step."""
-    ids = tuple((sequence.sequence_id, token) for sequence, token in new)
-    return StepDone(step, ids, seconds, num_free_blocks)
+    """Return the event of a committed step, whose new tokens are `new`."""
+    computed = tuple([sequence.num_computed for sequence in plan.sequences])
+    tokens = tuple([(sequence.sequence_id, token) for sequence, token in new])
+    told = () if sampled.logprobs is None else _told(plan, new, sampled.logprobs)
+    return StepDone(plan.step, tokens, seconds, num_free_blocks, computed, told)
+
+
+def _told(
+    plan: StepPlan, new: list[tuple[Sequence, int]], entries: list[TokenLogprobs | None]
+) -> tuple[tuple[float, tuple[tuple[int, float], ...]] | None, ...]:
+    """Return what is reported of each new token."""
+    rows = zip(plan.sampled, entries, strict=True)
+    entry_of = {plan.sequences[row].sequence_id: entry for row, entry in rows}
+    found = [entry_of[sequence.sequence_id] for sequence, _ in new]
+    return tuple([None if entry is None else (entry.logprob, entry.top) for entry in found])
 
 
 class Laps:

@@ -15,10 +15,11 @@ from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
 from workbench.describe import Described
 from workbench.errors import ConfigError
-from workbench.events import EventBus, PolicyFailed, StepPlanned
+from workbench.events import EventBus, PolicyFailed, SequenceExtended, StepPlanned
 from workbench.request import FinishReason, Sequence, Status, TokenLogprobs
 from workbench.scheduler.books import Books, StalePlan
 from workbench.scheduler.ending import append, append_token, note
+from workbench.scheduler.facts import forked
 from workbench.scheduler.guard import GuardedPolicy
 from workbench.scheduler.planner import Planner
 from workbench.scheduler.policy import Policy, get_policy, policy_name
@@ -115,6 +116,8 @@ class Scheduler(Described):
         assert child.token_ids[:num_shared] == parent.token_ids[:num_shared], "not a branch"
         with self.books.open("fork"):
             queues = self._queues
+            if self.bus:
+                self.bus.emit(forked(self.step, parent, child))
             runs = parent.status is Status.RUNNING
             if not runs or not self._planner.may_fork(parent, child, num_shared):
                 queues.add(child)
@@ -196,6 +199,9 @@ class Scheduler(Described):
         """
         with self.books.open("extend"):
             append_token(sequence, entry.token_id, entry)
+            if self.bus:
+                ids = self.step, sequence.sequence_id
+                self.bus.emit(SequenceExtended(*ids, entry.token_id, entry.logprob))
 
     def pause(self, sequence: Sequence, *, release: bool = False) -> None:
         """Keep an unfinished sequence from running until `resume`; idempotent.

@@ -8,36 +8,40 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from dataclasses import asdict
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from workbench import events
 from workbench.errors import TraceError
 
-FORMAT, VERSION = "workbench-trace", 1
+FORMAT, VERSION = "workbench-trace", 2
 
 _KINDS: dict[str, type[events.Event]] = {
     name: kind
     for name, kind in vars(events).items()
     if isinstance(kind, type) and issubclass(kind, events.Event)
 }
+_NAMES = {kind: [field.name for field in fields(kind)] for kind in _KINDS.values()}
 _RERECORD = "Record it again with `Trace.record(engine)` and `trace.save(path)`."
 
 
-def write(path: Path, header: dict[str, Any], entries: list[tuple[float, events.Event]]) -> Path:
-    """Write header and events to `path`."""
+def write(
+    path: Path, header: dict[str, Any], seconds: Iterable[float], facts: Sequence[events.Event]
+) -> Path:
+    """Write header, events and their times to `path`."""
     with gzip.open(path, "wt", encoding="utf-8") as out:
         out.write(json.dumps({"format": FORMAT, "version": VERSION, **header}) + "\n")
-        for seconds, event in entries:
-            fields = asdict(event)
-            out.write(json.dumps([round(seconds, 6), type(event).__name__, fields]) + "\n")
-        out.write(json.dumps({"events": len(entries)}) + "\n")
+        for when, event in zip(seconds, facts, strict=True):
+            out.write(json.dumps([round(when, 6), type(event).__name__, _fields(event)]) + "\n")
+        out.write(json.dumps({"events": len(facts)}) + "\n")
     return path
 
 
-def read(path: Path) -> tuple[dict[str, Any], list[tuple[float, events.Event]]]:
-    """Return the header and events of a trace file, or raise `TraceError`."""
+def read(path: Path) -> tuple[dict[str, Any], array[float], list[events.Event]]:
+    """Return a trace file's header, times and events, or raise `TraceError`."""
     lines = _lines(path)
     header = lines[0] if lines else None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
@@ -49,7 +53,13 @@ def read(path: Path) -> tuple[dict[str, Any], list[tuple[float, events.Event]]]:
     if not isinstance(last, dict) or last.get("events") != len(lines) - 2:
         raise TraceError(f"{path}: truncated after {len(lines) - 1} events. {_RERECORD}")
     del header["format"], header["version"]
-    return header, [_event(path, line) for line in lines[1:-1]]
+    pairs = [_event(path, line) for line in lines[1:-1]]
+    return header, array("d", [when for when, _ in pairs]), [event for _, event in pairs]
+
+
+def _fields(event: events.Event) -> dict[str, Any]:
+    """Return an event's fields, which are plain values: `asdict` would copy every tuple."""
+    return {name: getattr(event, name) for name in _NAMES[type(event)]}
 
 
 def _lines(path: Path) -> list[Any]:
@@ -64,8 +74,8 @@ def _lines(path: Path) -> list[Any]:
 
 def _event(path: Path, line: Any) -> tuple[float, events.Event]:
     try:
-        seconds, kind, fields = line
-        values = {name: _frozen(value) for name, value in fields.items()}
+        seconds, kind, told = line
+        values = {name: _frozen(value) for name, value in told.items()}
         return float(seconds), _KINDS[kind](**values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise TraceError(f"{path}: an event cannot be read ({error!r}). {_RERECORD}") from error
