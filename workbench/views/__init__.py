@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import MissingExtra
 
 if TYPE_CHECKING:
-    from workbench.views.base import View
+    from workbench.views.base import View, link
+    from workbench.views.kv_cache import KVCacheView
 
-_HOMES = {"View": "workbench.views.base"}
+_HOMES = {
+    "KVCacheView": "workbench.views.kv_cache",
+    "View": "workbench.views.base",
+    "link": "workbench.views.base",
+}
 
-__all__ = ["View"]
+__all__ = ["KVCacheView", "View", "link"]
 
 
 def __getattr__(name: str) -> Any:

@@ -189,7 +189,7 @@ class KVLog:
     def _hold(self, change: BlockChange) -> None:
         """Write down who took the block and who gave it up."""
         block, before, after = change
-        moved = before.index != after.index
+        moved = before.position != after.position
         columns, row = self.log.columns, self.num_rows
         for owner in before.owners:
             if moved or owner not in after.owners:
@@ -200,7 +200,7 @@ class KVLog:
                 self._holds[block, owner] = len(columns["hold_place"])
                 columns["hold_place"].append(block)
                 columns["hold_sequence"].append(self.sequences.row(owner, self._state))
-                columns["hold_index"].append(after.index)
+                columns["hold_index"].append(after.position)
                 columns["hold_from"].append(row)
 
     def _count(self, block: BlockState, by: int) -> None:
