@@ -41,9 +41,8 @@ class Trace(Described):
         self._timeline: Timeline | None = None
 
     @classmethod
-    @contextmanager
-    def record(cls, engine: Engine) -> Iterator[Trace]:
-        """Record everything the engine states while the block runs; the trace stays afterwards.
+    def begin(cls, engine: Engine) -> Trace:
+        """Return a trace for what an engine states from now on; subscribe it to the bus.
 
         Of an engine that was used before, the first event is `StateSeen`: what it holds.
         """
@@ -51,6 +50,13 @@ class Trace(Described):
         state = live_state(engine)
         if state.step or state.sequences or any(state.contents):
             trace(store(state))
+        return trace
+
+    @classmethod
+    @contextmanager
+    def record(cls, engine: Engine) -> Iterator[Trace]:
+        """Record everything the engine states while the block runs; the trace stays afterwards."""
+        trace = cls.begin(engine)
         unsubscribe = engine.bus.subscribe(trace)
         try:
             yield trace
@@ -143,6 +149,8 @@ def engine_header(engine: Engine) -> dict[str, Any]:
         "backend": engine.runner.backend.name,
         **CacheLayout.of(engine.cache).to_header(),
         "num_blocks": engine.cache.num_blocks,
+        "cache_bytes": engine.cache.num_bytes,
+        "weight_bytes": sum(weight.nbytes for weight in set(engine.model.parameters())),
         "max_batch_tokens": engine.scheduler.config.max_batch_tokens,
         "max_sequences": engine.scheduler.config.max_sequences,
         "started": time.time(),

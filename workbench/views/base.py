@@ -70,7 +70,6 @@ class View(anywidget.AnyWidget):
         """Raise `ConfigError` for another source."""
         if not (source is None or isinstance(source, Trace | Engine)):
             raise ConfigError("source", source, "is nothing a view can show", _HOW)
-        self._pacer = Pacer(self._update)
         self._recording: Recording | None = None
         if isinstance(source, Trace):
             self.trace = source
@@ -78,6 +77,7 @@ class View(anywidget.AnyWidget):
             self._recording = Recording(Trace()) if source is None else Recording.of(source)
             self.trace = self._recording.trace
         self._links: list[traitlets.link] = []
+        self._pacer = Pacer(self._update)
         self._join(cursor_of(self.trace))
         if self._recording is not None:
             self.cursor.live = self.cursor.follow = True

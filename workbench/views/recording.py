@@ -11,7 +11,6 @@ from weakref import WeakValueDictionary
 from workbench.engine import Engine
 from workbench.events import Event
 from workbench.trace import Trace
-from workbench.trace.trace import engine_header
 from workbench.views.pace import Pacer
 
 _RECORDINGS: WeakValueDictionary[int, Recording] = WeakValueDictionary()
@@ -31,7 +30,7 @@ class Recording:
         # By identity: whoever holds the recording is a view, and a recording holds its bus.
         recording = _RECORDINGS.get(id(engine.bus))
         if recording is None:
-            recording = _RECORDINGS[id(engine.bus)] = cls(Trace(engine_header(engine)))
+            recording = _RECORDINGS[id(engine.bus)] = cls(Trace.begin(engine))
             recording._unsubscribe = engine.bus.subscribe(recording)
         return recording
 

@@ -42,17 +42,29 @@ const VARIABLES = {
 
 /** The theme's colours at an element: {dark, paper, ink, faint, line, accent}, each [r, g, b]. */
 export function themeColours(element) {
-  const style = getComputedStyle(element);
-  const read = (name) => style.getPropertyValue(name).trim();
-  const declared = read(VARIABLES.paper);
-  const dark = declared
-    ? rgb(declared).reduce((sum, value) => sum + value, 0) < 384
-    : matchMedia("(prefers-color-scheme: dark)").matches;
-  const fallback = dark ? DARK : LIGHT;
-  const colours = { dark };
+  // The browser resolves what a theme may write: names, hex, a share of black. Unset is transparent.
+  const probe = element.appendChild(document.createElement("span"));
+  const declared = {};
   for (const [name, variable] of Object.entries(VARIABLES)) {
-    const value = read(variable);
-    colours[name] = rgb(/^(#|rgb\()/.test(value) ? value : fallback[name]);
+    probe.style.color = `var(${variable}, transparent)`;
+    declared[name] = getComputedStyle(probe).color;
+  }
+  probe.remove();
+  return themed(declared, matchMedia("(prefers-color-scheme: dark)").matches);
+}
+
+/** Colours as computed styles name them, laid over their paper; `dark`: what to take for unset ones. */
+export function themed(declared, dark) {
+  const numbers = (text) => (text.match(/[\d.]+/g) ?? []).map(Number);
+  const [r, g, b, opacity = 1] = numbers(declared.paper);
+  if (opacity) dark = r + g + b < 384;
+  const fallback = dark ? DARK : LIGHT;
+  const paper = opacity ? [r, g, b] : rgb(fallback.paper);
+  const colours = { dark, paper };
+  for (const name of Object.keys(VARIABLES)) {
+    if (name === "paper") continue;
+    const [red, green, blue, alpha = 1] = numbers(declared[name]);
+    colours[name] = alpha ? mix(paper, [red, green, blue], alpha) : rgb(fallback[name]);
   }
   return colours;
 }
