@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from weakref import WeakValueDictionary
 
+from workbench.async_engine import AsyncEngine
 from workbench.engine import Engine
 from workbench.events import Event
 from workbench.trace import Trace
-from workbench.trace.trace import engine_header
 from workbench.views.pace import Pacer
 
 _RECORDINGS: WeakValueDictionary[int, Recording] = WeakValueDictionary()
@@ -26,12 +26,17 @@ class Recording:
         self._unsubscribe: Callable[[], None] | None = None
 
     @classmethod
-    def of(cls, engine: Engine) -> Recording:
-        """Return the recording of an engine, begun now if no view looks at it yet."""
+    def of(cls, engine: Engine | AsyncEngine) -> Recording:
+        """Return the recording of an engine, begun now if no view looks at it yet.
+
+        Raises `EngineClosed` after `close()`.
+        """
+        if isinstance(engine, AsyncEngine):  # its thread alone may look at it
+            return engine.call(cls.of).result()
         # By identity: whoever holds the recording is a view, and a recording holds its bus.
         recording = _RECORDINGS.get(id(engine.bus))
         if recording is None:
-            recording = _RECORDINGS[id(engine.bus)] = cls(Trace(engine_header(engine)))
+            recording = _RECORDINGS[id(engine.bus)] = cls(Trace.begin(engine))
             recording._unsubscribe = engine.bus.subscribe(recording)
         return recording
 
@@ -40,6 +45,11 @@ class Recording:
         self.trace(event)
         for pacer in self._pacers:
             pacer.poke()
+
+    @property
+    def of_engine(self) -> bool:
+        """Whether an engine's bus feeds it, and no view has to."""
+        return self._unsubscribe is not None
 
     def join(self, pacer: Pacer) -> None:
         """Poke `pacer` at each event from now on."""
