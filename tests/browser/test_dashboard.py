@@ -1,4 +1,4 @@
-"""The dashboard in JupyterLab: its buttons and sliders act on the engine that runs in the kernel."""
+"""The dashboard in JupyterLab: its buttons and sliders act on the engine in the kernel."""
 
 from __future__ import annotations
 

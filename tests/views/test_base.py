@@ -15,7 +15,7 @@ import pytest
 
 import workbench as wb
 from workbench.errors import ConfigError
-from workbench.events import EventBus, StepDone
+from workbench.events import EventBus, StateSeen, StepDone
 from workbench.trace import Trace
 from workbench.views.base import View, link, packed
 from workbench.views.pace import Pacer
@@ -94,16 +94,14 @@ def test_a_view_subscribed_by_hand_follows_the_bus() -> None:
     view.refresh()
     assert (view.last_step, view.step) == (4, 1)
     view.close()
-    bus.emit(done(5))
-    assert len(view.trace) == 4
-    assert bus, "a closed view is quiet, not detached with a warning"
+    assert not bus, "a closed view still listens"
 
 
 def test_what_is_no_source_is_refused_and_so_is_an_event_for_a_finished_trace() -> None:
     with pytest.raises(ConfigError, match="subscribe"):
         Counting("run.trace")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="finished trace"):
-        Counting(trace_of(1))(done(2))
+        EventBus().subscribe(Counting(trace_of(1)))
 
 
 def test_views_of_one_engine_share_its_recording_and_end_it(make_engine: Any) -> None:
@@ -121,6 +119,37 @@ def test_views_of_one_engine_share_its_recording_and_end_it(make_engine: Any) ->
     two.close()
     assert not engine.bus
     assert Counting(engine).trace is not one.trace
+
+
+def test_a_view_subscribed_to_an_engine_knows_what_was_before(make_engine: Any) -> None:
+    engine = make_engine()
+    engine.generate([[5, 6, 7]], wb.SamplingParams(max_tokens=2))
+    view, other = Counting(), Counting(engine)
+    engine.bus.subscribe(view)
+    assert view.trace is other.trace
+    assert isinstance(view.trace.events[0], StateSeen)
+    engine.generate([[5, 6, 8]], wb.SamplingParams(max_tokens=2))
+    view.refresh()
+    assert (view.last_step, other.last_step) == (4, 4)
+    assert len(view.trace.of(StepDone)) == 2, "an event was taken twice"
+    view.close()
+    other.close()
+    assert not engine.bus
+
+
+def test_views_watch_an_engine_on_its_own_thread(make_engine: Any) -> None:
+    with wb.AsyncEngine(make_engine()) as engine:
+        first = engine.generate([5, 6, 7], wb.SamplingParams(max_tokens=40))
+        one, two = Counting(engine), Counting()
+        engine.bus.subscribe(two)
+        assert one.trace is two.trace
+        first.result()
+        engine.generate([5, 6, 8], wb.SamplingParams(max_tokens=3)).result()
+        for view in (one, two):
+            view.refresh()
+            assert view.last_step == view.trace.of(StepDone)[-1].step > 40
+            view.close()
+        assert not engine.bus
 
 
 def test_a_closed_view_is_freed_with_its_trace() -> None:

@@ -17,10 +17,12 @@ from typing import Any, TypeVar
 from workbench.describe import Described
 from workbench.engine import Engine
 from workbench.events import Event, StepDone, StepPlanned
+from workbench.models.tokenizer import Tokenizer
 from workbench.trace import file, perfetto
 from workbench.trace.keyframe import store
 from workbench.trace.layout import CacheLayout
 from workbench.trace.live import live_state
+from workbench.trace.occurring import token_ids
 from workbench.trace.replay import ReplayedStep, Timeline, replay
 from workbench.trace.state import ReplayedState
 
@@ -30,23 +32,26 @@ E = TypeVar("E", bound=Event)
 class Trace(Described):
     """Events in order, with a header that says where they came from.
 
-    seconds[i]: when `events[i]` arrived, from the start of the trace.
+    seconds[i]: when `events[i]` arrived, from the start of the trace. tokenizer: of the engine that
+    was recorded; a file brings the text of the tokens that occur in it instead.
     """
 
     def __init__(self, header: dict[str, Any] | None = None) -> None:
         self.header: dict[str, Any] = header or {}
         self.events: list[Event] = []
         self.seconds = array("d")
+        self.tokenizer: Tokenizer | None = None
         self._start = time.perf_counter()
         self._timeline: Timeline | None = None
 
     @classmethod
     def begin(cls, engine: Engine) -> Trace:
-        """Return a trace for what an engine states from now on; subscribe it to the bus.
+        """Return a trace of an engine, between two steps, that is not subscribed to it yet.
 
         Of an engine that was used before, the first event is `StateSeen`: what it holds.
         """
         trace = cls(engine_header(engine))
+        trace.tokenizer = engine.tokenizer
         state = live_state(engine)
         if state.step or state.sequences or any(state.contents):
             trace(store(state))
@@ -75,6 +80,13 @@ class Trace(Described):
     def of(self, kind: type[E]) -> list[E]:
         """Return the events of one kind, in order."""
         return [event for event in self.events if isinstance(event, kind)]
+
+    def text_of(self, token_id: int) -> str | None:
+        """Return a token's text, as it is alone; None where neither tokenizer nor file knows it."""
+        if self.tokenizer is not None:
+            return self.tokenizer.decode([token_id], skip_special=False)
+        text: str | None = self.header.get("texts", {}).get(str(token_id))
+        return text
 
     # --- time ---------------------------------------------------------------------------------
 
@@ -111,7 +123,11 @@ class Trace(Described):
 
     def save(self, path: str | Path) -> Path:
         """Write the trace to a file (gzipped JSON lines) and return its path."""
-        return file.write(Path(path), self.header, self.seconds, self.events)
+        header = self.header
+        if self.tokenizer is not None:
+            texts = {str(i): self.text_of(i) for i in sorted(token_ids(self.events))}
+            header = {**header, "texts": texts}
+        return file.write(Path(path), header, self.seconds, self.events)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
@@ -150,7 +166,7 @@ def engine_header(engine: Engine) -> dict[str, Any]:
         **CacheLayout.of(engine.cache).to_header(),
         "num_blocks": engine.cache.num_blocks,
         "cache_bytes": engine.cache.num_bytes,
-        "weight_bytes": sum(weight.nbytes for weight in set(engine.model.parameters())),
+        "weight_bytes": sum(weight.nbytes for weight in engine.model.parameters()),
         "max_batch_tokens": engine.scheduler.config.max_batch_tokens,
         "max_sequences": engine.scheduler.config.max_sequences,
         "started": time.time(),

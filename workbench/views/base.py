@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import traceback
 import zlib
+from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -23,9 +24,10 @@ import numpy as np
 import numpy.typing as npt
 import traitlets
 
+from workbench.async_engine import AsyncEngine
 from workbench.engine import Engine
 from workbench.errors import ConfigError
-from workbench.events import Event
+from workbench.events import Event, EventBus
 from workbench.trace import Trace
 from workbench.views.cursor import Cursor, cursor_of
 from workbench.views.esm import STYLE
@@ -48,10 +50,11 @@ def packed(values: npt.ArrayLike, dtype: npt.DTypeLike) -> bytes:
 class View(anywidget.AnyWidget):
     """A widget that shows a trace, step by step.
 
-    source: a `Trace` (shown as it is now; `refresh()` after it has grown); an `Engine` (live, at
-    most ten times a second, one recording for all its views); or None: subscribe the view to a bus,
-    `engine.bus.subscribe(view)`. All views of one trace or engine share `step`; `link` joins
-    others. `close()`, or leaving a `with` block, ends live updates and removes the widget.
+    source: a `Trace` (shown as it is now; `refresh()` after it has grown); an `Engine` or an
+    `AsyncEngine` (live, at most ten times a second, one recording for all its views); or None:
+    `engine.bus.subscribe(view)` makes it live. All views of one trace or engine share `step` and
+    `selected` (a sequence id); `link` joins others. `close()`, or leaving a `with` block, ends live
+    updates and removes the widget.
     """
 
     _css = STYLE
@@ -66,25 +69,19 @@ class View(anywidget.AnyWidget):
     follow = traitlets.Bool(False).tag(sync=True)
     problem = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, source: Trace | Engine | None = None) -> None:
+    def __init__(self, source: Trace | Engine | AsyncEngine | None = None) -> None:
         """Raise `ConfigError` for another source."""
-        if not (source is None or isinstance(source, Trace | Engine)):
+        if not (source is None or isinstance(source, Trace | Engine | AsyncEngine)):
             raise ConfigError("source", source, "is nothing a view can show", _HOW)
-        self._recording: Recording | None = None
-        if isinstance(source, Trace):
-            self.trace = source
-        else:
-            self._recording = Recording(Trace()) if source is None else Recording.of(source)
-            self.trace = self._recording.trace
-        self._links: list[traitlets.link] = []
         self._pacer = Pacer(self._update)
-        self._join(cursor_of(self.trace))
-        if self._recording is not None:
-            self.cursor.live = self.cursor.follow = True
-        self._grow()
+        self._recording: Recording | None = None
+        self._unsubscribe: Callable[[], None] | None = None
+        self._links: list[traitlets.link] = []
+        if isinstance(source, Trace):
+            self._show(source)
+        else:
+            self._watch(Recording(Trace()) if source is None else Recording.of(source))
         super().__init__()  # sends all of the above in one message
-        if self._recording is not None:
-            self._recording.join(self._pacer)
 
     # --- what a view says of itself --------------------------------------------------------------
 
@@ -100,14 +97,45 @@ class View(anywidget.AnyWidget):
         """Draw the step shown into an empty figure, for readers without the widget."""
         raise NotImplementedError(f"{type(self).__name__}.draw")
 
+    def opening_step(self) -> int:
+        """Return the step to show first, if no other view of the trace has been shown."""
+        return self.step
+
+    def reset(self) -> None:
+        """Forget what `update` has read: `self.trace` is another one now."""
+
     # --- live ------------------------------------------------------------------------------------
 
-    def __call__(self, event: Event) -> None:
-        """Take one event of a bus; on whatever thread. A closed view takes it and forgets it."""
+    def subscribed(self, bus: EventBus) -> None:
+        """Called by a bus that the view is subscribed to: watch the engine that speaks there."""
         if self._recording is None:
             raise ConfigError("source", self.trace, "is a finished trace", _HOW)
-        if self.comm is not None:
+        self._unsubscribe = lambda: bus.unsubscribe(self)
+        engine = None if bus.source is None else bus.source()
+        if engine is not None:
+            self._watch(Recording.of(engine))
+
+    def __call__(self, event: Event) -> None:
+        """Take one event of a bus that has no engine; else the engine's recording takes it."""
+        if self._recording is not None and not self._recording.of_engine:
             self._recording(event)
+
+    def _watch(self, recording: Recording) -> None:
+        if self._recording is not None:
+            self._recording.leave(self._pacer)
+        self._recording = recording
+        recording.join(self._pacer)
+        self._show(recording.trace)
+        self.cursor.live = self.cursor.follow = True
+
+    def _show(self, trace: Trace) -> None:
+        self.trace = trace
+        self.reset()
+        cursor = cursor_of(trace)
+        self._join(cursor)
+        self._grow()
+        if not cursor.opened:
+            self.step, cursor.opened = self.opening_step(), True
 
     def refresh(self) -> None:
         """Show what has been recorded since; live views do so by themselves."""
@@ -165,6 +193,8 @@ class View(anywidget.AnyWidget):
         self._pacer.stop()
         if self._recording is not None:
             self._recording.leave(self._pacer)
+        if self._unsubscribe is not None:
+            self._unsubscribe()
         self._leave()
         super().close()
 

@@ -16,7 +16,7 @@ _CURSORS: WeakValueDictionary[int, Cursor] = WeakValueDictionary()
 
 
 class Cursor(traitlets.HasTraits):
-    """Step and bounds of one trace. selected: a sequence id. `follow`: the newest step of a live run is shown."""
+    """Step and bounds of one trace. selected: a sequence's id; follow: show a live run's newest."""
 
     step = traitlets.Int(0)
     selected = traitlets.Int(None, allow_none=True)
@@ -30,6 +30,7 @@ class Cursor(traitlets.HasTraits):
     def __init__(self) -> None:
         super().__init__()
         self.trace_id = secrets.token_hex(8)
+        self.opened = False  # whether a view has chosen the first step
         self._bounds: dict[int, tuple[int, int]] = {}
 
     def grow(self, view: object, first_step: int, last_step: int) -> None:

@@ -21,7 +21,6 @@ from workbench.views.controls import AsyncControls, Controls, EngineControls
 from workbench.views.esm import compose
 from workbench.views.meters import Meters
 from workbench.views.picture import HUES
-from workbench.views.recording import Recording
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,18 +52,19 @@ class EngineDashboard(View):
 
     def __init__(self, source: Trace | Engine | AsyncEngine | None = None) -> None:
         """Raise `ConfigError` for another source, `EngineClosed` for an engine that was closed."""
-        recording = None  # kept until the view has it
         if isinstance(source, AsyncEngine):
-            aengine = source
-            source, recording = aengine.call(lambda engine: (engine, Recording.of(engine))).result()
-            self._controls = AsyncControls(aengine, source, self._tell)
+            engine = source.call(lambda engine: engine).result()
+            self._controls = AsyncControls(source, engine, self._tell)
         elif isinstance(source, Engine):
             self._controls = EngineControls(source, self._tell)
         super().__init__(source)
-        del recording
         self.on_msg(self._command)
 
     # --- what is shown ---------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Begin with another trace."""
+        self._meters, self._taken = None, 0
 
     def update(self) -> tuple[int, int]:
         """Take in what the trace has got; return the first and last step."""

@@ -1,8 +1,8 @@
 """`KVCacheView`: every block of the KV cache, at every step, and why a prefix was found or not.
 
-A cell per block and host slot, coloured by sequence, filled as far as tokens are in it, marked where
-it is shared, cached and free, copied on write, evicted, offloaded. Hover for owners, tokens, hashes;
-click for a sequence's block table; scrub without a kernel. `KVLog` makes the log that it sends.
+A cell per block and host slot, coloured by sequence, filled as far as tokens are in it, marked
+where it is shared, cached and free, copied on write, evicted, offloaded. Hover for owners, tokens,
+hashes; click for a sequence's block table; scrub without a kernel. `KVLog` makes what it sends.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ class KVCacheView(View):
     log = traitlets.Bytes().tag(sync=True)  # most of the log, and
     tail = traitlets.Bytes().tag(sync=True)  # what came since
 
-    _kv: KVLog | None = None
-    _taken = 0  # events of the trace that are in the log
+    def reset(self) -> None:
+        """Begin anew, with another trace."""
+        self._kv: KVLog | None = None
+        self._taken = 0  # events of the trace that are in the log
 
     def update(self) -> tuple[int, int]:
         """Take in what the trace has got; return the first and last step."""
@@ -53,6 +55,12 @@ class KVCacheView(View):
             self.about = {"first_step": kv.first_step, **_sizes(kv.layout)}
             self.log, self.tail = old, new
         return kv.first_step, kv.last_step
+
+    def opening_step(self) -> int:
+        """Return the step with most blocks in use: at the beginning and the end there are none."""
+        if self.live or self._kv is None:
+            return self.step
+        return self._kv.first_step + int(self._kv.log.numbers("used").argmax())
 
     def usage(self) -> pd.DataFrame:
         """Return blocks used, cached and shared, tokens held and host slots used, by step."""

@@ -1,8 +1,8 @@
 """A block or host slot in 32 bits, as `KVLog` writes it and the browser reads it.
 
 Bits 0-18: owner (row in the list of sequences, plus 1; 0: none; of a free block whose content can
-be found, the last one), 19-26: tokens in it,
-27-29: references (7: or more), 30: can be found by its content, 31: the host has the same. `js/kv_log.js` has the same numbers, and a test compares them.
+be found, the last one), 19-26: tokens in it, 27-29: references (7: or more), 30: can be found by
+its content, 31: the host has the same. `js/kv_log.js` has the same, and a test compares them.
 """
 
 from __future__ import annotations

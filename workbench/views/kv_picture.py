@@ -30,7 +30,8 @@ def colours(kv: KVLog, step: int) -> Numbers:
     # As full as it is coloured; cached and free between; blank not at all.
     strength = np.where(used, 0.28 + 0.72 * cells.fill, np.where(cells.findable, 0.4, 0.0))
     mixed = _NEUTRAL + (hues - _NEUTRAL) * strength[:, None]
-    return np.floor(mixed + 0.5).astype(np.uint8)
+    picture: Numbers = np.floor(mixed + 0.5).astype(np.uint8)
+    return picture
 
 
 def draw_blocks(axes: Axes, kv: KVLog, step: int) -> None:

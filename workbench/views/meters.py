@@ -37,7 +37,7 @@ class Live:
     came: float
     state: str
     first: float | None = None  # when its first token came, and the latest
-    latest: float | None = None
+    latest: float = 0.0
     num_made: int = 0
     num_timed: int = 0  # of which since the first
 
@@ -49,6 +49,7 @@ class Meters:
         self.layout = layout
         self.log = GrowingLog(COLUMNS)
         self.live: dict[int, Live] = {}
+        self._ending: dict[int, Live] = {}  # ended since the last step
         self._sums = dict.fromkeys(SUMS, 0)
         self._now = 0.0
 
@@ -106,11 +107,8 @@ class Meters:
     @_take.register
     def _(self, event: ev.RequestFinished) -> None:
         sequence = self.live.pop(event.sequence_id, None)
-        if sequence is None or sequence.first is None or sequence.latest is None:
-            return
-        if sequence.num_timed > 1:
-            each = (sequence.latest - sequence.first) / (sequence.num_timed - 1)
-            self._note("tpot", each)
+        if sequence is not None:  # its step is told of after it: the last token is still to come
+            self._ending[event.sequence_id] = sequence
 
     @_take.register
     def _(self, event: ev.PrefixHit) -> None:
@@ -148,6 +146,11 @@ class Meters:
     def _(self, event: ev.StepDone) -> None:
         for number, _ in event.tokens:
             self._advance(number)
+        for sequence in self._ending.values():
+            if sequence.num_timed > 1 and sequence.first is not None:
+                each = (sequence.latest - sequence.first) / (sequence.num_timed - 1)
+                self._note("tpot", each)
+        self._ending.clear()
         self._sums["made"] += len(event.tokens)
         columns = self.log.columns
         running, waiting = self._planned
@@ -173,7 +176,7 @@ class Meters:
             sequence.state = state
 
     def _advance(self, sequence_id: int) -> None:
-        sequence = self.live.get(sequence_id)
+        sequence = self.live.get(sequence_id) or self._ending.get(sequence_id)
         if sequence is None:
             return
         if sequence.first is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from weakref import WeakValueDictionary
 
+from workbench.async_engine import AsyncEngine
 from workbench.engine import Engine
 from workbench.events import Event
 from workbench.trace import Trace
@@ -25,8 +26,13 @@ class Recording:
         self._unsubscribe: Callable[[], None] | None = None
 
     @classmethod
-    def of(cls, engine: Engine) -> Recording:
-        """Return the recording of an engine, begun now if no view looks at it yet."""
+    def of(cls, engine: Engine | AsyncEngine) -> Recording:
+        """Return the recording of an engine, begun now if no view looks at it yet.
+
+        Raises `EngineClosed` after `close()`.
+        """
+        if isinstance(engine, AsyncEngine):  # its thread alone may look at it
+            return engine.call(cls.of).result()
         # By identity: whoever holds the recording is a view, and a recording holds its bus.
         recording = _RECORDINGS.get(id(engine.bus))
         if recording is None:
@@ -39,6 +45,11 @@ class Recording:
         self.trace(event)
         for pacer in self._pacers:
             pacer.poke()
+
+    @property
+    def of_engine(self) -> bool:
+        """Whether an engine's bus feeds it, and no view has to."""
+        return self._unsubscribe is not None
 
     def join(self, pacer: Pacer) -> None:
         """Poke `pacer` at each event from now on."""

@@ -16,12 +16,13 @@ function build(panel) {
   const head = panel.body.appendChild(element("div", "wb-head"));
   const columns = panel.body.appendChild(element("div", "wb-columns"));
   const left = columns.appendChild(element("div", "wb-left"));
+  const strips = left.appendChild(element("div", "wb-strips"));
+  const use = canvas(left, "wb-use");
   const lookups = new LookupList(columns, (lookup) => {
     select(log.lookup_sequence[lookup]);
     panel.cursor.go(log.about.first_step + log.lookup_row[lookup]);
   });
   const signs = panel.body.appendChild(element("div", "wb-legend"));
-  const use = canvas(panel.body, "wb-use");
   const chart = new UseChart(use.canvas, use.context, use.fit);
   let [log, grids, hovered, old, version] = [null, [], null, {}, 0];
   let look = null; // for one theme
@@ -38,8 +39,8 @@ function build(panel) {
   }
 
   function section(title, first, count, height) {
-    if (title) left.appendChild(element("div", "wb-title", {}, title));
-    const { canvas: target, context } = canvas(left, "wb-grid");
+    if (title) strips.appendChild(element("div", "wb-title", {}, title));
+    const { canvas: target, context } = canvas(strips, "wb-grid");
     const grid = Object.assign(new Grid(target, context, first, count), { height });
     panel.listen(target, "mousemove", (event) => {
       hovered = { event, place: grid.at(event) };
@@ -54,7 +55,7 @@ function build(panel) {
   }
 
   function lay(about) {
-    left.replaceChildren();
+    strips.replaceChildren();
     const several = about.groups.length > 1;
     grids = about.groups.map((group) =>
       section(several ? group.title : "", group.first, group.count, HEIGHT / about.groups.length),
@@ -98,9 +99,7 @@ function build(panel) {
       log.go(step);
       const chosen = log.sequences.row(panel.cursor.selected);
       const table = chosen === undefined ? null : log.table(chosen);
-      const lit = table && new Uint8Array(log.numPlaces);
-      for (const { place } of table ?? []) lit[place] = 1;
-      if (lit) keptOnHost(log, chosen, lit);
+      const lit = table && litBy(log, chosen, table);
       if (look?.theme !== theme)
         look = { theme, ...looks(theme, Math.min(255, log.about.block_size)) };
       const marks = [...log.marked()];
@@ -124,9 +123,11 @@ function build(panel) {
   };
 }
 
-function keptOnHost(log, chosen, lit) {
-  for (let place = log.about.num_blocks; place < log.numPlaces; place++)
-    if (log.cells[place] && ownerOf(log.cells[place]) === chosen) lit[place] = 1;
+/** 1 for each place that has to do with a sequence: held by it, left by it, or kept for it. */
+function litBy(log, sequence, table) {
+  const lit = log.cells.map((cell) => (ownerOf(cell) === sequence ? 1 : 0));
+  for (const { place } of table) lit[place] = 1;
+  return lit;
 }
 
 export default mount("kv-cache", build);

@@ -3,7 +3,7 @@ import { css, mix, pixel, sequenceColour } from "./colours.js";
 import { fillOf, isOnHost, ownerOf, referencesOf } from "./kv_log.js";
 
 const COLOURS = 21; // sequences that look different
-const LARGEST = 26; // CSS pixels of a cell
+const LARGEST = 38; // CSS pixels of a cell
 const DETAILED = 7; // device pixels from which a cell shows more than a colour
 
 /** {columns, rows, size} for `count` cells in a width and, if it can be, a height (CSS pixels). */
@@ -11,7 +11,7 @@ export function layOut(count, width, height) {
   let size = LARGEST;
   const columnsAt = (s) => {
     const most = Math.max(1, Math.floor(width / s));
-    return s >= 8 && most >= 16 ? most - (most % 8) : most; // rows that are easy to count along
+    return s >= 8 && most >= 16 ? most - (most % 4) : most; // rows that are easy to count along
   };
   while (size > 1 && Math.ceil(count / columnsAt(size)) * size > height) size--;
   const columns = Math.max(1, Math.min(columnsAt(size), count));

@@ -15,10 +15,10 @@ const SIGNS = [
   ["□", "new in this step"],
   ["⬚", "taken over (prefix hit, fork)"],
   ["→", "copied on write"],
-  ["✕", "evicted"],
+  ["✕", "evicted before"],
 ];
 const HOST_SIGNS = [
-  ["▼", "offloaded"],
+  ["▼", "evicted to the host"],
   ["▲", "brought back"],
 ];
 

@@ -25,9 +25,12 @@ export function drawMarks(grid, marks, theme) {
       context.strokeRect(x - half + 0.5, y - half + 0.5, 2 * reach, 2 * reach);
     context.setLineDash([]);
     if (bits & BIT.copied) arrow(context, grid.middle(other), middle, side);
-    if (bits & BIT.evicted) cross(context, x, y, reach * 0.55);
-    if (bits & BIT.offloaded) triangle(context, x, y, reach * 0.55, 1);
-    if (bits & BIT.restored) triangle(context, x, y, reach * 0.55, -1);
+    const signs = [];
+    if (bits & BIT.offloaded) signs.push((at, r) => triangle(context, at, y, r, 1));
+    else if (bits & BIT.evicted) signs.push((at, r) => cross(context, at, y, r));
+    if (bits & BIT.restored) signs.push((at, r) => triangle(context, at, y, r, -1));
+    const r = (reach * 0.55) / Math.max(1, signs.length * 0.8);
+    signs.forEach((sign, k) => sign(x + (k - (signs.length - 1) / 2) * 2.4 * r, r));
   }
 }
 

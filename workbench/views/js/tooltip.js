@@ -31,7 +31,7 @@ function line(label, text) {
   name.className = "wb-label";
   name.textContent = label;
   const value = row.appendChild(document.createElement("span"));
-  value.className = "wb-value";
+  value.className = label === "tokens" ? "wb-value wb-code" : "wb-value";
   value.textContent = text;
   return row;
 }
