@@ -25,6 +25,7 @@ from workbench.trace.live import live_state
 from workbench.trace.occurring import token_ids
 from workbench.trace.replay import ReplayedStep, Timeline, replay
 from workbench.trace.state import ReplayedState
+from workbench.trace.tokens import SequenceLog, sequence_logs
 
 E = TypeVar("E", bound=Event)
 
@@ -118,6 +119,13 @@ class Trace(Described):
     def replay(self) -> Iterator[tuple[ReplayedState, ReplayedStep]]:
         """Yield the state after each step with what it changed; see `workbench.trace.replay`."""
         return replay(self.events, self.layout)
+
+    # --- tokens -------------------------------------------------------------------------------
+
+    @property
+    def sequences(self) -> dict[int, SequenceLog]:
+        """Every sequence by id, with where each of its tokens came from; read anew each time."""
+        return sequence_logs(self.events, self.seconds)
 
     # --- files --------------------------------------------------------------------------------
 
