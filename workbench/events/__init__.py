@@ -30,6 +30,7 @@ from workbench.events.event import (
 from workbench.events.requests import (
     EngineRestored,
     Preempted,
+    PrefixAwaited,
     RequestAdded,
     RequestFailed,
     RequestFinished,
@@ -68,6 +69,7 @@ __all__ = [
     "HostCleared",
     "PolicyFailed",
     "Preempted",
+    "PrefixAwaited",
     "PrefixHit",
     "PrefixMiss",
     "RequestAdded",

@@ -13,15 +13,17 @@ from workbench.errors import MissingExtra
 
 if TYPE_CHECKING:
     from workbench.views.base import View, link
+    from workbench.views.batch_timeline import BatchTimeline
     from workbench.views.kv_cache import KVCacheView
 
 _HOMES = {
+    "BatchTimeline": "workbench.views.batch_timeline",
     "KVCacheView": "workbench.views.kv_cache",
     "View": "workbench.views.base",
     "link": "workbench.views.base",
 }
 
-__all__ = ["KVCacheView", "View", "link"]
+__all__ = ["BatchTimeline", "KVCacheView", "View", "link"]
 
 
 def __getattr__(name: str) -> Any:
