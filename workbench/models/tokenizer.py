@@ -22,7 +22,6 @@ from workbench.models.detokenize import ByteStream, Detokenizer, WindowStream, b
 from workbench.models.text_stream import IncrementalText
 from workbench.sampling_params import SamplingParams
 
-
 # How vocabularies with byte fallback write the token of one byte.
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 

@@ -15,15 +15,19 @@ if TYPE_CHECKING:
     from workbench.views.base import View, link
     from workbench.views.batch_timeline import BatchTimeline
     from workbench.views.kv_cache import KVCacheView
+    from workbench.views.speculation_tree import SpeculationTree
+    from workbench.views.token_view import TokenView
 
 _HOMES = {
     "BatchTimeline": "workbench.views.batch_timeline",
     "KVCacheView": "workbench.views.kv_cache",
+    "SpeculationTree": "workbench.views.speculation_tree",
+    "TokenView": "workbench.views.token_view",
     "View": "workbench.views.base",
     "link": "workbench.views.base",
 }
 
-__all__ = ["BatchTimeline", "KVCacheView", "View", "link"]
+__all__ = ["BatchTimeline", "KVCacheView", "SpeculationTree", "TokenView", "View", "link"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""`Lane`: one sequence of a run as `RunLog` follows it, and the small numbers that its columns hold.
+"""`Lane`: one sequence of a run as `RunLog` follows it, and the numbers that its columns hold.
 
 A sequence that was restored is a lane of its own, because its tokens are made again.
 """
@@ -42,7 +42,7 @@ class Work(IntEnum):
 
 @dataclass(slots=True)
 class Lane:
-    """A sequence. number: its place among the lanes. furthest: tokens whose KV was computed once."""
+    """A sequence. number: its place among the lanes. furthest: tokens whose KV was computed."""
 
     number: int
     sequence_id: int

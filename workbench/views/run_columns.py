@@ -28,7 +28,8 @@ TOKENS = {
 }
 # The likeliest tokens beside a token, where the request asked for them.
 TOPS = {"top_token": "I", "top_id": "I", "top_logprob": "f"}
-# Of each committed step, beside its number. end: seconds of the trace. device: seconds, NaN where it is not told.
+# Of each committed step, beside its number. end: seconds of the trace. device: seconds, NaN where
+# it is not told.
 STEPS = {
     "step_end": "d",
     "step_rows": "I",  # how many rows its batch has

@@ -49,7 +49,9 @@ class RunLog:
         self._latest: dict[int, Lane] = {}  # by sequence id
         self._plan: events.StepPlanned | None = None
         self._drafts: dict[int, _Draft] = {}  # of the step under way, by sequence id
-        self._first_row = [0]
+        self._first_row = [0]  # of each step, and one more
+        self._places: list[list[int]] = []  # of the tokens of each lane
+        self._num_sorted = 0
         self._num_read = 0
         self._now = 0.0
 
@@ -110,6 +112,23 @@ class RunLog:
                 self._first_row[-1] + self.columns["step_rows"][len(self._first_row) - 1]
             )
         return range(self._first_row[column], self._first_row[column + 1])
+
+    def token_places(self, lane: Lane) -> list[int]:
+        """Return the places in the token columns of a lane's tokens, by position."""
+        parent, forked = self.columns["lane_parent"], self.columns["lane_forked"]
+        self._sort_tokens()
+        own = self._places[lane.number]
+        if parent[lane.number] < 0:
+            return own
+        first = self.token_places(self.lanes[parent[lane.number]])
+        return [*first[: forked[lane.number]], *own]
+
+    def _sort_tokens(self) -> None:
+        lanes = self.columns["token_lane"]
+        self._places.extend([] for _ in range(len(self.lanes) - len(self._places)))
+        for place in range(self._num_sorted, len(lanes)):
+            self._places[lanes[place]].append(place)
+        self._num_sorted = len(lanes)
 
     # --- lanes --------------------------------------------------------------------------------
 

@@ -14,9 +14,10 @@ import { TokenTexts, shortened } from "./token_text.js";
 
 const GROUPS = ["sequences", "batches", "drafts"];
 const GUTTER = 104; // left of the plots: captions and names
-const EDGE = 10; // right of them
+const EDGE = 20; // right of them
 const STRIP = 46;
 const GAP = 16;
+const TOP = 18; // above the first strip: the budget's name
 const AXIS = 34;
 const LANES = [48, 280]; // least and most height of the lanes
 const LANE = 16; // most height of one
@@ -245,7 +246,7 @@ function draw(view, step, colours) {
   const columns = columnsIn(view.window, view.axis);
   const lanes = lanesIn(run.states, ...columns);
   const height = Math.min(LANES[1], Math.max(LANES[0], lanes.length * LANE));
-  const top = 2 * (STRIP + GAP) + 2;
+  const top = TOP + 2 * (STRIP + GAP) - 2;
   drawing.canvas.style.height = `${top + height + AXIS}px`;
   const { width } = drawing.fit();
   const plot = { x: GUTTER, width: Math.max(50, width - GUTTER - EDGE) };
@@ -287,12 +288,12 @@ function drawStrips(view, plot, columns, toX, colours, { looks, parts }) {
   const batch = { layers, total: tokens.total, caption: "batch", unit: "tokens" };
   Object.assign(batch, { limit: view.budget, limitName: "max_batch_tokens" });
   batch.below = stacked(layers);
-  drawStrip(drawing.context, { ...plot, y: 4, height: STRIP }, batch, columns, toX, colours);
+  drawStrip(drawing.context, { ...plot, y: TOP, height: STRIP }, batch, columns, toX, colours);
   const times = view.parts.map((part, k) => ({ values: view.times[k], colour: parts[part] }));
   const time = { layers: times, total: view.time, caption: "step time", unit: "ms" };
   time.below = stacked(times);
   time.marks = view.device.some((value) => value > 0) ? view.device : null;
-  const box = { ...plot, y: 4 + STRIP + GAP, height: STRIP };
+  const box = { ...plot, y: TOP + STRIP + GAP, height: STRIP };
   drawStrip(drawing.context, box, time, columns, toX, colours);
 }
 
@@ -342,13 +343,17 @@ function drawCells(view, box, toX, colours, { looks }) {
   if (places.each < 11 || columns[1] - columns[0] > box.width / 14) return;
   const { context } = drawing;
   const { row_lane, row_num, row_work, row_at, row_made } = run.columns;
+  context.save();
+  context.beginPath();
+  context.rect(box.x, box.y, box.width, box.height);
+  context.clip();
   context.textAlign = "center";
   context.textBaseline = "middle";
   for (let column = columns[0]; column < columns[1]; column++) {
     const [x0, x1] = toX(column);
     const room = Math.floor((x1 - x0 - 3) / 6.2);
     const middleX = box.x + (x0 + x1) / 2;
-    if (room < 1 || middleX < box.x || middleX > box.x + box.width) continue;
+    if (room < 1) continue;
     for (let row = run.firstRow[column]; row < run.firstRow[column + 1]; row++) {
       const lane = row_lane[row];
       const chunk = row_work[row] >= WORK.PREFILL;
@@ -363,6 +368,7 @@ function drawCells(view, box, toX, colours, { looks }) {
       context.fillText(shortened(text, room), middleX, y);
     }
   }
+  context.restore();
 }
 
 function inkOn([r, g, b]) {
@@ -425,6 +431,7 @@ const WORDS = [
   [LOOK.VERIFY, "draft verified (strong: accepted)"],
   [LOOK.PREFILL, "prefill"],
   [LOOK.RECOMPUTE, "recomputed"],
+  [LOOK.IDLE, "running, not in the batch", "band"],
   [LOOK.WAITING, "waiting", "band"],
   [LOOK.AWAITING_PREFIX, "waiting for a prefix", "band"],
   [LOOK.COMPILING, "grammar compiles", "band"],

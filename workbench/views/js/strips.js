@@ -84,14 +84,10 @@ function limitLine(context, box, { limit, limitName }, y, colours) {
   context.lineTo(box.x + box.width, Math.round(y) + 0.5);
   context.stroke();
   context.setLineDash([]);
-  const text = `${limitName} ${limit}`;
-  const width = context.measureText(text).width + 8;
-  context.fillStyle = css(colours.paper, 0.85);
-  context.fillRect(box.x + box.width - width, y + 2, width, 13);
   context.fillStyle = css(colours.faint);
   context.textAlign = "right";
-  context.textBaseline = "top";
-  context.fillText(text, box.x + box.width - 4, y + 3);
+  context.textBaseline = "bottom";
+  context.fillText(`${limitName} ${limit}`, box.x + box.width, y - 3);
 }
 
 /** Layers stacked in their order: what lies below one of them in a column. */

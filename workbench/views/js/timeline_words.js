@@ -48,7 +48,8 @@ export function laneRowsOfTooltip({ run, texts }, lane, column) {
   const change = run.changeAt(lane, column);
   const state = change < 0 ? STATE.WAITING : columns.change_state[change];
   const cause = change < 0 ? "" : columns.causes[columns.change_cause[change]];
-  if (row < 0) rows.push(["state", STATE_NAMES[state]]);
+  const since = state === STATE.ENDED ? ` in step ${run.stepOf(columns.change_column[change])}` : "";
+  if (row < 0) rows.push(["state", STATE_NAMES[state] + since]);
   else if (state === STATE.ENDED) rows.push(["ends", "in this step"]);
   if (cause) rows.push(["why", cause]);
   const cached = run.cached.get(lane);
