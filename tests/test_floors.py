@@ -25,7 +25,7 @@ FLOORS = {
     **dict.fromkeys(("models",), 3),
     **dict.fromkeys(("cache", "scheduler", "lora", "quant", "parallel"), 4),
     **dict.fromkeys(("run", "sample", "guided", "speculation"), 5),
-    **dict.fromkeys(("engine", "async_engine", "build", "llm"), 6),
+    **dict.fromkeys(("engine", "async_engine", "build", "llm", "memory_plan"), 6),
     **dict.fromkeys(("train", "serve", "simulate"), 7),
     **dict.fromkeys(("trace", "bench", "playground", "views", "cli", "__main__"), 8),
 }
@@ -47,7 +47,7 @@ TOP_FOLDER = {
     *("errors", "config", "sampling_params", "request", "batch", "events"),
     *("describe", "interrupts", "metrics", "activations", "embeds", "guide", "guided_params"),
     *("retention",),
-    *("engine", "async_engine", "build", "llm"),
+    *("engine", "async_engine", "build", "llm", "memory_plan"),
 }
 # The package's own __init__ names everything; only the top floor may use it, as a user does.
 FACE = "workbench"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from workbench.guided import GrammarCompiler, Guide
     from workbench.guided_params import GuidedDecodingParams
     from workbench.llm import LLM
+    from workbench.memory_plan import MemoryPlan, plan_memory
     from workbench.models import DecoderLM, load_model
     from workbench.ops import get_backend
     from workbench.request import RequestOutput
@@ -47,6 +48,7 @@ _HOMES = {
     "workbench.guided": ("GrammarCompiler", "Guide"),
     "workbench.guided_params": ("GuidedDecodingParams",),
     "workbench.llm": ("LLM",),
+    "workbench.memory_plan": ("MemoryPlan", "plan_memory"),
     "workbench.models": ("DecoderLM", "load_model"),
     "workbench.ops": ("get_backend",),
     "workbench.request": ("RequestOutput",),
@@ -72,6 +74,7 @@ __all__ = [
     "Guide",
     "GuidedDecodingParams",
     "KVCache",
+    "MemoryPlan",
     "ModelConfig",
     "RequestOutput",
     "Retention",
@@ -86,6 +89,7 @@ __all__ = [
     "build",
     "get_backend",
     "load_model",
+    "plan_memory",
     "views",
 ]
 

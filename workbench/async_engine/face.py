@@ -127,6 +127,14 @@ class AsyncEngine(Described):
         """Stop stepping. Requests stay where they are, and new ones are accepted."""
         return self._loop.ask(self._loop.pause)
 
+    def step(self, count: int = 1) -> Reply[int]:
+        """Run up to `count` steps, also of a paused engine; reply with how many there were to run.
+
+        Readers get their tokens as ever. Raises `ConfigError` for a bad count.
+        """
+        require_positive("count", count)
+        return self._loop.ask(lambda: self._loop.step(count))
+
     def resume(self) -> Reply[None]:
         """Step again after `pause`, and take requests again after `drain`."""
         return self._loop.ask(self._loop.resume)

@@ -26,8 +26,12 @@ from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Scheduler
 
 
-def check_parts(model: DecoderLM, cache: KVCache, scheduler: Scheduler, runner: Runner) -> None:
-    """Raise `ConfigError` where a part was made for another, as after a cell was run again."""
+def check_parts(
+    model: DecoderLM, cache: KVCache, scheduler: Scheduler, runner: Runner, seed: int | None
+) -> None:
+    """Raise `ConfigError` where a part was made for another, as after a cell was run again, and
+    for a seed that is none."""
+    check_seed(seed)
     if scheduler.blocks is not cache.blocks:
         raise _stranger("scheduler", scheduler, "cache")
     if runner.cache is not cache:
@@ -109,6 +113,25 @@ def check_loaded(
     limit = check_room(num_prompt, request.params, model.config, blocks, config)
     check_beams(limit, request, cache, config)
     check_splittable(num_prompt, config)
+
+
+def check_limits(
+    records: Iterable[RequestRecord], config: SchedulerConfig, cache: KVCache, model: DecoderLM
+) -> None:
+    """Raise `ConfigError` if, under these settings, an unfinished request could not run to its
+    end."""
+    if not isinstance(config, SchedulerConfig):
+        fix = "Pass `dataclasses.replace(engine.scheduler.config, …)`."
+        raise ConfigError("scheduler_config", config, "is no SchedulerConfig", fix)
+    for record in records:
+        if not record.finished:
+            try:
+                check_loaded(record.request, cache, model, config)
+            except RequestError as error:
+                name = record.request.request_id
+                problem = f"request {name!r} could not go on: {error.field} {error.problem}"
+                fix = "Let it end first, or abort it."
+                raise ConfigError("scheduler_config", config, problem, fix) from error
 
 
 def pair(

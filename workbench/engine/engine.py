@@ -16,11 +16,12 @@ from typing import Any
 
 from workbench.batch import ForwardOutput, SampledTokens
 from workbench.cache import KVCache
+from workbench.config import SchedulerConfig
 from workbench.describe import Described
 from workbench.engine import files, loops
 from workbench.engine.admission import make_request, make_sequence
 from workbench.engine.brancher import Brancher
-from workbench.engine.checks import check_beams, check_fork, check_loaded, check_parts, check_seed
+from workbench.engine.checks import check_beams, check_fork, check_limits, check_loaded, check_parts
 from workbench.engine.guides import GuideDesk
 from workbench.engine.output import make_output
 from workbench.engine.record import Laps, NewToken, StepRecord, new_tokens, step_done
@@ -65,8 +66,7 @@ class Engine(Described):
         bus: EventBus | None = None,
     ) -> None:
         """Raise `ConfigError` if the parts were not made for each other."""
-        check_parts(model, cache, scheduler, runner)
-        check_seed(seed)
+        check_parts(model, cache, scheduler, runner, seed)
         self.model, self.cache, self.scheduler, self.runner = model, cache, scheduler, runner
         self.sampler = sampler or Sampler()
         self.seed = seed
@@ -331,15 +331,24 @@ class Engine(Described):
         self,
         *,
         scheduler_policy: str | Policy | None = None,
+        scheduler_config: SchedulerConfig | None = None,
         sampler: Sampler | None = None,
         backend: str | None = None,
     ) -> None:
-        """Replace parts between two steps, while requests run; `ConfigError` if unknown."""
-        self.require_open()
+        """Replace parts between two steps, while requests run.
+
+        scheduler_config: other budgets, say `replace(engine.scheduler.config, max_sequences=4)`.
+        Raises `ConfigError`, with nothing replaced, for what is unknown, and for settings under
+        which a request could not run to its end.
+        """
+        self._require_between_steps("swap")
         policy = None if scheduler_policy is None else get_policy(scheduler_policy)
         new_backend = None if backend is None else get_backend(backend, self.runner.device)
         if sampler is not None and not callable(sampler):
             raise ConfigError("sampler", sampler, "is not callable", "Pass a `Sampler`.")
+        if scheduler_config is not None:
+            check_limits(self._book.records.values(), scheduler_config, self.cache, self.model)
+            self.scheduler.configure(scheduler_config)
         self.scheduler.policy = policy or self.scheduler.policy
         self.sampler = sampler or self.sampler
         self.runner.backend = new_backend or self.runner.backend

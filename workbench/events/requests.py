@@ -83,6 +83,15 @@ class SequenceAdmitted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixAwaited(Event):
+    """A sequence stays waiting while another one, which runs, computes their first `num_tokens`."""
+
+    sequence_id: int
+    leader_id: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class SequencePaused(Event):
     """A sequence runs no more until it is resumed; it keeps its blocks until they are needed."""
 

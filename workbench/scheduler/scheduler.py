@@ -36,20 +36,37 @@ class Scheduler(Described):
     def __init__(self, cache: KVCache, config: SchedulerConfig | None = None) -> None:
         """Raise `ConfigError` if the settings ask for what the cache lacks."""
         self.config = config or SchedulerConfig()
-        if self.config.preemption == "swap" and cache.blocks.host is None:
-            fix = "Give the cache one (`host_cache_bytes`), or use preemption='recompute'."
-            problem = "the cache has no host tier"
-            if len(cache.groups) > 1 or cache.groups[0].window is not None:
-                problem += ", nor can it: layers with a window, or several KV groups, have none"
-                fix = "Use preemption='recompute'."
-            raise ConfigError("preemption", "swap", problem, fix)
         self.blocks = cache.blocks
+        self._check(self.config)
         self.step = 0
         self.books = Books()
         self._queues = Queues(cache.blocks, self.config.preemption)
         self._order = GuardedPolicy(get_policy(self.config.policy), self, self._policy_failed)
         self._planner = Planner(self._queues, self.config, self._order)
         self._plan: StepPlan | None = None  # planned and not yet committed
+
+    def _check(self, config: SchedulerConfig) -> None:
+        if config.preemption == "swap" and self.blocks.host is None:
+            fix = "Give the cache one (`host_cache_bytes`), or use preemption='recompute'."
+            problem, groups = "the cache has no host tier", self.blocks.groups
+            if len(groups) > 1 or groups[0].window is not None:
+                problem += ", nor can it: layers with a window, or several KV groups, have none"
+                fix = "Use preemption='recompute'."
+            raise ConfigError("preemption", "swap", problem, fix)
+
+    def configure(self, config: SchedulerConfig) -> None:
+        """Go by other settings from the next step on; `ConfigError` for what the cache lacks.
+
+        What runs goes on: with lower limits only nothing further starts until they are kept again.
+        `engine.swap` also checks that every request can still run to its end.
+        """
+        self._check(config)
+        policy = get_policy(config.policy)
+        with self.books.open("configure"):
+            if config.policy != self.config.policy:
+                self.policy = policy
+            self.config, self._queues.preemption = config, config.preemption
+            self._planner.configure(config)
 
     @property
     def bus(self) -> EventBus:
@@ -250,4 +267,5 @@ class Scheduler(Described):
             "chunking": self.config.chunking if self.config.chunked_prefill else "off",
             "prefix_reuse": self.config.prefix_reuse,
             "partial_reuse": self.config.partial_reuse,
+            "prefix_wait": self.config.prefix_wait,
         }

@@ -20,7 +20,7 @@ from workbench.trace.replay import BlockChange, BlockDiff
 from workbench.trace.state import BlockState, ReplayedState
 from workbench.views import sequence_log
 from workbench.views.kv_cells import block_cell, owner_of, slot_cell
-from workbench.views.kv_host import changed_slots
+from workbench.views.kv_host import HostSlots
 from workbench.views.sequence_log import SequenceLog
 from workbench.views.wire import GrowingLog, Numbers
 
@@ -56,9 +56,8 @@ class KVLog:
         self._cells = [0] * (layout.num_blocks + layout.num_slots)
         self._counts = dict.fromkeys(SERIES, 0)
         self._holds: dict[tuple[int, int], int] = {}  # (block, sequence) -> its open hold
-        self._keeper: dict[int, int] = {}  # host slot -> the sequence it is kept for
         self._marks: dict[int, tuple[int, int]] = {}  # place -> bits, other; of the step under way
-        self._slots: set[int] = set()  # that may look different
+        self._slots = HostSlots()
         self._grown: set[int] = set()  # sequences with new tokens
         self._begun = False
 
@@ -77,7 +76,7 @@ class KVLog:
         for event in facts:
             if not self._begun and not isinstance(event, events.StateSeen):
                 self._begin(max(0, event.step - isinstance(event, events.StepPlanned)))
-            self._slots.update(changed_slots(event, self._state))
+            self._slots.note(event, self._state)
             apply(self._state, event)
             self._note(event)
             if isinstance(event, events.StateSeen):
@@ -118,8 +117,6 @@ class KVLog:
                 slot = self.layout.num_blocks + event.slot
                 self._mark(event.block_id, "restored", slot)
                 self._mark(slot, "restored", event.block_id)
-            case events.SwappedOut():
-                self._keeper.update(dict.fromkeys(event.slots, event.sequence_id))
             case events.PrefixHit() | events.PrefixMiss():
                 self._looked_up(event)
             case events.RequestAdded() | events.SequenceForked() | events.SequenceExtended():
@@ -145,8 +142,7 @@ class KVLog:
 
     def _begin(self, step: int) -> None:
         self.first_step, self._begun = step, True
-        self._keeper = {s: i for i, kept in self._state.swapped.items() for s in kept.slots}
-        self._slots.update(range(self.layout.num_slots))
+        self._slots.begin(self._state)
         self._close_row(self._diff.changes(self._state))
 
     def _close_row(self, changes: Sequence[BlockChange]) -> None:
@@ -155,9 +151,9 @@ class KVLog:
         self._grown.clear()
         for change in changes:
             self._write(change)
-        for slot in sorted(self._slots):
+        for slot in sorted(self._slots.changed):
             self._write_slot(slot)
-        self._slots.clear()
+        self._slots.changed.clear()
         for place, (bits, other) in sorted(self._marks.items()):
             columns["mark_place"].append(place)
             columns["mark_bits"].append(bits)
@@ -214,9 +210,7 @@ class KVLog:
 
     def _write_slot(self, slot: int) -> None:
         state, place = self._state, self.layout.num_blocks + slot
-        if not state.slot_holds[slot]:
-            self._keeper.pop(slot, None)
-        keeper = self._keeper.get(slot)
+        keeper = self._slots.keeper(slot)
         row = None if keeper is None else self.sequences.row(keeper, state)
         content, holds = state.slot_contents[slot], state.slot_holds[slot]
         cell = slot_cell(content, holds, row, self.layout.block_size)
