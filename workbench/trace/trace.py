@@ -83,9 +83,13 @@ class Trace(Described):
         return [event for event in self.events if isinstance(event, kind)]
 
     def text_of(self, token_id: int) -> str | None:
-        """Return a token's text, as it is alone; None where neither tokenizer nor file knows it."""
+        """Return a token's text, as it is alone; None where neither tokenizer nor file knows it.
+
+        Bytes that are only a part of a character come as lone surrogates (PEP 383), from which
+        `js/token_text.js` makes the character again.
+        """
         if self.tokenizer is not None:
-            return self.tokenizer.decode([token_id], skip_special=False)
+            return self.tokenizer.piece(token_id).decode("utf-8", "surrogateescape")
         text: str | None = self.header.get("texts", {}).get(str(token_id))
         return text
 
