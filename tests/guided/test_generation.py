@@ -13,10 +13,12 @@ from typing import Any
 import jsonschema
 import pytest
 from guiding import BOTH, accepts, compiled
+from snapshots import Follower
 
 from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
 from workbench.engine import Engine
+from workbench.engine.record import StepRecord
 from workbench.errors import RequestError
 from workbench.guided import CompiledGrammar, GrammarCompiler
 from workbench.guided_params import GuidedDecodingParams
@@ -259,6 +261,15 @@ class Stalled:
         parts = model, cache, Scheduler(cache, SchedulerConfig()), Runner(model, cache)
         self.engine = Engine(*parts, grammars=compiler)
         self.params = guided(SamplingParams(max_tokens=6), choice=["yes", "no"])
+        self.follower = Follower(cache)
+        self.engine.bus.subscribe(self.follower)
+
+    def step(self) -> StepRecord:
+        """Step, and compare what the events say of the sequences with what is."""
+        record = self.engine.step()
+        alive = [s for r in self.engine.requests.values() for s in r.sequences if not s.finished]
+        self.follower.compare(self.engine.cache, self.engine.scheduler, alive)
+        return record
 
     def answer(self) -> None:
         self.future.set_result(self.grammar)
@@ -285,7 +296,7 @@ def test_a_time_out_does_not_wait_for_the_grammar(stalled: Stalled, paused: bool
     branches = engine.add(PROMPT, branched, timeout=1e-9)
     if paused:
         engine.pause(late)
-    record = engine.step()
+    record = stalled.step()
     assert {s.request.request_id for s in record.finished} == {late, branches}
     for name in (late, branches):
         assert engine.output(name).finished
@@ -304,11 +315,12 @@ def test_a_pause_while_the_grammar_is_compiled(
     engine = stalled.engine
     name = engine.add(PROMPT, stalled.params)
     engine.pause(name, release=release)
-    engine.step()
+    stalled.step()
     if resumed == "before":
         engine.resume(name)
-        engine.step()
+        stalled.step()
     stalled.answer()
+    stalled.step()
     engine.run()
     if resumed == "after":
         assert engine.output(name).outputs[0].token_ids == []

@@ -191,7 +191,8 @@ class Queues:
         self.paused.pop(sequence.sequence_id, None)  # it may not have been queued yet
         runs = has_place and sequence.sequence_id in self.holding
         if self.bus:
-            self.bus.emit(SequenceResumed(self.step, sequence.sequence_id, runs))
+            ids = self.step, sequence.sequence_id
+            self.bus.emit(SequenceResumed(*ids, runs, sequence.awaits_guide))
         if runs:
             self.go_on(sequence)
         else:
