@@ -19,7 +19,13 @@ def add_parser(commands: Commands) -> None:
         commands,
         "bench",
         "measure the engine",
-        {"cpu": run_cpu, "gpu": run_gpu, "kernels": run_kernels, "scheduler": run_scheduler},
+        {
+            "cpu": run_cpu,
+            "gpu": run_gpu,
+            "kernels": run_kernels,
+            "recording": run_recording,
+            "scheduler": run_scheduler,
+        },
     )
 
 
@@ -40,6 +46,13 @@ def run_gpu(arguments: list[str]) -> int:
 def run_kernels(arguments: list[str]) -> int:
     """Each Triton kernel checked, timed and, on request, tuned; needs a GPU."""
     from workbench.bench.kernels import main
+
+    return main(arguments)
+
+
+def run_recording(arguments: list[str]) -> int:
+    """What recording a trace costs, step by step."""
+    from workbench.bench.recording import main
 
     return main(arguments)
 

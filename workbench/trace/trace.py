@@ -9,20 +9,24 @@ from __future__ import annotations
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from workbench.describe import Described
 from workbench.engine import Engine
-from workbench.events import Event, StepDone, StepPlanned
+from workbench.errors import ConfigError
+from workbench.events import DraftVerified, Event, StepDone, StepPlanned
+from workbench.models.tokenizer import Tokenizer
 from workbench.trace import file, perfetto
 from workbench.trace.keyframe import store
 from workbench.trace.layout import CacheLayout
 from workbench.trace.live import live_state
+from workbench.trace.log import EventLog, field_names
 from workbench.trace.replay import ReplayedStep, Timeline, replay
 from workbench.trace.state import ReplayedState
+from workbench.trace.tokens import SequenceLog, sequence_logs
 
 E = TypeVar("E", bound=Event)
 
@@ -35,10 +39,11 @@ class Trace(Described):
 
     def __init__(self, header: dict[str, Any] | None = None) -> None:
         self.header: dict[str, Any] = header or {}
-        self.events: list[Event] = []
+        self.events = EventLog()
         self.seconds = array("d")
         self._start = time.perf_counter()
         self._timeline: Timeline | None = None
+        self._tokenizer: Tokenizer | None = None
 
     @classmethod
     @contextmanager
@@ -48,6 +53,7 @@ class Trace(Described):
         Of an engine that was used before, the first event is `StateSeen`: what it holds.
         """
         trace = cls(engine_header(engine))
+        trace._tokenizer = engine.tokenizer
         state = live_state(engine)
         if state.step or state.sequences or any(state.contents):
             trace(store(state))
@@ -57,10 +63,10 @@ class Trace(Described):
         finally:
             unsubscribe()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Event, _clock: Callable[[], float] = time.perf_counter) -> None:
         """Take one event: a trace is a subscriber."""
         self.events.append(event)
-        self.seconds.append(time.perf_counter() - self._start)
+        self.seconds.append(_clock() - self._start)
 
     def __len__(self) -> int:
         """Number of events."""
@@ -68,7 +74,7 @@ class Trace(Described):
 
     def of(self, kind: type[E]) -> list[E]:
         """Return the events of one kind, in order."""
-        return [event for event in self.events if isinstance(event, kind)]
+        return self.events.of(kind)
 
     # --- time ---------------------------------------------------------------------------------
 
@@ -101,11 +107,36 @@ class Trace(Described):
         """Yield the state after each step with what it changed; see `workbench.trace.replay`."""
         return replay(self.events, self.layout)
 
+    # --- tokens -------------------------------------------------------------------------------
+
+    @property
+    def sequences(self) -> dict[int, SequenceLog]:
+        """Every sequence by id, with where each of its tokens came from; read anew each time."""
+        return sequence_logs(self.events, self.seconds)
+
+    def text_of(self, token_id: int) -> str:
+        """Return a token as text; a piece of a character shows as `�`, an unknown one as its id."""
+        known = self.header.get("texts", {})
+        text = known.get(str(token_id))
+        if text is None and self._tokenizer is not None:
+            text = self._tokenizer.decode([token_id], skip_special=False)
+        return f"<{token_id}>" if text is None else str(text)
+
     # --- files --------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
         """Write the trace to a file (gzipped JSON lines) and return its path."""
-        return file.write(Path(path), self.header, self.seconds, self.events)
+        header = self.header
+        if self._tokenizer is not None:
+            header = {**header, "texts": {str(i): self.text_of(i) for i in self._known_ids()}}
+        return file.write(Path(path), header, self.seconds, self.events)
+
+    def _known_ids(self) -> list[int]:
+        logs = self.sequences.values()
+        ids = {token_id for log in logs for token_id in (*log.prompt_token_ids, *log.token_ids)}
+        ids |= {token_id for draft in self.of(DraftVerified) for token_id in draft.token_ids}
+        tops = [token.top for log in logs for token in log.tokens if token.top]
+        return sorted(ids | {token_id for top in tops for token_id, _ in top})
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
@@ -116,13 +147,31 @@ class Trace(Described):
         return trace
 
     def to_perfetto(self, path: str | Path) -> Path:
-        """Write a Chrome trace (JSON) for ui.perfetto.dev: step parts, batch sizes, requests."""
-        entries = list(zip(self.seconds, self.events, strict=True))
+        """Write a Chrome trace (JSON) for ui.perfetto.dev: steps, requests, batch and KV use."""
+        entries = zip(self.seconds, self.events, strict=True)
         return perfetto.write(Path(path), self.header, entries)
+
+    def to_pandas(self, kind: type[Event]) -> Any:
+        """Return the events of one kind as a `pandas.DataFrame`, a row each, with their `seconds`.
+
+        A column for each field. Raises `ConfigError` if pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            fix = "Install pandas, or read `trace.of(kind)`."
+            raise ConfigError("to_pandas", kind.__name__, "needs pandas", fix) from None
+        kinds = self.events.kinds()
+        rows = [
+            (seconds, *self.events.row(place)[1])
+            for place, seconds in enumerate(self.seconds)
+            if kinds[place] is kind
+        ]
+        return pd.DataFrame(rows, columns=["seconds", *field_names(kind)])
 
     def describe(self) -> dict[str, Any]:
         """Return the trace in numbers."""
-        kinds = Counter(type(event).__name__ for event in self.events)
+        kinds = Counter(kind.__name__ for kind in self.events.kinds())
         done = self.of(StepDone)
         return {
             "events": len(self),
