@@ -9,19 +9,21 @@ from __future__ import annotations
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from workbench.describe import Described
 from workbench.engine import Engine
+from workbench.errors import ConfigError
 from workbench.events import Event, StepDone, StepPlanned
 from workbench.models.tokenizer import Tokenizer
 from workbench.trace import file, perfetto
 from workbench.trace.keyframe import store
 from workbench.trace.layout import CacheLayout
 from workbench.trace.live import live_state
+from workbench.trace.log import EventLog, field_names
 from workbench.trace.occurring import token_ids
 from workbench.trace.replay import ReplayedStep, Timeline, replay
 from workbench.trace.state import ReplayedState
@@ -39,7 +41,7 @@ class Trace(Described):
 
     def __init__(self, header: dict[str, Any] | None = None) -> None:
         self.header: dict[str, Any] = header or {}
-        self.events: list[Event] = []
+        self.events = EventLog()
         self.seconds = array("d")
         self.tokenizer: Tokenizer | None = None
         self._start = time.perf_counter()
@@ -69,10 +71,10 @@ class Trace(Described):
         finally:
             unsubscribe()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Event, _clock: Callable[[], float] = time.perf_counter) -> None:
         """Take one event: a trace is a subscriber."""
         self.events.append(event)
-        self.seconds.append(time.perf_counter() - self._start)
+        self.seconds.append(_clock() - self._start)
 
     def __len__(self) -> int:
         """Number of events."""
@@ -80,7 +82,7 @@ class Trace(Described):
 
     def of(self, kind: type[E]) -> list[E]:
         """Return the events of one kind, in order."""
-        return [event for event in self.events if isinstance(event, kind)]
+        return self.events.of(kind)
 
     def text_of(self, token_id: int) -> str | None:
         """Return a token's text, as it is alone; None where neither tokenizer nor file knows it.
@@ -150,13 +152,31 @@ class Trace(Described):
         return trace
 
     def to_perfetto(self, path: str | Path) -> Path:
-        """Write a Chrome trace (JSON) for ui.perfetto.dev: step parts, batch sizes, requests."""
-        entries = list(zip(self.seconds, self.events, strict=True))
+        """Write a Chrome trace (JSON) for ui.perfetto.dev: steps, requests, batch and KV use."""
+        entries = zip(self.seconds, self.events, strict=True)
         return perfetto.write(Path(path), self.header, entries)
+
+    def to_pandas(self, kind: type[Event]) -> Any:
+        """Return the events of one kind as a `pandas.DataFrame`, a row each, with their `seconds`.
+
+        A column for each field. Raises `ConfigError` if pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            fix = "Install pandas, or read `trace.of(kind)`."
+            raise ConfigError("to_pandas", kind.__name__, "needs pandas", fix) from None
+        kinds = self.events.kinds()
+        rows = [
+            (seconds, *self.events.row(place)[1])
+            for place, seconds in enumerate(self.seconds)
+            if kinds[place] is kind
+        ]
+        return pd.DataFrame(rows, columns=["seconds", *field_names(kind)])
 
     def describe(self) -> dict[str, Any]:
         """Return the trace in numbers."""
-        kinds = Counter(type(event).__name__ for event in self.events)
+        kinds = Counter(kind.__name__ for kind in self.events.kinds())
         done = self.of(StepDone)
         return {
             "events": len(self),
