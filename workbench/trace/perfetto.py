@@ -75,8 +75,8 @@ class _Writer:
                     yield from self._turn(event.sequence_id, "waiting", now)
             case events.PrefixHit() | events.PrefixMiss():
                 found = event.num_tokens if isinstance(event, events.PrefixHit) else 0
-                told = {"tokens": found, "reason": event.reason}
-                yield _instant(event.sequence_id, "prefix lookup", now, told)
+                why: Record = {"tokens": found, "reason": event.reason}
+                yield _instant(event.sequence_id, "prefix lookup", now, why)
             case events.RequestFinished():
                 yield from self._turn(event.sequence_id, None, now)
                 yield _instant(event.sequence_id, event.reason, now, {})
