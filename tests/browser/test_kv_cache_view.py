@@ -152,6 +152,9 @@ def test_scrubbed_hovered_and_told_to_the_kernel(
     run_cells: Any, page: Any, sent: list[Any], shots: Path
 ) -> None:
     run_cells(RUN, SHOW, STEP)
+    corner = f"""() => {{ const grid = document.querySelector('{PANEL} .wb-grid');
+      const edge = grid.getContext('2d').getImageData(grid.width - 1, 0, 1, 1).data;
+      return Math.max(...edge.slice(0, 3)); }}"""
     page.locator(PANEL).first.scroll_into_view_if_needed()
     page.locator(f"{PANEL} .wb-slider").focus()
     page.keyboard.press("Escape")  # command mode, where JupyterLab has arrow keys of its own
@@ -169,6 +172,7 @@ def test_scrubbed_hovered_and_told_to_the_kernel(
     assert "window.har" in words
     page.locator(f"{PANEL} .wb-grid").first.click(position={"x": 12, "y": 12})
     page.wait_for_function(f"document.querySelector('{PANEL} .wb-head').textContent.match('holds')")
+    page.wait_for_function(f"({corner})() > 200", timeout=20_000)  # drawn on the light paper
     page.screenshot(path=str(shots / "kv_view_light.png"))
     page.wait_for_timeout(1000)  # the step is told when the hand rests
     told, selected = run_cell(page, 2).split()
@@ -178,10 +182,8 @@ def test_scrubbed_hovered_and_told_to_the_kernel(
     page.evaluate(
         "window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
     )
-    corner = f"""() => {{ const grid = document.querySelector('{PANEL} .wb-grid');
-      const edge = grid.getContext('2d').getImageData(grid.width - 1, 0, 1, 1).data;
-      return Math.max(...edge.slice(0, 3)); }}"""
     page.wait_for_function(f"({corner})() < 60", timeout=20_000)  # drawn on the dark paper
+    page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=30_000)
     page.screenshot(path=str(shots / "kv_view_dark.png"))
 
     slider = page.locator(f"{PANEL} .wb-slider").bounding_box()
