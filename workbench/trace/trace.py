@@ -25,6 +25,7 @@ from workbench.trace.live import live_state
 from workbench.trace.occurring import token_ids
 from workbench.trace.replay import ReplayedStep, Timeline, replay
 from workbench.trace.state import ReplayedState
+from workbench.trace.tokens import SequenceLog, sequence_logs
 
 E = TypeVar("E", bound=Event)
 
@@ -81,13 +82,6 @@ class Trace(Described):
         """Return the events of one kind, in order."""
         return [event for event in self.events if isinstance(event, kind)]
 
-    def text_of(self, token_id: int) -> str | None:
-        """Return a token's text, as it is alone; None where neither tokenizer nor file knows it."""
-        if self.tokenizer is not None:
-            return self.tokenizer.decode([token_id], skip_special=False)
-        text: str | None = self.header.get("texts", {}).get(str(token_id))
-        return text
-
     # --- time ---------------------------------------------------------------------------------
 
     @property
@@ -118,6 +112,21 @@ class Trace(Described):
     def replay(self) -> Iterator[tuple[ReplayedState, ReplayedStep]]:
         """Yield the state after each step with what it changed; see `workbench.trace.replay`."""
         return replay(self.events, self.layout)
+
+    # --- tokens -------------------------------------------------------------------------------
+
+    @property
+    def sequences(self) -> dict[int, SequenceLog]:
+        """Every sequence by id, with where each of its tokens came from; read anew each time."""
+        return sequence_logs(self.events, self.seconds)
+
+    def text_of(self, token_id: int) -> str:
+        """Return a token as text; a piece of a character shows as `�`, an unknown one as its id."""
+        known = self.header.get("texts", {})
+        text = known.get(str(token_id))
+        if text is None and self.tokenizer is not None:
+            text = self.tokenizer.decode([token_id], skip_special=False)
+        return f"<{token_id}>" if text is None else str(text)
 
     # --- files --------------------------------------------------------------------------------
 
