@@ -118,6 +118,23 @@ def test_every_step_is_what_the_trace_replays(
         assert_told(said, trace.at(said["step"]))
 
 
+@pytest.mark.parametrize("family", ["mistral", "qwen2-windows"])
+def test_windows_and_several_groups(
+    make_engine: Callable[..., wb.Engine], node: Any, family: str
+) -> None:
+    source = random.Random(2)
+    engine = make_engine(family, num_blocks=80)
+    with Trace.record(engine) as trace:
+        drive(engine, source, 60)
+    view = KVCacheView(trace)
+    counts = [group["count"] for group in view.about["groups"]]
+    assert sum(counts) == view.about["num_blocks"]
+    assert len(counts) == (2 if family == "qwen2-windows" else 1)
+    assert "a window of 8 tokens" in view.about["groups"][-1]["title"]
+    for said in read(node, view, trace.steps[::-1]):
+        assert_told(said, trace.at(said["step"]))
+
+
 def test_a_log_taken_in_bits_is_the_log_taken_at_once(
     make_engine: Callable[..., wb.Engine], node: Any
 ) -> None:
@@ -187,7 +204,7 @@ def test_prompts_are_text_in_the_log_and_in_words(
         assert text.startswith(prompt[:-1])
     trace.tokenizer = None
     [said] = read(node, KVCacheView(trace), [1])
-    assert said["places"][0]["words"]["tokens"].startswith(f"[{engine.tokenizer.encode('<')[0]}]")
+    assert said["places"][0]["words"]["tokens"].startswith(f"<{engine.tokenizer.encode('<')[0]}>")
 
 
 def test_a_cell_holds_what_fits_and_python_reads_it_back() -> None:
