@@ -66,15 +66,6 @@ class SequenceExtended(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class PrefixAwaited(Event):
-    """A sequence stays waiting while another one, which runs, computes their first `num_tokens`."""
-
-    sequence_id: int
-    leader_id: int
-    num_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class SequenceAdmitted(Event):
     """A sequence runs from now on: the KV of its first `num_computed` tokens is in its blocks."""
 

@@ -92,4 +92,6 @@ class TokenView(RunView):
 
     def draw(self, figure: Figure) -> None:
         """Draw the text up to the step shown, shaded, and the surprise of each token."""
-        draw_tokens(figure, self.run, self.lane(), self.run.column_of(self.step), self.trace.text_of)
+        draw_tokens(
+            figure, self.run, self.lane(), self.run.column_of(self.step), self.trace.text_of
+        )
