@@ -19,7 +19,13 @@ def add_parser(commands: Commands) -> None:
         commands,
         "bench",
         "measure the engine",
-        {"cpu": run_cpu, "gpu": run_gpu, "kernels": run_kernels, "scheduler": run_scheduler},
+        {
+            "cpu": run_cpu,
+            "gpu": run_gpu,
+            "kernels": run_kernels,
+            "scheduler": run_scheduler,
+            "views": run_views,
+        },
     )
 
 
@@ -49,3 +55,11 @@ def run_scheduler(arguments: list[str]) -> int:
     from workbench.bench.scheduler import main
 
     return main(arguments)
+
+
+def run_views(arguments: list[str]) -> int:
+    """The KV cache view in a headless Chromium: bytes, time to paint, smoothness."""
+    from workbench.bench.views import main
+    from workbench.cli.machine.browser import find_browser
+
+    return main(arguments, browser=find_browser())

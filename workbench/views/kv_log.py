@@ -185,19 +185,24 @@ class KVLog:
     def _hold(self, change: BlockChange) -> None:
         """Write down who took the block and who gave it up."""
         block, before, after = change
-        moved = before.position != after.position
         columns, row = self.log.columns, self.num_rows
-        for owner in before.owners:
-            if moved or owner not in after.owners:
-                columns["end_hold"].append(self._holds.pop((block, owner)))
-                columns["end_row"].append(row)
-        for owner in after.owners:
-            if moved or owner not in before.owners:
-                self._holds[block, owner] = len(columns["hold_place"])
-                columns["hold_place"].append(block)
-                columns["hold_sequence"].append(self.sequences.row(owner, self._state))
-                columns["hold_index"].append(after.position)
-                columns["hold_from"].append(row)
+        if before.position != after.position:  # it left its sequences for others, or the same
+            gone, come = before.owners, after.owners
+        elif before.owners == after.owners:
+            return
+        else:
+            old, new = set(before.owners), set(after.owners)  # a prefix may have hundreds
+            gone = tuple(owner for owner in before.owners if owner not in new)
+            come = tuple(owner for owner in after.owners if owner not in old)
+        for owner in gone:
+            columns["end_hold"].append(self._holds.pop((block, owner)))
+            columns["end_row"].append(row)
+        for owner in come:
+            self._holds[block, owner] = len(columns["hold_place"])
+            columns["hold_place"].append(block)
+            columns["hold_sequence"].append(self.sequences.row(owner, self._state))
+            columns["hold_index"].append(after.position)
+            columns["hold_from"].append(row)
 
     def _count(self, block: BlockState, by: int) -> None:
         counts = self._counts
