@@ -39,7 +39,7 @@ def draw_draft(
 
 
 def _tree(axes: Axes, draft: Draft, text_of: Callable[[int], str | None]) -> None:
-    """Draw the tree. Node 0 is the last token before the draft, the last one what the model added."""
+    """Draw the tree: node 0 is the token before the draft, the last one what the model added."""
     parents = [-1, *(parent + 1 for parent in draft.parents)]
     path = [0, *(node + 1 for node in draft.path), len(parents)]
     parents.append(path[-2])

@@ -31,6 +31,10 @@ class TokenView(RunView):
     GROUPS = ("sequences",)
     PICTURE_INCHES = (9.0, 3.0)
 
+    def opening_step(self) -> int:
+        """Return the last step: all of the text."""
+        return self.step if self.live else self.run.bounds[1]
+
     def lane(self) -> Lane | None:
         """Return the sequence shown; None while there is none."""
         lanes = self.run.lanes
