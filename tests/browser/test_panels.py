@@ -133,6 +133,11 @@ def test_the_theme_is_read_and_read_again(page: Any, dark: bool) -> None:
       document.body.dataset.jpThemeName = "Another Dark";
     }""")
     page.wait_for_function(f"({label})() === 'step 0, dark true'")
+    page.evaluate("""() => {
+      document.body.style.setProperty("--jp-layout-color1", "white");
+      document.body.dataset.jpThemeName = "Light";
+    }""")
+    page.wait_for_function(f"({label})() === 'step 0, dark false'")
 
 
 def test_a_panel_that_is_left_leaves_nothing(page: Any) -> None:

@@ -4,9 +4,9 @@ import { css, mix, pixel, rgb, sequenceColour } from "../../workbench/views/js/c
 
 test("colours are read as CSS writes them", () => {
   assert.deepEqual(rgb("#E69F00"), [230, 159, 0]);
-  assert.deepEqual(rgb(" #fff"), [255, 255, 255]);
   assert.deepEqual(rgb("rgb(1, 2, 3)"), [1, 2, 3]);
-  assert.deepEqual(rgb("rgba(1, 2, 3, 0.5)"), [1, 2, 3]);
+  assert.deepEqual(rgb("rgba(0, 100, 0, 0.5)"), [128, 178, 128]);
+  assert.deepEqual(rgb("rgba(0, 100, 0, 0.5)", [0, 0, 0]), [0, 50, 0]);
   assert.equal(css([1, 2, 3], 0.5), "rgba(1, 2, 3, 0.5)");
 });
 

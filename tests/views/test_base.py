@@ -89,12 +89,28 @@ def test_a_view_subscribed_by_hand_follows_the_bus() -> None:
         bus.emit(done(step))
     view.refresh()
     assert (view.live, view.last_step, view.step) == (True, 3, 3)
-    view.follow, view.step = False, 1
+    view.step = 1  # whoever looks back follows no more
+    assert not view.follow
     bus.emit(done(4))
     view.refresh()
     assert (view.last_step, view.step) == (4, 1)
+    view.step = 4
+    assert view.follow
     view.close()
     assert not bus, "a closed view still listens"
+
+
+def test_a_followed_step_is_not_sent_but_one_that_was_asked_for_is() -> None:
+    bus, view, told = EventBus(), Counting(), []
+    bus.subscribe(view)
+    view.send_state = lambda key=None: told.append(key)
+    bus.emit(done(1))
+    view.refresh()
+    assert (view.step, view.last_step) == (1, 1)
+    assert "step" not in told
+    assert "last_step" in told
+    view.step = 0
+    assert "step" in told
 
 
 def test_what_is_no_source_is_refused_and_so_is_an_event_for_a_finished_trace() -> None:

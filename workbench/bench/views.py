@@ -1,4 +1,4 @@
-"""`workbench bench views`: the KV cache view in headless Chromium: bytes, time to paint, smoothness.
+"""`workbench bench views`: the KV cache view in headless Chromium: bytes, time, smoothness.
 
 The real scheduler and cache run with a model that costs nothing and writes text; the view of their
 trace is put into a bare page, with a model that keeps what is saved. A real JupyterLab is driven by

@@ -152,6 +152,11 @@ class View(anywidget.AnyWidget):
         except Exception:  # noqa: BLE001 - in a callback nobody would see it: the panel says it
             self.problem = traceback.format_exc(limit=-3)
 
+    def _should_send_property(self, key: str, value: Any) -> bool:
+        if key == "step" and self.cursor.growing:
+            return False
+        return bool(super()._should_send_property(key, value))
+
     # --- one step for several views --------------------------------------------------------------
 
     def _join(self, cursor: Cursor) -> None:

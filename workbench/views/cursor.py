@@ -16,7 +16,11 @@ _CURSORS: WeakValueDictionary[int, Cursor] = WeakValueDictionary()
 
 
 class Cursor(traitlets.HasTraits):
-    """Step and bounds of one trace. selected: a sequence's id; follow: show a live run's newest."""
+    """Step and bounds of one trace. selected: a sequence's id; follow: show a live run's newest.
+
+    growing: `step` moves because it follows. The browser follows by itself, and may know already
+    that the reader looks back, so that is not sent.
+    """
 
     step = traitlets.Int(0)
     selected = traitlets.Int(None, allow_none=True)
@@ -30,17 +34,25 @@ class Cursor(traitlets.HasTraits):
     def __init__(self) -> None:
         super().__init__()
         self.trace_id = secrets.token_hex(8)
+        self.growing = False
         self.opened = False  # whether a view has chosen the first step
         self._bounds: dict[int, tuple[int, int]] = {}
 
     def grow(self, view: object, first_step: int, last_step: int) -> None:
         """Take the bounds that one view shows; with `follow`, go to the newest step of all."""
         self._bounds[id(view)] = first_step, last_step
+        self.growing = True
         with self.hold_trait_notifications():
             self.first_step = min(first for first, _ in self._bounds.values())
             self.last_step = max(last for _, last in self._bounds.values())
             step = self.last_step if self.follow else self.step
             self.step = max(self.first_step, min(self.last_step, step))
+        self.growing = False
+
+    @traitlets.observe("step")
+    def _moved(self, _: object) -> None:
+        if self.live and not self.growing:
+            self.follow = self.step == self.last_step
 
     def forget(self, view: object) -> None:
         """Take no heed of a view's bounds any more."""

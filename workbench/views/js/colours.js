@@ -5,12 +5,12 @@ export const HUES = [
   "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
 ];
 
-/** [r, g, b], 0 to 255, of "#rgb", "#rrggbb" or "rgb(r, g, b)". */
-export function rgb(text) {
-  const hex = text.trim().match(/^#([0-9a-f]{6}|[0-9a-f]{3})/i)?.[1];
-  if (hex?.length === 3) return [...hex].map((digit) => parseInt(digit + digit, 16));
+/** [r, g, b], 0 to 255, of "#rrggbb" or "rgba(r, g, b, a)", laid over `under` if it is translucent. */
+export function rgb(text, under = [255, 255, 255]) {
+  const hex = text.match(/^#([0-9a-f]{6})$/i)?.[1];
   if (hex) return [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16));
-  return (text.match(/[\d.]+/g) ?? [0, 0, 0]).slice(0, 3).map(Number);
+  const [r, g, b, alpha = 1] = (text.match(/[\d.]+/g) ?? [0, 0, 0]).map(Number);
+  return mix(under, [r, g, b], alpha);
 }
 
 /** Between two colours: 0 gives `a`, 1 gives `b`. */
@@ -40,20 +40,29 @@ const VARIABLES = {
   accent: "--jp-brand-color1",
 };
 
+/** Any colour that CSS knows ("white", "hsl(…)") as `rgb` reads it; null if it is none. */
+function plain(text) {
+  const context = document.createElement("canvas").getContext("2d");
+  const read = [0, 1].map((grey) => {
+    context.fillStyle = grey ? "#ffffff" : "#000000"; // what stays if the text is no colour
+    context.fillStyle = text;
+    return context.fillStyle;
+  });
+  return read[0] === read[1] ? read[0] : null;
+}
+
 /** The theme's colours at an element: {dark, paper, ink, faint, line, accent}, each [r, g, b]. */
 export function themeColours(element) {
   const style = getComputedStyle(element);
-  const read = (name) => style.getPropertyValue(name).trim();
-  const declared = read(VARIABLES.paper);
-  const dark = declared
-    ? rgb(declared).reduce((sum, value) => sum + value, 0) < 384
+  const read = (name) => plain(style.getPropertyValue(VARIABLES[name]).trim() || "none");
+  const paper = read("paper");
+  const dark = paper
+    ? rgb(paper).reduce((sum, value) => sum + value, 0) < 384
     : matchMedia("(prefers-color-scheme: dark)").matches;
   const fallback = dark ? DARK : LIGHT;
-  const colours = { dark };
-  for (const [name, variable] of Object.entries(VARIABLES)) {
-    const value = read(variable);
-    colours[name] = rgb(/^(#|rgb\()/.test(value) ? value : fallback[name]);
-  }
+  const colours = { dark, paper: rgb(paper ?? fallback.paper) };
+  for (const name of ["ink", "faint", "line", "accent"])
+    colours[name] = rgb(read(name) ?? fallback[name], colours.paper);
   return colours;
 }
 

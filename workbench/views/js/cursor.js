@@ -51,7 +51,7 @@ export class Cursor {
     this.changed();
   }
 
-  /** Take a step or a selection from the kernel, unless it is only an echo of what we said. */
+  /** Take a step, a selection or `follow` from the kernel, unless it is only an echo of what we said. */
   hear(name, value) {
     this.sent = this.sent.filter(({ when }) => this.now() - when < ECHO_MS);
     if (value === this[name] || this.sent.some((told) => told[name] === value)) return;
@@ -61,8 +61,8 @@ export class Cursor {
 
   /** Note what the kernel is about to be told. */
   tell() {
-    const { step, selected } = this;
-    this.sent = [...this.sent.slice(-15), { step, selected, when: this.now() }];
+    const { step, selected, follow } = this;
+    this.sent = [...this.sent.slice(-15), { step, selected, follow, when: this.now() }];
   }
 
   /** Play from here, or from the start if this is the end; stops at the end. */
@@ -111,7 +111,7 @@ export function join(model) {
     cursors().set(id, entry);
     const [first, last] = [model.get("first_step"), model.get("last_step")];
     Object.assign(cursor, { first, last, live: model.get("live"), follow: model.get("follow") });
-    cursor.step = cursor.clamp(model.get("step"));
+    cursor.step = cursor.clamp(cursor.follow ? cursor.last : model.get("step"));
     cursor.selected = model.get("selected");
   } else cursor.grow(model.get("first_step"), Math.max(cursor.last, model.get("last_step")));
   models.push(model);
@@ -121,8 +121,10 @@ export function join(model) {
     cursor.grow(model.get("first_step"), model.get("last_step"));
   };
   const step = () => cursor.hear("step", model.get("step"));
+  const follow = () => cursor.hear("follow", model.get("follow"));
   const selected = () => cursor.hear("selected", model.get("selected"));
   model.on("change:last_step change:first_step change:live", bounds);
+  model.on("change:follow", follow);
   model.on("change:step", step);
   model.on("change:selected", selected);
   let timer = null;
@@ -143,6 +145,7 @@ export function join(model) {
     if (timer !== null) clearTimeout(timer), save();
     stop();
     model.off("change:last_step change:first_step change:live", bounds);
+    model.off("change:follow", follow);
     model.off("change:step", step);
     model.off("change:selected", selected);
     models.splice(models.indexOf(model), 1);

@@ -13,6 +13,13 @@ export function extremes(values, from, to) {
   return [low, high];
 }
 
+/** A count in few letters: 950, 12k, 1.5M. */
+export function short(count) {
+  if (count < 10_000) return String(count);
+  const [unit, name] = count < 1e6 ? [1e3, "k"] : [1e6, "M"];
+  return `${Number((count / unit).toPrecision(3))}${name}`;
+}
+
 export class UseChart {
   constructor(canvas, context, fit) {
     Object.assign(this, { canvas, context, fit, base: document.createElement("canvas") });
@@ -58,7 +65,7 @@ export class UseChart {
       context.fillStyle = css(theme.line);
       context.fillRect(PAD.left, Math.round(y(blocks)), width - PAD.left - PAD.right, 1);
       context.fillStyle = css(theme.faint);
-      context.fillText(String(blocks), PAD.left - 5, y(blocks));
+      context.fillText(short(blocks), PAD.left - 5, y(blocks));
     }
     const both = log.used.map((used, row) => used + log.cached[row]);
     const held = Float64Array.from(log.tokens_held, (tokens) => tokens / log.about.block_size);
