@@ -211,3 +211,24 @@ def test_a_view_without_a_run_says_so(page: Any) -> None:
     add(page, SpeculationTree(Trace()))
     assert "No request yet." in page.evaluate("document.body.innerText")
     assert page.locator(".wb-problem:visible").count() == 0
+
+
+def test_a_panel_that_is_hidden_keeps_its_picture_and_draws_when_it_is_seen(
+    page: Any, trace: Trace
+) -> None:
+    show(page, BatchTimeline(trace))
+    sizes = page.evaluate(
+        """async () => {
+          const frame = () => new Promise(requestAnimationFrame);
+          const canvas = document.querySelector(".wb-timeline");
+          const sizes = [canvas.width];
+          document.body.style.display = "none"; // as JupyterLab does while it loads a theme
+          window.model.set("step", 30);
+          await frame(); await frame();
+          sizes.push(canvas.width);
+          document.body.style.display = "";
+          return sizes;
+        }"""
+    )
+    assert sizes[0] == sizes[1] > 100
+    drawn(page, 30)

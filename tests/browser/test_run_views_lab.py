@@ -36,6 +36,14 @@ CELLS = [
 ]
 STEP = """(name) => Number(document.querySelector(`.jp-OutputArea .wb-${name}`)?.dataset.step)"""
 
+# JupyterLab's layout is gone for a moment while it loads a theme, and a canvas with it.
+PAINTED = """(selector) => {
+  const c = document.querySelector(`.jp-OutputArea ${selector}`);
+  if (!c?.width || !c.height) return false;
+  const { data } = c.getContext("2d").getImageData(0, 0, c.width, c.height);
+  return new Uint32Array(data.buffer).some((pixel) => pixel !== 0);
+}"""
+
 
 def step_of(page: Any, name: str, step: int) -> None:
     page.wait_for_function(f"([name, step]) => ({STEP})(name) === step", arg=[name, step])
@@ -102,12 +110,12 @@ def test_a_run_seen_by_four_panels(
         "{theme: 'JupyterLab Dark'})"
     )
     page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
-    page.wait_for_timeout(500)
+    page.wait_for_function(PAINTED, arg=".wb-timeline")
     page.screenshot(path=str(shots / "run_views_dark.png"))
     assert darkness(page) < 60 < bright
     tree = page.locator(".jp-OutputArea .wb-speculation-tree")
     tree.scroll_into_view_if_needed()
-    page.wait_for_function(f"({STEP})('speculation-tree') > 0")
+    page.wait_for_function(PAINTED, arg=".wb-tree")
     page.screenshot(path=str(shots / "run_views_drafts.png"))
     assert page.locator(".wb-problem:visible").count() == 0
     assert page.evaluate("window.harmed === undefined")

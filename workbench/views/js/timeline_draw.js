@@ -105,7 +105,8 @@ export function drawCells(view, box, toX, colours, { looks }) {
       if (!text || (chunk && text.length > room)) continue;
       const y = box.y + (places.top[lane] + places.bottom[lane]) / 2 + 0.5;
       context.fillStyle = css(inkOn(looks[WORK_LOOKS[row_work[row]]]));
-      context.fillText(shortened(text, room), middleX, y);
+      const fitting = room < 4 ? [...text].slice(0, room).join("") : shortened(text, room);
+      context.fillText(fitting, middleX, y);
     }
   }
   context.restore();
