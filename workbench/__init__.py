@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from workbench.sampling_params import SamplingParams
     from workbench.scheduler import Scheduler
     from workbench.trace import Trace
+    from workbench.trace.compare import compare
 
 __version__ = "0.1.0"
 
@@ -58,6 +59,7 @@ _HOMES = {
     "workbench.sampling_params": ("SamplingParams",),
     "workbench.scheduler": ("Scheduler",),
     "workbench.trace": ("Trace",),
+    "workbench.trace.compare": ("compare",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -87,6 +89,7 @@ __all__ = [
     "StepRecord",
     "Trace",
     "build",
+    "compare",
     "get_backend",
     "load_model",
     "plan_memory",

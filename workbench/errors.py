@@ -109,6 +109,15 @@ class MissingExtra(WorkbenchError, ImportError):
         )
 
 
+class WorkloadError(InvalidValue):
+    """A workload file cannot be read; says in which line (None: the file as a whole) and field."""
+
+    def __init__(self, path: Any, line: int | None, column: str, value: Any, problem: str) -> None:
+        self.path, self.line, self.column = str(path), line, column
+        place = column if line is None else f"line {line}, {column}"
+        super().__init__(f"{path}: {place}", value, problem, "Mend the file, or take the line out.")
+
+
 class TraceError(WorkbenchError, ValueError):
     """A trace file is truncated, foreign or of another version."""
 

@@ -140,7 +140,7 @@ def test_a_token_tells_how_it_came_and_goes_to_its_step(page: Any, trace: Trace)
     show(page, view)
     add(page, BatchTimeline(trace))
     table = view.tokens("r0")
-    position = int(table.index[table["how"] == "drafted"][0])
+    position = int(table.index[table["maker"] == "drafted"][0])
     token = page.locator(f".wb-t[data-position='{position}']")
     token.hover()
     card = page.locator(".wb-card")
@@ -180,7 +180,7 @@ def test_the_tree_of_a_step_and_its_neighbours(page: Any, trace: Trace) -> None:
     page.wait_for_function(
         "document.querySelector('.wb-tooltip').innerText.includes('before the draft')"
     )
-    page.get_by_text("draft ›").click()
+    page.locator(".wb-speculation-tree .wb-button").nth(1).click()
     following = view.drafts()["step"]
     drawn(page, int(following[following > first["step"]].iloc[0]))
     page.locator(".wb-acceptance").click(position={"x": 105, "y": 22})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from workbench.cache import BlockManager, PrefixIndex, block_hash
@@ -54,10 +56,10 @@ def test_reasons(blocks: BlockManager, tokens: list[int], num_tokens: int, reaso
     assert len(found.block_ids) == blocks.blocks_for(num_tokens)
     assert found.num_copied == num_tokens % SIZE
     whole = blocks.lookup(tokens, partial=False)
-    assert (whole.num_tokens, whole.reason) == (
-        num_tokens - found.num_copied,
-        reason.split(";")[0],
-    )
+    told = reason.replace(" copied", " begin alike, not copied")
+    assert (whole.num_tokens, whole.reason) == (num_tokens - found.num_copied, told)
+    silent = blocks.lookup(tokens, explain=False)
+    assert replace(found, reason="", cause="") == silent
     assert len(set(found.block_ids)) == len(found.block_ids)
     blocks.check()
 
@@ -136,4 +138,6 @@ def test_evictions_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) 
         index.check()
     assert len(index) == 0
     reasons = [index.why_missing(names[i], 0, [i], "", set()) for i in range(3)]
-    assert reasons == ["no such prefix", *["block 0 was evicted at step 4 by hand"] * 2]
+    forgotten = "block 0 was never computed, or evicted before what is remembered"
+    evicted = ("evicted", "block 0 was evicted at step 4 by hand")
+    assert reasons == [("unknown", forgotten), evicted, evicted]

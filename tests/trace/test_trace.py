@@ -16,8 +16,8 @@ from workbench.trace.file import VERSION
 
 EVENTS = [
     events.RequestAdded(0, "r0 – “q”", 0, 5, 3, (9, 8, 7, 6, 5)),
-    events.PrefixHit(1, 0, 4, 5, "whole prompt cached"),
-    events.PrefixMiss(1, 1, 5, "no such prefix"),
+    events.PrefixHit(1, 0, 4, 5, "whole prompt cached", "whole"),
+    events.PrefixMiss(1, 1, 5, "no such prefix", "new"),
     events.SequenceAdmitted(1, 0, 4),
     events.BlockShared(1, 2, 0, 0),
     events.BlockAllocated(1, 3, 0, 1),

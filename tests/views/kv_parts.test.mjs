@@ -99,7 +99,7 @@ test("tokens that came in chunks are read across them, and unknown ones are show
   assert.deepEqual(sequences.tokens(0, 0, 99), [1, 2, 3, 4, 5, 6]);
   assert.deepEqual(sequences.tokens(0, 2, 3), [3, 4, 5]);
   assert.deepEqual(sequences.tokens(1, 1, 5), [51]);
-  assert.equal(sequences.text([1, 2, 3, 4]), "[1]two three\n");
+  assert.equal(sequences.text([1, 2, 3, 4]), "<1>two three\n");
   assert.equal(sequences.title(1), "<b> (sequence 41, branch 2)");
   assert.equal(sequences.row(41), 1);
   assert.equal(sequences.row(99), undefined);

@@ -23,7 +23,7 @@ const lanes = Array.from({ length: run.laneCount }, (_, lane) => {
     prompt: columns.lane_prompt[lane],
     tokens: of(columns.token_id),
     steps,
-    makers: of(columns.token_how),
+    makers: of(columns.token_maker),
     logprobs: of(columns.token_logprob).map(finite),
     tops: Array.from(places, (place) => alternatives(run, place).map(([id]) => id)),
     text: texts.run(of(columns.token_id)).join(""),

@@ -187,7 +187,7 @@ def test_prompts_are_text_in_the_log_and_in_words(
         assert text.startswith(prompt[:-1])
     trace.tokenizer = None
     [said] = read(node, KVCacheView(trace), [1])
-    assert said["places"][0]["words"]["tokens"].startswith(f"[{engine.tokenizer.encode('<')[0]}]")
+    assert said["places"][0]["words"]["tokens"].startswith(f"<{engine.tokenizer.encode('<')[0]}>")
 
 
 def test_a_cell_holds_what_fits_and_python_reads_it_back() -> None:

@@ -20,7 +20,7 @@ from workbench.engine import StepRecord
 from workbench.errors import ConfigError, RequestError
 from workbench.trace import Trace
 from workbench.views import BatchTimeline, SpeculationTree, TokenView
-from workbench.views.lane import How, State, Work
+from workbench.views.lane import Maker, State, Work
 from workbench.views.run_log import RunLog
 
 READER = Path(__file__).parent / "read_run.mjs"
@@ -89,7 +89,7 @@ def test_the_browser_shows_what_the_engine_did(
         assert told == [(s.sequence_id, start, count) for s, start, count in rows]
         made = [token.token_id for token in record.tokens]
         assert [token for row in step["rows"] for token in row["made"]] == made
-    for sequence in trace.sequences.values() if hasattr(trace, "sequences") else []:
+    for sequence in trace.sequences.values():
         lane = next(x for x in said["lanes"] if x["sequence"] == sequence.sequence_id)
         assert lane["tokens"] == [*sequence.prompt_token_ids, *sequence.token_ids]
     unfinished = {s.sequence_id: s.token_ids for r in engine.requests.values() for s in r.sequences}
@@ -157,7 +157,7 @@ def test_where_each_token_came_from(node: Any) -> None:
     lane = read(node, BatchTimeline(trace))["lanes"][0]
     assert lane["tokens"] == [1, 2, 3, 7, 8, 9, 6]
     assert lane["steps"] == [None] * 3 + [1, 2, 4, 5]
-    assert lane["makers"] == [How.PROMPT] * 3 + [How.SAMPLED] * 4
+    assert lane["makers"] == [Maker.PROMPT] * 3 + [Maker.SAMPLED] * 4
     assert lane["logprobs"] == [None] * 4 + [-0.5, None, None]
     assert lane["tops"][4] == [8, 9]
     table = TokenView(trace).tokens("a")
@@ -192,7 +192,13 @@ def test_drafts_accepted_tokens_and_who_drafted_them(node: Any) -> None:
     said = read(node, BatchTimeline(view.trace))
     lane, row = said["lanes"][0], said["steps"][1]["rows"][0]
     assert lane["tokens"] == [1, 2, 7, 21, 23, 30, 8]
-    makers = [How.PROMPT] * 2 + [How.SAMPLED, How.DRAFTED, How.DRAFTED, How.SAMPLED, How.SAMPLED]
+    makers = [Maker.PROMPT] * 2 + [
+        Maker.SAMPLED,
+        Maker.DRAFTED,
+        Maker.DRAFTED,
+        Maker.SAMPLED,
+        Maker.SAMPLED,
+    ]
     assert lane["makers"] == makers
     kinds = ["own", "rejected", "accepted", "rejected", "accepted"]
     assert [kind for _, kind in row["tokens"]] == kinds

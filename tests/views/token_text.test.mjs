@@ -9,7 +9,7 @@ const texts = new TokenTexts({
 });
 
 test("a token by itself: white space is seen, bytes are numbers, an unknown one is its id", () => {
-  assert.deepEqual([1, 2, 3, 9, -1].map((id) => texts.shown(id)), ["def", "·f↵", "<E6><97>", "[9]", "?"]);
+  assert.deepEqual([1, 2, 3, 9, -1].map((id) => texts.shown(id)), ["def", "·f↵", "<E6><97>", "<9>", "?"]);
 });
 
 test("tokens that make up a character show it once, at its last token", () => {

@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None, *, browser: Path | None = None) -> int:
     parser.add_argument("--keys", type=int, default=60)
     arguments = parser.parse_args(argv)
     if browser is None:
-        raise InvalidValue("browser", None, "no Chromium on this machine", "Install one.")
+        raise InvalidValue("browser", None, "there is no Chromium on this machine", "Install one.")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as error:

@@ -105,14 +105,16 @@ class BlockManager(Described):
         names: Tokens[bytes] = (),
         *,
         partial: bool = True,
+        explain: bool = True,
     ) -> PrefixLookup:
         """Return the cached prefix of a token list, and why it ends there; change nothing.
 
         names: content hashes of the first blocks, where they are known. partial: whether the first
-        tokens of a block may be found as well, to be copied.
+        tokens of a block may be found as well, to be copied. explain: whether to say why.
         """
         asked = token_ids, self.block_size, namespace, self.namespaces, names
-        return find_prefix([(self.prefix, self.window)], *asked, partial=partial, host=self.host)
+        groups = [(self.prefix, self.window)]
+        return find_prefix(groups, *asked, partial=partial, host=self.host, explain=explain)
 
     def num_missing(self, sequence_id: int, start: int, stop: int) -> int:
         """Return how many free blocks `grow` to `stop` tokens, writing from `start`, would take."""

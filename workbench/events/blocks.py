@@ -113,18 +113,25 @@ class HostCleared(Event):
 
 @dataclass(frozen=True, slots=True)
 class PrefixHit(Event):
-    """A prefix lookup found `num_tokens` tokens; `reason` says what ended the match."""
+    """A prefix lookup found `num_tokens` tokens; `reason` says what ended the match.
+
+    cause: `whole` (all that may be), `short` (no whole block to look for), `new` (the next block
+    was never computed), `evicted`, `namespace` (another adapter or salt has it), `unknown` (it may
+    have been evicted very long ago), `asked` (the request wants to know of each token), `off`.
+    """
 
     sequence_id: int
     num_tokens: int
     num_prompt_tokens: int
     reason: str
+    cause: str
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixMiss(Event):
-    """A prefix lookup found nothing, and why."""
+    """A prefix lookup found nothing, and why: see `PrefixHit`."""
 
     sequence_id: int
     num_prompt_tokens: int
     reason: str
+    cause: str

@@ -164,14 +164,17 @@ class Planner:
         names, partial = self.queues.names(sequence), self.config.partial_reuse
         limited = known < sequence.num_tokens - 1
         tokens = sequence.token_ids[: known + 1] if limited else sequence.token_ids
-        found = self.blocks.lookup(tokens, namespace, names, partial=partial)
+        explain = bool(self.queues.bus)
+        asked = tokens, namespace, names
+        found = self.blocks.lookup(*asked, partial=partial, explain=explain)
         if found.num_copied and not self._fits(
             sequence, found, reserved
         ):  # a copy takes a block more
-            found = self.blocks.lookup(tokens, namespace, names, partial=False)
+            found = self.blocks.lookup(*asked, partial=False, explain=explain)
         if not limited or found.num_tokens + self.blocks.block_size <= known:
             return found
-        return replace(found, reason=f"the request asks about every token from {known} on")
+        reason = f"the request asks about every token from {known} on"
+        return replace(found, reason=reason, cause="asked")
 
     def _make_way(self, plan: StepPlan) -> bool:
         """Where nothing can run, take the place of one for those that wait; whether there was one.

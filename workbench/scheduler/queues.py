@@ -117,9 +117,11 @@ class Queues:
             metrics.num_cached_tokens = num_cached
         if self.bus:
             ids, total = (self.step, sequence.sequence_id), sequence.num_tokens
-            reason = lookup.reason if lookup else "prefix reuse is off"
-            hit = PrefixHit(*ids, num_cached, total, reason)
-            self.bus.emit(hit if num_cached else PrefixMiss(*ids, total, reason))
+            why = ("prefix reuse is off", "off")
+            if lookup is not None:
+                why = lookup.reason, lookup.cause
+            hit = PrefixHit(*ids, num_cached, total, *why)
+            self.bus.emit(hit if num_cached else PrefixMiss(*ids, total, *why))
         self.run(sequence, num_cached)
 
     def swap_in(self, sequence: Sequence, kept: PrefixLookup) -> None:

@@ -116,7 +116,8 @@ class Scheduler(Described):
         """Return how many of its first tokens it would find in full blocks, on device or host."""
         names, request = self._queues.names(sequence), sequence.request
         tokens = sequence.token_ids
-        return self.blocks.lookup(tokens, request.namespace, names, partial=False).num_tokens
+        asked = tokens, request.namespace, names
+        return self.blocks.lookup(*asked, partial=False, explain=False).num_tokens
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. It must fit the cache when it is alone: `engine.add` checks that."""

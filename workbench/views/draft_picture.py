@@ -19,7 +19,7 @@ def draw_draft(
     figure: Figure,
     draft: Draft | None,
     acceptance: list[tuple[int, int]],
-    text_of: Callable[[int], str | None],
+    text_of: Callable[[int], str],
 ) -> None:
     """Draw a draft's tree, and the acceptance of each position over the run."""
     left, right = figure.subplots(1, 2, width_ratios=(4, 1))
@@ -38,7 +38,7 @@ def draw_draft(
     right.spines[["top", "right"]].set_visible(False)
 
 
-def _tree(axes: Axes, draft: Draft, text_of: Callable[[int], str | None]) -> None:
+def _tree(axes: Axes, draft: Draft, text_of: Callable[[int], str]) -> None:
     """Draw the tree: node 0 is the token before the draft, the last one what the model added."""
     parents = [-1, *(parent + 1 for parent in draft.parents)]
     path = [0, *(node + 1 for node in draft.path), len(parents)]
@@ -94,9 +94,5 @@ def _rows(parents: list[int], path: list[int]) -> list[int]:
     return rows
 
 
-def _shown(text_of: Callable[[int], str | None], token_id: int) -> str:
-    text = text_of(token_id)
-    if text is None:
-        return f"[{token_id}]"
-    text = text.encode("utf-8", "replace").decode()
-    return text.replace("\n", "↵").replace(" ", "·")[:8]
+def _shown(text_of: Callable[[int], str], token_id: int) -> str:
+    return text_of(token_id).replace("\n", "↵").replace(" ", "·")[:8]

@@ -18,10 +18,10 @@ from workbench.trace.apply import apply
 from workbench.trace.layout import CacheLayout
 from workbench.trace.replay import BlockChange, BlockDiff
 from workbench.trace.state import BlockState, ReplayedState
-from workbench.views import sequence_log
+from workbench.views import sequence_columns
 from workbench.views.kv_cells import block_cell, owner_of, slot_cell
 from workbench.views.kv_host import HostSlots
-from workbench.views.sequence_log import SequenceLog
+from workbench.views.sequence_columns import SequenceColumns
 from workbench.views.wire import GrowingLog, Numbers
 
 # What happened to a place in a step, as bits; js/kv_log.js has the same order.
@@ -29,7 +29,7 @@ MARKS = ("new", "hit", "copied", "evicted", "offloaded", "restored")
 _NOTHING = 0xFFFFFFFF  # no other place or sequence has to do with a mark
 SERIES = ("used", "cached", "shared", "tokens_held", "slots_used")  # counts after each step
 _COLUMNS = {
-    **sequence_log.COLUMNS,
+    **sequence_columns.COLUMNS,
     **dict.fromkeys(("changes", "places", "masks", *SERIES), "I"),
     **dict.fromkeys(("hold_place", "hold_sequence", "hold_index", "hold_from"), "I"),
     **dict.fromkeys(("end_hold", "end_row"), "I"),
@@ -38,7 +38,7 @@ _COLUMNS = {
     **dict.fromkeys(("lookup_row", "lookup_sequence", "lookup_tokens", "lookup_total"), "I"),
     "mark_bits": "B",
 }
-_LISTS = (*sequence_log.LISTS, "lookup_reasons")
+_LISTS = (*sequence_columns.LISTS, "lookup_reasons")
 
 
 class KVLog:
@@ -48,10 +48,10 @@ class KVLog:
     committed looks like the one before.
     """
 
-    def __init__(self, layout: CacheLayout, text_of: Callable[[int], str | None]) -> None:
+    def __init__(self, layout: CacheLayout, text_of: Callable[[int], str]) -> None:
         self.layout, self.first_step = layout, 0
         self.log = GrowingLog(_COLUMNS, _LISTS)
-        self.sequences = SequenceLog(self.log, text_of)
+        self.sequences = SequenceColumns(self.log, text_of)
         self._state, self._diff = ReplayedState(layout), BlockDiff(layout)
         self._cells = [0] * (layout.num_blocks + layout.num_slots)
         self._counts = dict.fromkeys(SERIES, 0)

@@ -22,7 +22,7 @@ TOKENS = {
     "token_lane": "I",
     "token_id": "I",
     "token_column": "i",
-    "token_how": "B",
+    "token_maker": "B",
     "token_proposer": "B",
     "token_logprob": "f",  # natural; NaN where it was not asked
 }

@@ -55,7 +55,7 @@ class RunLog:
             self._unknown.update(self.columns[name][self._explained.get(name, 0) :])
             self._explained[name] = len(self.columns[name])
         for token_id in sorted(self._unknown - known):
-            text = self.trace.text_of(token_id)
+            text = self.trace.piece_of(token_id)
             if text is not None:
                 self.columns["known_ids"].append(token_id)
                 self.lists["known_texts"].append(text)

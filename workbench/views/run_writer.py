@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from workbench import events
 from workbench.trace import ReplayedState, Trace, apply
-from workbench.views.lane import How, Lane, State
+from workbench.views.lane import Lane, Maker, State
 from workbench.views.run_columns import GROUPS, KINDS, PARTS
 from workbench.views.wire import GrowingLog
 
@@ -30,7 +30,7 @@ class RunWriter:
     """lanes, logs, columns, lists: see `RunLog`."""
 
     def __init__(self, trace: Trace) -> None:
-        """trace: its header says how large the cache is."""
+        """trace: its header says maker large the cache is."""
         self.trace = trace
         self.lanes: list[Lane] = []
         self.logs = {group: GrowingLog(*names) for group, names in GROUPS.items()}
@@ -111,12 +111,12 @@ class RunWriter:
         """Take in tokens that a lane has from its start: prompt, then what it brings along."""
         count = len(token_ids)
         prompt = max(0, min(count, lane.num_prompt_tokens - lane.num_tokens))
-        how = bytes([How.PROMPT]) * prompt + bytes([How.BROUGHT]) * (count - prompt)
+        maker = bytes([Maker.PROMPT]) * prompt + bytes([Maker.BROUGHT]) * (count - prompt)
         columns = self.columns
         columns["token_lane"].extend([lane.number] * count)
         columns["token_id"].extend(token_ids)
         columns["token_column"].extend([-1] * count)
-        columns["token_how"].frombytes(how)
+        columns["token_maker"].frombytes(maker)
         columns["token_proposer"].frombytes(bytes(count))
         columns["token_logprob"].extend([nan] * count)
         lane.num_tokens += count
@@ -126,7 +126,7 @@ class RunWriter:
         lane: Lane,
         token_id: int,
         column: int,
-        how: How,
+        maker: Maker,
         proposer: int = 0,
         logprob: float = nan,
         top: Iterable[tuple[int, float]] = (),
@@ -134,7 +134,7 @@ class RunWriter:
         place = len(self.columns["token_id"])
         for other, value in top:
             self._put("top", place, other, value)
-        self._put("token", lane.number, token_id, column, how, proposer, logprob)
+        self._put("token", lane.number, token_id, column, maker, proposer, logprob)
         lane.num_tokens += 1
 
     def added(self, event: events.RequestAdded) -> None:
@@ -169,7 +169,7 @@ class RunWriter:
     def extended(self, event: events.SequenceExtended) -> None:
         """Take in a token that beam search chose after the last step."""
         lane, column = self._lane(event.sequence_id), self.num_columns - 1
-        self._token(lane, event.token_id, column, How.CHOSEN, logprob=event.logprob)
+        self._token(lane, event.token_id, column, Maker.CHOSEN, logprob=event.logprob)
 
     def changed(self, event: Any) -> None:
         """Take in a change of state."""
@@ -235,8 +235,8 @@ class RunWriter:
         for (number, token_id), entry in zip(event.tokens, told, strict=True):
             lane, draft = self._lane(number), self._drafts.get(number, _NO_DRAFT)
             drafted = lane.num_tokens - before[number] < draft.accepted
-            how, proposer = (How.DRAFTED, draft.proposer) if drafted else (How.SAMPLED, 0)
-            self._token(lane, token_id, column, how, proposer, *(entry or ()))
+            maker, proposer = (Maker.DRAFTED, draft.proposer) if drafted else (Maker.SAMPLED, 0)
+            self._token(lane, token_id, column, maker, proposer, *(entry or ()))
         for number, start, num_new in plan.rows:
             self._row(self._lane(number), start, num_new, before[number])
         self._step(event, plan)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from workbench.errors import ConfigError
 from workbench.views.esm import compose
-from workbench.views.lane import How, Lane
+from workbench.views.lane import Lane, Maker
 from workbench.views.run_view import RunView
 from workbench.views.token_picture import draw_tokens
 
@@ -48,7 +48,7 @@ class TokenView(RunView):
         """
         from pandas import DataFrame
 
-        names = ("token_id", "text", "step", "how", "probability")
+        names = ("token_id", "text", "step", "maker", "probability")
         if request_id is None:
             lane = self.lane()
         else:
@@ -69,7 +69,7 @@ class TokenView(RunView):
                     "token_id": columns["token_id"][place],
                     "text": self.trace.text_of(columns["token_id"][place]),
                     "step": numbers[column] if column >= 0 else 0,
-                    "how": How(columns["token_how"][place]).name.lower(),
+                    "maker": Maker(columns["token_maker"][place]).name.lower(),
                     "probability": exp(logprob),
                 }
             )

@@ -1,4 +1,4 @@
-// Sequences and their tokens, from the columns that sequence_log.py writes. No DOM.
+// Sequences and their tokens, from the columns that sequence_columns.py writes. No DOM.
 
 /** Entries of `keys` (values below `count`) by key: `of(k)` are the places where keys[place] is k. */
 export function grouped(keys, count) {
@@ -61,8 +61,8 @@ export class Sequences {
     return found;
   }
 
-  /** Tokens as text; an id in brackets where the trace knows no text for it. */
+  /** Tokens as text. */
   text(ids) {
-    return ids.map((id) => this.texts.get(id) ?? `[${id}]`).join("");
+    return ids.map((id) => this.texts.get(id) ?? `<${id}>`).join("");
   }
 }

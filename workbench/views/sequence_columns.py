@@ -1,4 +1,4 @@
-"""`SequenceLog`: the sequences of a trace and their tokens, as columns of a view's log.
+"""`SequenceColumns`: the sequences of a trace and their tokens, as columns of a view's log.
 
 A sequence gets a row when it is first met; its tokens follow in chunks as they come, and the text
 of each token id once. `js/sequences.js` reads the columns.
@@ -18,13 +18,13 @@ COLUMNS = {
 LISTS = ("request_ids", "known_texts")
 
 
-class SequenceLog:
+class SequenceColumns:
     """Writes to a log that has `COLUMNS` and `LISTS` among its own.
 
-    text_of: a token's text, or None where it is not known.
+    text_of: a token's text.
     """
 
-    def __init__(self, log: GrowingLog, text_of: Callable[[int], str | None]) -> None:
+    def __init__(self, log: GrowingLog, text_of: Callable[[int], str]) -> None:
         self._log, self._text_of = log, text_of
         self.row_of: dict[int, int] = {}
         self._sent: dict[int, int] = {}  # how many of a sequence's tokens are in the log
@@ -58,7 +58,5 @@ class SequenceLog:
     def _explain(self, token_ids: Iterable[int]) -> None:
         for token_id in set(token_ids) - self._known:
             self._known.add(token_id)
-            text = self._text_of(token_id)
-            if text is not None:
-                self._log.columns["known_ids"].append(token_id)
-                self._log.lists["known_texts"].append(text)
+            self._log.columns["known_ids"].append(token_id)
+            self._log.lists["known_texts"].append(self._text_of(token_id))
