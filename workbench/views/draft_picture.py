@@ -1,4 +1,7 @@
-"""The still picture of `SpeculationTree`, for readers without the widget."""
+"""The still picture of `SpeculationTree`, for readers without the widget.
+
+One draft's tree, in the widget's colours, and acceptance by position over the whole run.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Verified drafts, read from a `RunLog`'s columns, and how often each position was accepted."""
+"""Verified drafts, read from a `RunLog`'s columns, and how often each position was accepted.
+
+For the tables, the words and the still picture of `SpeculationTree`; the browser reads the columns
+by itself (js/draft_tree.js).
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from enum import IntEnum
 
 
 class Maker(IntEnum):
-    """Who made a token, as `workbench.trace.TokenFact` says it. js/run_log.js has the same numbers."""
+    """Who made a token, as in `workbench.trace.TokenFact`. js/run_log.js has the same numbers."""
 
     PROMPT = 0
     SAMPLED = 1

@@ -1,4 +1,7 @@
-"""The still picture of `TokenView`, for readers without the widget."""
+"""The still picture of `TokenView`, for readers without the widget.
+
+The text up to the step shown, shaded as in the widget, and the surprise of each token above it.
+"""
 
 from __future__ import annotations
 
