@@ -47,10 +47,12 @@ class RecordedRun:
         logprobs: int = 0,
         prompt: tuple[int, int] = (5, 60),
         wanted: tuple[int, int] = (5, 40),
+        draft: tuple[int, int] = (0, 5),
     ) -> None:
         self.random = random.Random(seed)
         self.left, self.max_running = num_requests, max_running
         self.drafts, self.logprobs, self.sizes = drafts, logprobs, (prompt, wanted)
+        self.draft = draft
         texts = {str(i): WORDS[i] if i < len(WORDS) else f" w{i}" for i in range(VOCAB)}
         texts |= {str(VOCAB + i): chr(0xDC00 + byte) for i, byte in enumerate("é".encode())}
         header = {"model": "recorded", "max_batch_tokens": MAX_BATCH_TOKENS, "texts": texts}
@@ -96,7 +98,7 @@ class RecordedRun:
         for request in self.of("running"):
             draft = 0
             if self.drafts and request.tokens - request.computed == 1 and budget > 8:
-                draft = self.random.randint(0, 5)
+                draft = min(self.random.randint(*self.draft), budget - 1)
             new = min(budget, request.tokens - request.computed + draft)
             if new:
                 rows.append((request.number, request.computed, new))
@@ -155,7 +157,8 @@ class RecordedRun:
         tree = self.drafts == "tree"
         tokens = [self._token() for _ in range(count)]
         parents = [
-            self.random.randrange(-1, node) if tree and node else node - 1 for node in range(count)
+            self.random.randrange(max(-1, node - 4), node) if tree and node else node - 1
+            for node in range(count)
         ]
         likely = tuple(round(self.random.random(), 3) for _ in range(count))
         accepted, last = [], -1

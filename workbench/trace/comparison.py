@@ -225,8 +225,7 @@ class Comparison(Described):
                 continue
             numbers = [token.logprob, margin(token)]
             told = ", ".join("-" if value is None else f"{value:.4f}" for value in numbers)
-            text = trace.text_of(token.token_id)
-            shown.append(f"{'' if text is None else repr(text)} ({token.token_id}), {told}")
+            shown.append(f"{trace.text_of(token.token_id)!r} ({token.token_id}), {told}")
         return shown[0], shown[1]
 
 

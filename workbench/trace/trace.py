@@ -84,17 +84,6 @@ class Trace(Described):
         """Return the events of one kind, in order."""
         return self.events.of(kind)
 
-    def text_of(self, token_id: int) -> str | None:
-        """Return a token's text, as it is alone; None where neither tokenizer nor file knows it.
-
-        Bytes that are only a part of a character come as lone surrogates (PEP 383), from which
-        `js/token_text.js` makes the character again.
-        """
-        if self.tokenizer is not None:
-            return self.tokenizer.piece(token_id).decode("utf-8", "surrogateescape")
-        text: str | None = self.header.get("texts", {}).get(str(token_id))
-        return text
-
     # --- time ---------------------------------------------------------------------------------
 
     @property
@@ -133,13 +122,31 @@ class Trace(Described):
         """Every sequence by id, with where each of its tokens came from; read anew each time."""
         return sequence_logs(self.events, self.seconds)
 
+    def piece_of(self, token_id: int) -> str | None:
+        """Return what a token reads as alone; None where neither tokenizer nor file knows it.
+
+        Bytes that are only a part of a character come as lone surrogates (PEP 383), so that a
+        reader of several tokens can make the character again.
+        """
+        piece: str | None = self.header.get("texts", {}).get(str(token_id))
+        if piece is None and self.tokenizer is not None:
+            piece = self.tokenizer.piece(token_id).decode("utf-8", "surrogateescape")
+        return piece
+
+    def text_of(self, token_id: int) -> str:
+        """Return a token as text; a piece of a character shows as `�`, an unknown one as its id."""
+        piece = self.piece_of(token_id)
+        if piece is None:
+            return f"<{token_id}>"
+        return piece.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
     # --- files --------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
         """Write the trace to a file (gzipped JSON lines) and return its path."""
         header = self.header
         if self.tokenizer is not None:
-            texts = {str(i): self.text_of(i) for i in sorted(token_ids(self.events))}
+            texts = {str(i): self.piece_of(i) for i in sorted(token_ids(self.events))}
             header = {**header, "texts": texts}
         return file.write(Path(path), header, self.seconds, self.events)
 

@@ -1,4 +1,7 @@
-"""The still picture of `BatchTimeline`, for readers without the widget."""
+"""The still picture of `BatchTimeline`, for readers without the widget.
+
+All steps over all sequences, with the strips of tokens and of time above, in the widget's colours.
+"""
 
 from __future__ import annotations
 

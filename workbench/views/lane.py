@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 
-class How(IntEnum):
-    """How a token came to be in its sequence. js/run_log.js has the same numbers."""
+class Maker(IntEnum):
+    """Who made a token, as in `workbench.trace.TokenFact`. js/run_log.js has the same numbers."""
 
     PROMPT = 0
     SAMPLED = 1

@@ -22,15 +22,16 @@ TOKENS = {
     "token_lane": "I",
     "token_id": "I",
     "token_column": "i",
-    "token_how": "B",
+    "token_maker": "B",
     "token_proposer": "B",
     "token_logprob": "f",  # natural; NaN where it was not asked
 }
 # The likeliest tokens beside a token, where the request asked for them.
 TOPS = {"top_token": "I", "top_id": "I", "top_logprob": "f"}
-# Of each committed step, beside its number. end: seconds of the trace. device: seconds, NaN where
+# Of each committed step. end: seconds of the trace. device: seconds, NaN where
 # it is not told.
 STEPS = {
+    "step_number": "i",
     "step_end": "d",
     "step_rows": "I",  # how many rows its batch has
     "step_waiting": "I",
@@ -63,8 +64,7 @@ CHANGES = {
 }
 # Tokens found by a lane's first prefix lookup.
 CACHED = {"cached_lane": "I", "cached_tokens": "I"}
-# Of each verified draft: at: the position of its first token; nodes: how many it has. Of each node:
-# its parent in the draft (-1: the root), and the proposer's probability, or NaN.
+# Of each verified draft. at: the position of its first token; nodes: how many it has.
 DRAFTS = {
     "draft_lane": "I",
     "draft_column": "I",
@@ -72,6 +72,10 @@ DRAFTS = {
     "draft_proposer": "B",
     "draft_bonus": "I",
     "draft_nodes": "I",
+}
+# Of each of its nodes: the parent in the draft (-1: the root), and the proposer's probability, NaN
+# where it has none.
+NODES = {
     "node_token": "I",
     "node_parent": "i",
     "node_accepted": "B",
@@ -80,12 +84,23 @@ DRAFTS = {
 TEXTS = {"known_ids": "I"}  # token ids whose text is known
 PARTS = ("schedule", "run", "sample", "commit")
 
-# What is sent together. A view sends the groups that it draws.
+KINDS = {
+    "lane": LANES,
+    "token": TOKENS,
+    "top": TOPS,
+    "step": STEPS,
+    "row": ROWS,
+    "change": CHANGES,
+    "cached": CACHED,
+    "draft": DRAFTS,
+}
+# What is sent together: columns and lists. A view sends the groups that it draws; the numbers of
+# steps are needed by all.
 GROUPS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "sequences": (
         {**LANES, **TOKENS, **TOPS, **CACHED, **TEXTS, "step_number": "i"},
         ("requests", "proposers", "known_texts"),
     ),
-    "batches": ({**STEPS, **ROWS, **CHANGES}, ("causes",)),
-    "drafts": (DRAFTS, ()),
+    "batches": ({k: STEPS[k] for k in STEPS if k != "step_number"} | ROWS | CHANGES, ("causes",)),
+    "drafts": ({**DRAFTS, **NODES}, ()),
 }

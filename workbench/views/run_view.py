@@ -1,4 +1,8 @@
-"""`RunView`: the base of views that draw steps, sequences and tokens out of a trace's `RunLog`."""
+"""`RunView`: the base of views that draw steps, sequences and tokens out of a trace's `RunLog`.
+
+A subclass names the groups of columns that it sends, and declares their two traits each; the
+browser reads them by `loadRun` (js/run_panel.js).
+"""
 
 from __future__ import annotations
 

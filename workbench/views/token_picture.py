@@ -1,4 +1,7 @@
-"""The still picture of `TokenView`, for readers without the widget."""
+"""The still picture of `TokenView`, for readers without the widget.
+
+The text up to the step shown, shaded as in the widget, and the surprise of each token above it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Callable
 from math import isnan, log
 from typing import TYPE_CHECKING
 
-from workbench.views.lane import How, Lane
+from workbench.views.lane import Lane, Maker
 from workbench.views.run_log import RunLog
 
 if TYPE_CHECKING:
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 
 _MOST_BITS = 6.0  # as in js/token_facts.js
 _UNSURE = (230, 159, 0)
-_MARKS = {How.DRAFTED: "#CC79A7", How.CHOSEN: "#56B4E9", How.BROUGHT: "#999999"}
+_MARKS = {Maker.DRAFTED: "#CC79A7", Maker.CHOSEN: "#56B4E9", Maker.BROUGHT: "#999999"}
 _WIDTH, _LINES = 108, 9  # characters
 _PROMPT = 200  # tokens of a prompt that are drawn
 
@@ -25,7 +28,7 @@ def draw_tokens(
     run: RunLog,
     lane: Lane | None,
     shown: int | None,
-    text_of: Callable[[int], str | None],
+    text_of: Callable[[int], str],
 ) -> None:
     """Draw a sequence's tokens up to column `shown` as shaded text, and their surprise as bars."""
     above, below = figure.subplots(2, 1, height_ratios=(1, 3))
@@ -51,7 +54,7 @@ def _write(
     run: RunLog,
     lane: Lane,
     places: list[int],
-    text_of: Callable[[int], str | None],
+    text_of: Callable[[int], str],
 ) -> None:
     """Write tokens in lines of a fixed width, the last lines if there are too many."""
     columns, x, line = run.columns, 0, 0
@@ -60,9 +63,7 @@ def _write(
         if position < lane.num_prompt_tokens - _PROMPT:
             continue
         token_id = columns["token_id"][place]
-        text = text_of(token_id)
-        text = f"[{token_id}]" if text is None else text.encode("utf-8", "replace").decode()
-        for piece in text.replace("\t", "    ").splitlines(keepends=True) or [" "]:
+        for piece in text_of(token_id).replace("\t", "    ").splitlines(keepends=True) or [" "]:
             if x + len(piece) > _WIDTH:
                 x, line = 0, line + 1
             written.append((x, line, piece.rstrip("\n") or "↵", place, position))
@@ -89,7 +90,7 @@ def _write(
             parse_math=False,
             bbox={"facecolor": paper, "edgecolor": "none", "pad": 0.6} if strength else None,
         )
-        mark = _MARKS.get(How(columns["token_how"][place]))
+        mark = _MARKS.get(Maker(columns["token_maker"][place]))
         if mark is not None:
             axes.plot([x, x + len(piece)], [line - first + 0.92] * 2, color=mark, linewidth=1.5)
 

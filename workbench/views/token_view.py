@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from workbench.errors import ConfigError
 from workbench.views.esm import compose
-from workbench.views.lane import How, Lane
+from workbench.views.lane import Lane, Maker
 from workbench.views.run_view import RunView
 from workbench.views.token_picture import draw_tokens
 
@@ -31,6 +31,10 @@ class TokenView(RunView):
     GROUPS = ("sequences",)
     PICTURE_INCHES = (9.0, 3.0)
 
+    def opening_step(self) -> int:
+        """Return the last step: all of the text."""
+        return self.step if self.live else self.run.bounds[1]
+
     def lane(self) -> Lane | None:
         """Return the sequence shown; None while there is none."""
         lanes = self.run.lanes
@@ -44,7 +48,7 @@ class TokenView(RunView):
         """
         from pandas import DataFrame
 
-        names = ("token_id", "text", "step", "how", "probability")
+        names = ("token_id", "text", "step", "maker", "probability")
         if request_id is None:
             lane = self.lane()
         else:
@@ -65,7 +69,7 @@ class TokenView(RunView):
                     "token_id": columns["token_id"][place],
                     "text": self.trace.text_of(columns["token_id"][place]),
                     "step": numbers[column] if column >= 0 else 0,
-                    "how": How(columns["token_how"][place]).name.lower(),
+                    "maker": Maker(columns["token_maker"][place]).name.lower(),
                     "probability": exp(logprob),
                 }
             )
@@ -92,4 +96,6 @@ class TokenView(RunView):
 
     def draw(self, figure: Figure) -> None:
         """Draw the text up to the step shown, shaded, and the surprise of each token."""
-        draw_tokens(figure, self.run, self.lane(), self.run.column_of(self.step), self.trace.text_of)
+        draw_tokens(
+            figure, self.run, self.lane(), self.run.column_of(self.step), self.trace.text_of
+        )

@@ -73,6 +73,8 @@ export function paintLanes(looks, width, { run, rowLook, lanes, places, columns,
         if (look > looks[line + x]) looks[line + x] = look;
     }
   };
+  const within = (y, x0, x1) =>
+    [x0, x1].map((x) => y * width + Math.max(0, Math.min(width, x)));
   const { change_column, change_state, row_lane } = run.columns;
   const band = each >= 5 ? Math.floor(each * 0.32) : 0;
   for (const lane of lanes) {
@@ -87,10 +89,15 @@ export function paintLanes(looks, width, { run, rowLook, lanes, places, columns,
   }
   const gap = each >= 4 ? 1 : 0;
   for (let column = columns[0]; column < columns[1]; column++) {
-    const [x0, x1] = toX(column);
+    const [x0, x1, end] = toX(column);
     const [from, to] = run.rows(column);
-    for (let row = from; row < to; row++)
-      if (top[row_lane[row]] >= 0) fill(row_lane[row], x0, x1, rowLook[row], gap);
+    for (let row = from; row < to; row++) {
+      const lane = row_lane[row];
+      if (top[lane] < 0) continue;
+      fill(lane, x0, x1, rowLook[row], gap);
+      // the band of a running lane is for steps that left it out, not for gaps between its cells
+      for (let y = top[lane]; end > x1 && y < bottom[lane]; y++) looks.fill(0, ...within(y, x1, end));
+    }
   }
   return looks;
 }

@@ -1,6 +1,6 @@
 // What is known of one token: how likely, what else, and how it came. No DOM.
 import { upperBound } from "./buffers.js";
-import { HOW } from "./run_log.js";
+import { MAKER } from "./run_log.js";
 
 const MOST_BITS = 6; // of surprise; beyond it nothing gets stronger
 
@@ -29,14 +29,14 @@ export function alternatives({ columns }, place) {
 
 /** How a token came, in words. */
 export function howItCame({ columns }, name, lane, position, place) {
-  const { token_how, token_proposer, proposers, lane_parent, lane_forked } = columns;
+  const { token_maker, token_proposer, proposers, lane_parent, lane_forked } = columns;
   const words = {
-    [HOW.PROMPT]: "prompt",
-    [HOW.SAMPLED]: "sampled",
-    [HOW.DRAFTED]: `drafted by ${proposers[token_proposer[place]] || "a proposer"}, accepted`,
-    [HOW.CHOSEN]: "chosen by beam search",
-    [HOW.BROUGHT]: "made before it came here",
-  }[token_how[place]];
+    [MAKER.PROMPT]: "prompt",
+    [MAKER.SAMPLED]: "sampled",
+    [MAKER.DRAFTED]: `drafted by ${proposers[token_proposer[place]] || "a proposer"}, accepted`,
+    [MAKER.CHOSEN]: "chosen by beam search",
+    [MAKER.BROUGHT]: "made before it came here",
+  }[token_maker[place]];
   const shared = lane_parent[lane] >= 0 && position < lane_forked[lane];
   return shared ? `${words}, by ${name(lane_parent[lane])} before the fork` : words;
 }

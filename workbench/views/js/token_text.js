@@ -13,7 +13,7 @@ export class TokenTexts {
   shown(id) {
     if (id < 0) return "?";
     const text = this.texts.get(id);
-    return text === undefined ? `[${id}]` : numbered(visible(text));
+    return text === undefined ? `<${id}>` : numbered(visible(text));
   }
 
   /**

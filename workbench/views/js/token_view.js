@@ -1,7 +1,7 @@
 // A request's text, token by token: how likely each was, what else it might have been, how it came.
 import { css, mix, rgb } from "./colours.js";
 import { canvas, element, mount } from "./panel.js";
-import { HOW } from "./run_log.js";
+import { MAKER } from "./run_log.js";
 import { groupTraits, legend, loadRun, options, toolbar } from "./run_panel.js";
 import { alternatives, cardRows, placeAt, strength } from "./token_facts.js";
 import { TokenTexts } from "./token_text.js";
@@ -10,10 +10,10 @@ const GROUPS = ["sequences"];
 const MOST = 4000; // tokens shown of an output, and
 const MOST_PROMPT = 400; // of a prompt, the last ones
 const UNSURE = rgb("#E69F00");
-const MARKS = { [HOW.DRAFTED]: rgb("#CC79A7"), [HOW.CHOSEN]: rgb("#56B4E9"), [HOW.BROUGHT]: rgb("#999999") };
+const MARKS = { [MAKER.DRAFTED]: rgb("#CC79A7"), [MAKER.CHOSEN]: rgb("#56B4E9"), [MAKER.BROUGHT]: rgb("#999999") };
 const MARK_NAMES = {
-  [HOW.DRAFTED]: "drafted, accepted", [HOW.CHOSEN]: "chosen by beam search",
-  [HOW.BROUGHT]: "from an earlier run",
+  [MAKER.DRAFTED]: "drafted, accepted", [MAKER.CHOSEN]: "chosen by beam search",
+  [MAKER.BROUGHT]: "from an earlier run",
 };
 const CHART = 44; // pixels
 
@@ -137,7 +137,7 @@ function fill(view, colours) {
   const key = `${lane} ${places.length}`;
   if (view.shown === key && view.shownIn === colours) return;
   [view.shown, view.shownIn] = [key, colours];
-  const { token_id, token_logprob, token_how, lane_prompt, lane_parent, lane_forked } = run.columns;
+  const { token_id, token_logprob, token_maker, lane_prompt, lane_parent, lane_forked } = run.columns;
   const spelt = texts.run(Array.from(places, (place) => token_id[place]));
   const prompt = Math.min(places.length, lane_prompt[lane]);
   view.begin = Math.max(0, prompt - MOST_PROMPT);
@@ -155,7 +155,7 @@ function fill(view, colours) {
     const unsure = strength(token_logprob[place]);
     if (unsure > 0) span.style.background = css(mix(colours.paper, UNSURE, unsure * 0.85));
     if (unsure > 0.5 && colours.dark) span.style.color = "#000";
-    const line = MARKS[token_how[place]];
+    const line = MARKS[token_maker[place]];
     if (line) span.style.boxShadow = `inset 0 -2px ${css(line)}`;
     view.spans.push(span);
     parts.push(span);
@@ -228,7 +228,7 @@ function drawChart(view, column, colours) {
 
 function showKeys(view, colours) {
   const { run, places } = view;
-  const seen = new Set(places.length ? Array.from(places, (place) => run.columns.token_how[place]) : []);
+  const seen = new Set(places.length ? Array.from(places, (place) => run.columns.token_maker[place]) : []);
   const key = `${[...seen]} ${view.bars !== null} ${colours.dark}`;
   if (view.keysOf === key) return;
   view.keysOf = key;
@@ -238,8 +238,8 @@ function showKeys(view, colours) {
     for (const [share, name] of [[1, "1"], [0.5, "½"], [0.25, "¼"], [1 / 16, "1⁄16"], [1 / 64, "1⁄64"]])
       entries.push([mix(colours.paper, UNSURE, strength(Math.log(share)) * 0.85), name, "framed"]);
   } else entries.push([null, "no probabilities: ask for them by SamplingParams(logprobs=5)"]);
-  for (const [how, colour] of Object.entries(MARKS))
-    if (seen.has(Number(how))) entries.push([colour, MARK_NAMES[how], "line"]);
+  for (const [maker, colour] of Object.entries(MARKS))
+    if (seen.has(Number(maker))) entries.push([colour, MARK_NAMES[maker], "line"]);
   legend(view.keys, entries);
 }
 
