@@ -37,6 +37,7 @@ SIBLINGS = {
     ("run", "sample"): "a prompt is scored as tokens are",
     ("views", "trace"): "a view shows a trace",
     ("bench", "trace"): "a bench records what it measures",
+    ("bench", "views"): "a bench measures them",
     ("playground", "views"): "the playground lays views out",
     ("playground", "trace"): "the playground records what it runs",
     ("cli", "bench"): "the command line starts the programs",

@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench import views
     from workbench.async_engine import AsyncEngine
     from workbench.batch import ForwardContext, StepPlan
     from workbench.build import build
@@ -92,10 +93,16 @@ __all__ = [
     "get_backend",
     "load_model",
     "plan_memory",
+    "views",
 ]
 
 
+_MODULES = ("views",)  # modules that are names of the face
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"workbench.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME_OF[name]), name)

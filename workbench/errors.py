@@ -98,6 +98,17 @@ class GuideFailed(WorkbenchError, RuntimeError):
         super().__init__(f"guided decoding{where}: {problem}. Abort the request(s) concerned.")
 
 
+class MissingExtra(WorkbenchError, ImportError):
+    """A part of the package needs libraries that are not installed."""
+
+    def __init__(self, part: str, library: str, extra: str) -> None:
+        self.part, self.library, self.extra = part, library, extra
+        super().__init__(
+            f"{part} needs {library}, which is not installed. "
+            f"Install it with: pip install 'llm-workbench[{extra}]'"
+        )
+
+
 class WorkloadError(InvalidValue):
     """A workload file cannot be read; says in which line (None: the file as a whole) and field."""
 

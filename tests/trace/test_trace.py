@@ -44,6 +44,7 @@ EVENTS = [
     events.BlockRestored(3, 0, 2, 0),
     events.SequencePaused(3, 0),
     events.SequenceResumed(3, 0, True),
+    events.SequenceResumed(3, 1, False, True),
     events.PrefixAwaited(3, 2, 0, 4),
     events.BlockReleased(3, 2, None, 0),
     events.BlocksMoved(3, "offload", 2),

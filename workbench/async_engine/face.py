@@ -43,6 +43,7 @@ class AsyncEngine(Described):
         if max_pending is not None:
             require_positive("max_pending", max_pending)
         engine.require_open()
+        engine.bus.source = weakref.ref(self)  # who watches asks this thread, through `call`
         self._loop = EngineLoop(engine, max_pending)
         weakref.finalize(self, self._loop.stop).atexit = False
 

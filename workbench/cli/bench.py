@@ -25,6 +25,7 @@ def add_parser(commands: Commands) -> None:
             "kernels": run_kernels,
             "recording": run_recording,
             "scheduler": run_scheduler,
+            "views": run_views,
         },
     )
 
@@ -62,3 +63,11 @@ def run_scheduler(arguments: list[str]) -> int:
     from workbench.bench.scheduler import main
 
     return main(arguments)
+
+
+def run_views(arguments: list[str]) -> int:
+    """The KV cache view in a headless Chromium: bytes, time to paint, smoothness."""
+    from workbench.bench.views import main
+    from workbench.cli.machine.browser import find_browser
+
+    return main(arguments, browser=find_browser())

@@ -8,6 +8,7 @@ makes no decisions: it connects a scheduler, a runner and a sampler, and keeps t
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +70,8 @@ class Engine(Described):
         self.model, self.cache, self.scheduler, self.runner = model, cache, scheduler, runner
         self.sampler = sampler or Sampler()
         self.seed = seed
-        self.bus = bus or EventBus()
+        self.bus = EventBus() if bus is None else bus  # one that nobody listens to is false
+        self.bus.source = weakref.ref(self)
         cache.blocks.bus = scheduler.bus = self.bus
         self.closed = False
         self._book = RequestBook()

@@ -29,14 +29,22 @@ Subscriber = Callable[[Event], Any]
 
 
 class EventBus(Described):
-    """Carries events to subscribers, in order, at once. False while nobody listens."""
+    """Carries events to subscribers, in order, at once. False while nobody listens.
+
+    source: a weak reference to whoever may be asked what was before (the engine, or the
+    `AsyncEngine` that owns it). A subscriber with a method `subscribed` is given the bus.
+    """
 
     def __init__(self) -> None:
+        self.source: Callable[[], Any] | None = None
         self._subscribers: list[Subscriber] = []
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Call `subscriber(event)` for each event from now on; return a function that ends it."""
         self._subscribers.append(subscriber)
+        told = getattr(subscriber, "subscribed", None)
+        if told is not None:
+            told(self)
         return lambda: self.unsubscribe(subscriber)
 
     def unsubscribe(self, subscriber: Subscriber) -> None:

@@ -91,10 +91,12 @@ class SequencePaused(Event):
 
 @dataclass(slots=True)
 class SequenceResumed(Event):
-    """A paused sequence goes on: at once where it holds blocks and there is a place, or waits."""
+    """A paused sequence goes on: at once where it holds blocks and there is a place, or it waits;
+    `compiling`: for its grammar first."""
 
     sequence_id: int
     running: bool
+    compiling: bool = False
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from workbench.scheduler.queues import Queues
 
 # Sequences found in one step to wait for a prefix. It bounds what looking for them takes; those
 # behind are looked at in the next step, when these are known.
-MAX_FOUND_WAITING = 256
+MAX_FOUND_WAITING = 32
 
 
 class Planner:

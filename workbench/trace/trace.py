@@ -18,7 +18,7 @@ from workbench.config import require_positive
 from workbench.describe import Described
 from workbench.engine import Engine
 from workbench.errors import ConfigError
-from workbench.events import DraftVerified, Event, StepDone, StepPlanned
+from workbench.events import Event, StepDone, StepPlanned
 from workbench.models.tokenizer import Tokenizer
 from workbench.trace import file, perfetto
 from workbench.trace.apply import apply
@@ -26,6 +26,7 @@ from workbench.trace.keyframe import store
 from workbench.trace.layout import CacheLayout
 from workbench.trace.live import live_state
 from workbench.trace.log import EventLog, field_names
+from workbench.trace.occurring import token_ids
 from workbench.trace.replay import ReplayedStep, Timeline, replay
 from workbench.trace.state import ReplayedState
 from workbench.trace.tokens import SequenceLog, sequence_logs
@@ -36,22 +37,22 @@ E = TypeVar("E", bound=Event)
 class Trace(Described):
     """Events in order, with a header that says where they came from.
 
-    seconds[i]: when `events[i]` arrived, from the start of the trace.
+    seconds[i]: when `events[i]` arrived, from the start of the trace. tokenizer: of the engine that
+    was recorded; a file brings the text of the tokens that occur in it instead.
     """
 
     def __init__(self, header: dict[str, Any] | None = None) -> None:
         self.header: dict[str, Any] = header or {}
         self.events = EventLog()
         self.seconds = array("d")
+        self.tokenizer: Tokenizer | None = None
         self._start = time.perf_counter()
         self._timeline: Timeline | None = None
-        self._tokenizer: Tokenizer | None = None
         self._max_events: int | None = None
 
     @classmethod
-    @contextmanager
-    def record(cls, engine: Engine, *, max_events: int | None = None) -> Iterator[Trace]:
-        """Record everything the engine states while the block runs; the trace stays afterwards.
+    def begin(cls, engine: Engine, *, max_events: int | None = None) -> Trace:
+        """Return a trace of an engine, between two steps, that is not subscribed to it yet.
 
         Of an engine that was used before, the first event is `StateSeen`: what it holds.
         max_events: keep about so many, the latest; the older half of them then becomes one
@@ -60,11 +61,20 @@ class Trace(Described):
         if max_events is not None:
             require_positive("max_events", max_events)
         trace = cls(engine_header(engine))
-        trace._max_events = max_events
-        trace._tokenizer = engine.tokenizer
+        trace.tokenizer, trace._max_events = engine.tokenizer, max_events
         state = live_state(engine)
         if state.step or state.sequences or any(state.contents):
             trace(store(state))
+        return trace
+
+    @classmethod
+    @contextmanager
+    def record(cls, engine: Engine, *, max_events: int | None = None) -> Iterator[Trace]:
+        """Record everything the engine states while the block runs; the trace stays afterwards.
+
+        max_events: as for `begin`.
+        """
+        trace = cls.begin(engine, max_events=max_events)
         unsubscribe = engine.bus.subscribe(trace)
         try:
             yield trace
@@ -141,29 +151,33 @@ class Trace(Described):
         """Every sequence by id, with where each of its tokens came from; read anew each time."""
         return sequence_logs(self.events, self.seconds)
 
+    def piece_of(self, token_id: int) -> str | None:
+        """Return what a token reads as alone; None where neither tokenizer nor file knows it.
+
+        Bytes that are only a part of a character come as lone surrogates (PEP 383), so that a
+        reader of several tokens can make the character again.
+        """
+        piece: str | None = self.header.get("texts", {}).get(str(token_id))
+        if piece is None and self.tokenizer is not None:
+            piece = self.tokenizer.piece(token_id).decode("utf-8", "surrogateescape")
+        return piece
+
     def text_of(self, token_id: int) -> str:
         """Return a token as text; a piece of a character shows as `�`, an unknown one as its id."""
-        known = self.header.get("texts", {})
-        text = known.get(str(token_id))
-        if text is None and self._tokenizer is not None:
-            text = self._tokenizer.decode([token_id], skip_special=False)
-        return f"<{token_id}>" if text is None else str(text)
+        piece = self.piece_of(token_id)
+        if piece is None:
+            return f"<{token_id}>"
+        return piece.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
     # --- files --------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
         """Write the trace to a file (gzipped JSON lines) and return its path."""
         header = self.header
-        if self._tokenizer is not None:
-            header = {**header, "texts": {str(i): self.text_of(i) for i in self._known_ids()}}
+        if self.tokenizer is not None:
+            texts = {str(i): self.piece_of(i) for i in sorted(token_ids(self.events))}
+            header = {**header, "texts": texts}
         return file.write(Path(path), header, self.seconds, self.events)
-
-    def _known_ids(self) -> list[int]:
-        logs = self.sequences.values()
-        ids = {token_id for log in logs for token_id in (*log.prompt_token_ids, *log.token_ids)}
-        ids |= {token_id for draft in self.of(DraftVerified) for token_id in draft.token_ids}
-        tops = [token.top for log in logs for token in log.tokens if token.top]
-        return sorted(ids | {token_id for top in tops for token_id, _ in top})
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
@@ -219,6 +233,8 @@ def engine_header(engine: Engine) -> dict[str, Any]:
         "backend": engine.runner.backend.name,
         **CacheLayout.of(engine.cache).to_header(),
         "num_blocks": engine.cache.num_blocks,
+        "cache_bytes": engine.cache.num_bytes,
+        "weight_bytes": sum(weight.nbytes for weight in engine.model.parameters()),
         "max_batch_tokens": engine.scheduler.config.max_batch_tokens,
         "max_sequences": engine.scheduler.config.max_sequences,
         "started": time.time(),
