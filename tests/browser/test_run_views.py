@@ -155,6 +155,8 @@ def test_a_token_tells_how_it_came_and_goes_to_its_step(page: Any, trace: Trace)
     drawn(page, int(table["step"][position]), panel=1)
     later = page.locator(".wb-t.wb-later").count()
     assert later == (table["step"] > table["step"][position]).sum()
+    fresh = page.locator(".wb-t.wb-fresh").count()
+    assert fresh == (table["step"] == table["step"][position]).sum() > 1
     page.keyboard.press("End")
     page.wait_for_function("document.querySelectorAll('.wb-t.wb-later').length === 0")
 

@@ -31,7 +31,7 @@ _STATES = {
     State.PAUSED: ("#707070", "paused"),
     State.RUNNING: ("#D5EDE5", "running, not in the batch"),
 }
-_PARTS = ("#E69F00", "#8A8A8A", "#CC79A7", "#56B4E9")
+_PARTS = ("#E69F00", "#8A8A8A", "#F0E442", "#56B4E9")
 
 
 def draw_batches(figure: Figure, run: RunLog, shown: int | None, header: dict[str, Any]) -> None:

@@ -9,14 +9,16 @@ export function groupTraits(groups) {
   return groups.flatMap((group) => [`${group}_old`, `${group}_new`]);
 }
 
+const unpackedOf = new WeakMap(); // what a trait holds -> its columns, for the old part of a log
+
 /** Read groups of columns out of a model as one `Run`; null before there is any. */
 export async function loadRun(model, groups) {
   const parts = await Promise.all(
     groups.map(async (group) => {
-      const [old, more] = await Promise.all(
-        [`${group}_old`, `${group}_new`].map((trait) => unpackColumns(model.get(trait))),
-      );
-      return joined(old, more);
+      const old = model.get(`${group}_old`);
+      if (old && !unpackedOf.has(old)) unpackedOf.set(old, unpackColumns(old));
+      const more = unpackColumns(model.get(`${group}_new`));
+      return joined(await unpackedOf.get(old), await more);
     }),
   );
   return parts.some((part) => !part) ? null : new Run(Object.assign({}, ...parts));

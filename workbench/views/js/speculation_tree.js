@@ -145,7 +145,13 @@ function account({ run, draft, texts }) {
 
 function drawChart(view, column, colours) {
   const { run, chart, positions } = view;
-  view.strip = drawAcceptance(chart, { run, positions, column, count: acceptance, sum: overall }, colours);
+  const count = (...asked) => {
+    const key = asked.slice(1).join(" "); // counted anew for another width, not for another step
+    if (view.counted?.run !== run || view.counted.key !== key)
+      view.counted = { run, key, found: acceptance(...asked) };
+    return view.counted.found;
+  };
+  view.strip = drawAcceptance(chart, { run, positions, column, count, sum: overall }, colours);
 }
 
 function showKeys(view, colours) {

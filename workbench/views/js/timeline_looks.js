@@ -9,7 +9,7 @@ const LOOK_HUES = {
   [LOOK.RECOMPUTE]: "#D55E00", [LOOK.PREEMPTED]: "#E69F00", [LOOK.AWAITING_PREFIX]: "#56B4E9",
   [LOOK.COMPILING]: "#F0E442",
 };
-const PART_HUES = { schedule: "#E69F00", sample: "#CC79A7", commit: "#56B4E9", other: "#F0E442" };
+const PART_HUES = { schedule: "#E69F00", sample: "#F0E442", commit: "#56B4E9", other: "#CC79A7" };
 export const WORK_LOOKS = {
   [WORK.DECODE]: LOOK.DECODE, [WORK.VERIFY]: LOOK.VERIFY,
   [WORK.PREFILL]: LOOK.PREFILL, [WORK.RECOMPUTE]: LOOK.RECOMPUTE,

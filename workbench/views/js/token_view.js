@@ -174,20 +174,27 @@ function shownText(text) {
   return text === "" ? "\u00b7" : text.replaceAll("\n", "↵\n");
 }
 
-/** Dim what is not made yet, outline the token of the step; only what has changed is touched. */
+/**
+ * Dim what is not made yet, mark what the step made, outline the token that the card is about; only
+ * what has changed is touched.
+ */
 function mark(view, column) {
   const { run, spans, places, begin } = view;
-  const made = run.columns.token_column;
+  const made = (k) => run.columns.token_column[places[begin + k]];
   let reached = spans.length;
-  while (reached > 0 && made[places[begin + reached - 1]] > column) reached--;
-  const before = view.marked ?? { reached: spans.length, position: -1 };
+  while (reached > 0 && made(reached - 1) > column) reached--;
+  let fresh = reached;
+  while (fresh > 0 && column >= 0 && made(fresh - 1) === column) fresh--;
+  const before = view.marked ?? { fresh: 0, reached: spans.length, position: -1 };
   const [from, to] = [Math.min(before.reached, reached), Math.max(before.reached, reached)];
   for (let k = from; k < to; k++) spans[k].classList.toggle("wb-later", k >= reached);
+  for (let k = before.fresh; k < before.reached; k++) spans[k].classList.remove("wb-fresh");
+  for (let k = fresh; k < reached; k++) spans[k].classList.add("wb-fresh");
   spans[before.position - begin]?.classList.remove("wb-now");
   const now = spans[view.position - begin];
   now?.classList.add("wb-now");
   if (now && before.position !== view.position) scrollIn(view.text, now);
-  view.marked = { reached, position: view.position };
+  view.marked = { fresh, reached, position: view.position };
 }
 
 function scrollIn(box, span) {
