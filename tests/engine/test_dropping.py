@@ -168,7 +168,7 @@ def test_branches_forks_and_time(make_engine: MakeEngine, policy: Any, tmp_path:
 
     [expected] = quiet(make_engine, policy, [LONG], greedy(40))
     name = engine.add(LONG, greedy(40))
-    engine.run(20)
+    engine.run(22)  # within a block: whoever writes it first copies it
     [sequence] = engine.scheduler.running
     parent = engine.cache.blocks.tables[sequence.sequence_id]
     with Trace.record(engine) as trace:
@@ -180,7 +180,9 @@ def test_branches_forks_and_time(make_engine: MakeEngine, policy: Any, tmp_path:
     assert [event.indices for event in trace.of(events.BlocksDropped)] == [tuple(parent.holes)]
     assert [event.index for event in trace.of(events.BlockShared)] == parent.indices
     state, path = engine.checkpoint(), engine.save(name, tmp_path / "request.json")
+    before = engine.cache.stats().copies
     engine.run()
+    assert engine.cache.stats().copies > before
     assert engine.output(name).outputs[0].token_ids == expected
     assert engine.output(twin).outputs[0].token_ids == expected
     engine.restore(state)
