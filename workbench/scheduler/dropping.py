@@ -45,6 +45,7 @@ class Dropper:
 
     @policy.setter
     def policy(self, policy: DroppingPolicy) -> None:
+        """Take another one."""
         check_droppable(self._blocks, policy)
         self._policy, self.active = policy, policy is not keep_all
 
