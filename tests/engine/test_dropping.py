@@ -327,3 +327,17 @@ def test_without_a_policy_nothing_is_asked_or_weighed(make_engine: MakeEngine) -
     assert not any(plan.weighed for plan in plans)
     assert masses
     assert len(engine.output(name).outputs[0].token_ids) == 20
+
+
+def test_nobody_waits_for_blocks_that_are_never_published(make_engine: MakeEngine) -> None:
+    policy = SinkWindow(0, 9)
+    engine = make_engine(block_size=SIZE, dropping=policy)
+    first = engine.add(LONG, greedy(40))
+    engine.run(17)
+    prompt = [*LONG, *engine.output(first).outputs[0].token_ids]
+    second = engine.add(prompt, greedy(5))
+    record = engine.step()
+    assert [s.request.request_id for s in record.plan.sequences] == [first, second]
+    engine.run()
+    output = engine.output(second).outputs[0].token_ids
+    assert [output] == quiet(make_engine, policy, [prompt], greedy(5))

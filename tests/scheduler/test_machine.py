@@ -458,6 +458,6 @@ def test_walks_in_which_everything_happens() -> None:
     for name in ("swap", "recompute", "host full", "reclaimed", "SwappedIn", "BlockCopied"):
         assert met[name] >= 5, (name, met)
     assert met["BlockRestored"] > met["SwappedIn"], "also evicted blocks come back"
-    assert met["PrefixAwaited"] >= 500, met
+    assert met["PrefixAwaited"] >= 200, met
     assert met["BlocksDropped"] >= 500, met
     assert met["not swapped"] >= 5, "what has dropped blocks is not swapped out"

@@ -91,6 +91,10 @@ class Dropper:
             return sequence.num_reusable
         return min(sequence.num_reusable, sequence.num_prompt_tokens - 1)
 
+    def replays(self, sequence: Sequence) -> bool:
+        """Whether a sequence computes its output again, which it shares with nobody."""
+        return self.active and sequence.num_tokens > sequence.num_prompt_tokens
+
     def at_once(self, sequence: Sequence, num_new: int) -> int:
         """Return how many of the next tokens a step may compute: the prompt's, or one."""
         if not self.active:

@@ -130,7 +130,8 @@ class Planner:
         kept = lookup = self.queues.swapper.find(sequence.sequence_id)
         if kept is None and self.config.prefix_reuse:
             lookup = self._lookup(sequence, reserved)
-            if self.prefix_wait and self.queues.awaits_prefix(sequence, lookup):
+            waits = self.prefix_wait and not self.dropper.replays(sequence)
+            if waits and self.queues.awaits_prefix(sequence, lookup):
                 return True
         behind = sequence.num_tokens - (lookup.num_tokens if lookup else 0)
         if not self.sharing.joins(behind, left, first):
