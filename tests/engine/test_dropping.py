@@ -334,6 +334,9 @@ def test_nobody_waits_for_blocks_that_are_never_published(make_engine: MakeEngin
     engine = make_engine(block_size=SIZE, dropping=policy)
     first = engine.add(LONG, greedy(40))
     engine.run(17)
+    engine.pause(first, release=True)
+    engine.resume(first)
+    engine.run(6)  # it computes its output again, token by token
     prompt = [*LONG, *engine.output(first).outputs[0].token_ids]
     second = engine.add(prompt, greedy(5))
     record = engine.step()

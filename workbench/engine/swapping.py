@@ -1,5 +1,7 @@
-"""Replacing an engine's parts between two steps: names are looked up and refused before anything
-is replaced. Called by `Engine.swap` alone.
+"""Replacing an engine's parts between two steps.
+
+Names are looked up, and what cannot be used here is refused, before anything is replaced. Called by
+`Engine.swap` alone.
 """
 
 from __future__ import annotations
