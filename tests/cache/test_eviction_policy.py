@@ -9,7 +9,7 @@ import pytest
 
 from workbench import events
 from workbench.cache import BlockManager
-from workbench.cache.eviction_policy import CachedBlock, get_eviction, lru
+from workbench.cache.eviction_policy import Evictable, get_eviction, lru
 from workbench.errors import ConfigError
 from workbench.retention import Retention, resolve
 
@@ -58,7 +58,7 @@ def full() -> BlockManager:
 
 
 def test_a_policy_sees_the_leaves_as_lru_would_take_them(full: BlockManager) -> None:
-    seen: list[list[CachedBlock]] = []
+    seen: list[list[Evictable]] = []
 
     def watch(candidates: Any) -> int:
         seen.append(list(candidates))
@@ -119,7 +119,7 @@ def in_use(_: Any) -> int:
         (in_use, "12 is none of the 4 blocks"),
         (lambda _: -1, "-1 is none of"),
         (lambda _: None, "None is none of"),
-        (lambda blocks: blocks[0], "CachedBlock"),
+        (lambda blocks: blocks[0], "Evictable("),
     ],
 )
 def test_a_policy_that_fails_is_replaced(full: BlockManager, policy: Any, problem: str) -> None:
