@@ -28,7 +28,8 @@ class StepPlan:
     sequences[i]. The first `num_decodes` rows have one new token. `sampled` lists the rows whose
     last token is computed here, in order: each gets a new token. `copies`: (source, destination)
     blocks to copy before anything is written. `preempted`: sequences that lost their blocks for
-    this plan. `ended`: sequences that ended without running in it (their time was up).
+    this plan. `ended`: sequences that ended without running in it (their time was up). `weighed`:
+    rows of whose last token a policy wants to know where its attention goes.
     """
 
     step: int
@@ -40,6 +41,7 @@ class StepPlan:
     copies: list[tuple[int, int]] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
     ended: list[Sequence] = field(default_factory=list)
+    weighed: list[int] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -100,11 +102,14 @@ class RowReport:
     """What a row's request asked to know of its new tokens, as far as nothing is known of them yet.
 
     prompt_logprobs: of the next prompt tokens, None where an embedding stands. activations: rows
-    [n, …] on the CPU by point, of the next n positions.
+    [n, …] on the CPU by point, of the next n positions. block_masses: of a row in
+    `StepPlan.weighed`, its last token's attention to each block of its table, summed over layers
+    and heads.
     """
 
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     activations: dict[str, Tensor] = field(default_factory=dict)
+    block_masses: list[float] = field(default_factory=list)
 
 
 class PassTimer(Protocol):

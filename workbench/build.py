@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from workbench.cache import KVCache
+from workbench.cache import KVCache, get_dropping, get_eviction
 from workbench.config import EngineConfig, require_positive
 from workbench.engine import Engine
 from workbench.engine.checks import check_seed
@@ -41,6 +41,7 @@ def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None)
         window_blocks=plan.window_blocks,
         host_bytes=config.host_cache_bytes,
     )
+    cache.eviction = get_eviction(config.eviction)
     runner = Runner(model, cache, backend=config.backend, cuda_graphs=config.cuda_graphs)
     scheduler = Scheduler(cache, scheduler_config)
     return Engine(model, cache, scheduler, runner, Sampler(), seed=config.seed)
@@ -50,6 +51,8 @@ def check(config: EngineConfig) -> None:
     """Raise `ConfigError` for what can be seen to be wrong before anything is loaded."""
     check_seed(config.seed)
     get_policy(config.policy)
+    get_dropping(config.dropping)
+    get_eviction(config.eviction)
     device = resolve_device(config.device)
     if config.backend != "auto" or config.cuda_graphs != "auto":
         resolve_sizes(config.cuda_graphs, device, get_backend(config.backend, device))

@@ -20,6 +20,7 @@ from features import (
     model_of,
     refusal,
     run,
+    settings_of,
     table,
     together,
     use_samplers,
@@ -45,11 +46,14 @@ def plain(make_engine: MakeEngine, _plain: dict[Any, list[CompletionOutput]]) ->
     def outputs(
         place: int, params: SamplingParams, features: tuple[Feature, ...]
     ) -> list[CompletionOutput]:
-        model = model_of(features)
-        key = model, place, params, tuple(f.name for f in features if f.sampler is not None)
+        model, asked = model_of(features), settings_of(features)
+        settings: dict[str, Any] = {"guided": params.guided_decoding is not None}
+        if "dropping" in asked:
+            settings |= {name: asked[name] for name in ("dropping", "block_size")}
+        samplers = tuple(f.name for f in features if f.sampler is not None)
+        key = model, place, params, samplers, tuple(settings.values())
         if key not in _plain:
-            guided = params.guided_decoding is not None
-            engine = make_engine(model, backend="reference", prefix_reuse=False, guided=guided)
+            engine = make_engine(model, backend="reference", prefix_reuse=False, **settings)
             use_samplers(engine, features)
             _plain[key] = engine.generate([PROMPTS[place]], params)[0].outputs
         return _plain[key]

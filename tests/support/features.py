@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from workbench.cache.dropping import HeavyHitter, SinkWindow
 from workbench.engine import Engine
 from workbench.events import Event, PrefixAwaited
 from workbench.guided_params import GuidedDecodingParams
@@ -57,7 +58,8 @@ class Run:
 @dataclass(frozen=True)
 class Feature:
     """One feature. What it promises is that tokens are those of the plain counterpart: the same
-    parameters and sampler, each prompt alone on the reference backend, with nothing else going on.
+    parameters and sampler (and, where blocks of KV are dropped, the same policy and block size),
+    each prompt alone on the reference backend, with nothing else going on.
 
     params: settings of a request. add: what else it is queued with. engine: settings of the engine.
     model: another family than the plain one's. sampler: makes the engine's.
@@ -184,6 +186,10 @@ def _offloads(run: Run) -> bool:
 
 def _all_new(tokens: list[int], prompt: list[int]) -> bool:
     return len({*tokens, *prompt}) == len(tokens) + len(set(prompt))
+
+
+def _drops(run: Run) -> bool:
+    return run.engine.cache.stats().dropped > 10
 
 
 def _preemptions(run: Run) -> bool:
@@ -426,6 +432,20 @@ FEATURES = [
         between=_time_travel,
         happened=lambda run: "restored" in run.notes,
     ),
+    Feature(
+        "sinks and window",
+        "all but the first and the last blocks of a sequence's KV dropped",
+        engine={"dropping": SinkWindow(3, 6), "block_size": 2},
+        happened=_drops,
+        refused=dict.fromkeys(("windows", "KV groups"), "layers have a window already"),
+    ),
+    Feature(
+        "heavy hitters",
+        "all but the last and the most attended blocks dropped",
+        engine={"dropping": HeavyHitter(4, 4), "block_size": 2},
+        happened=_drops,
+        refused=dict.fromkeys(("windows", "KV groups"), "layers have a window already"),
+    ),
 ]
 
 
@@ -437,12 +457,17 @@ def together(features: tuple[Feature, ...]) -> SamplingParams:
     return SamplingParams(**settings)
 
 
-def run(make_engine: Callable[..., Engine], features: tuple[Feature, ...]) -> Run:
-    """Run the prompts with all of these features, to the end."""
+def settings_of(features: tuple[Feature, ...]) -> dict[str, Any]:
+    """Return the settings of an engine with all of these features."""
     settings: dict[str, Any] = {}
     for feature in features:
         settings |= feature.engine
-    engine = make_engine(model_of(features), **settings)
+    return settings
+
+
+def run(make_engine: Callable[..., Engine], features: tuple[Feature, ...]) -> Run:
+    """Run the prompts with all of these features, to the end."""
+    engine = make_engine(model_of(features), **settings_of(features))
     use_samplers(engine, features)
     params, state = together(features), Run(engine, [])
     for feature in features:
@@ -484,7 +509,9 @@ def refusal(a: Feature, b: Feature) -> str | None:
 
 
 def exist_together(a: Feature, b: Feature) -> bool:
-    """Whether an engine can have both: one engine has one model."""
+    """Whether an engine can have both: one engine has one model, and one dropping policy."""
+    if "dropping" in a.engine and "dropping" in b.engine:
+        return a == b
     return a.model is None or b.model is None or a.model == b.model
 
 
@@ -495,9 +522,10 @@ def table() -> str:
         "# Combinations",
         "",
         "What happens when two features meet. `=`: every token, reason to end and log-probability "
-        "equals that of the plain counterpart: the same parameters, each prompt alone, on the "
-        "reference backend, in whole prompts, without reuse, forks or faults. A letter: refused, "
-        "with the error below, before anything is queued. `–`: of different models.",
+        "equals that of the plain counterpart: the same parameters and dropping policy, each "
+        "prompt alone, on the reference backend, in whole prompts, without reuse, forks or "
+        "faults. A letter: refused, with the error below, before anything is queued. `–`: of "
+        "different models or policies.",
         "",
         "`tests/engine/test_combinations.py` runs every pair, and keeps this file equal to what it "
         "runs; `python tests/support/features.py` writes it.",

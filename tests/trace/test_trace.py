@@ -49,6 +49,7 @@ EVENTS = [
     events.BlockReleased(3, 2, None, 0),
     events.BlocksMoved(3, "offload", 2),
     events.HostCleared(3),
+    events.BlocksDropped(3, 0, (1, 4)),
     events.SequenceQueued(3, 1),
     events.SequenceForked(3, "r1", 1, 0, 5, 4, (3,), 1),
     events.SequenceExtended(3, 1, 7, -0.1 / 3),

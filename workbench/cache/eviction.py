@@ -91,6 +91,15 @@ class EvictionQueue:
             if self._is_next(priority, turn, name):
                 return self.remove(name)
 
+    def leaves(self) -> list[tuple[bytes, CachedBlock]]:
+        """Return what may go now, by the name of its content, what `pop` would take first in front.
+
+        Searches all cached blocks.
+        """
+        self._expire()
+        found = [item for item in self._entries.items() if item[0] not in self._children]
+        return sorted(found, key=lambda item: (item[1].priority, item[1].turn))
+
     def _is_next(self, priority: int, turn: int, name: bytes) -> bool:
         """Whether a heap's entry is still true, and of a leaf."""
         entry = self._entries.get(name)

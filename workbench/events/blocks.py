@@ -52,6 +52,15 @@ class BlockReleased(Event):
 
 
 @dataclass(slots=True)
+class BlocksDropped(Event):
+    """A sequence is without the blocks at these indices of its table from now on: a policy dropped
+    them, or it was forked from one that is without them."""
+
+    sequence_id: int
+    indices: tuple[int, ...]
+
+
+@dataclass(slots=True)
 class BlockFreed(Event):
     """Nobody refers to the block any more; `cached`: its content can still be found."""
 
@@ -117,7 +126,8 @@ class PrefixHit(Event):
 
     cause: `whole` (all that may be), `short` (no whole block to look for), `new` (the next block
     was never computed), `evicted`, `namespace` (another adapter or salt has it), `unknown` (it may
-    have been evicted very long ago), `asked` (the request wants to know of each token), `off`.
+    have been evicted very long ago), `asked` (the request wants to know of each token), `dropping`
+    (what follows the prompt depends on what was dropped), `off`.
     """
 
     sequence_id: int

@@ -75,7 +75,7 @@ class StateSeen(Event):
 
 @dataclass(slots=True)
 class PolicyFailed(Event):
-    """A user's scheduling policy raised; it was replaced by first-come-first-served."""
+    """A user's policy raised, or named a block that it may not; the built-in one took its place."""
 
     policy: str
     error: str

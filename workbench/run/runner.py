@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 
-from workbench.batch import Backend, ForwardOutput, StepPlan
+from workbench.batch import Backend, ForwardOutput, RowReport, StepPlan
 from workbench.cache import KVCache, KVGroup, groups_of
 from workbench.describe import Described
 from workbench.errors import ConfigError
 from workbench.layers import probe
 from workbench.models import DecoderLM
 from workbench.ops import get_backend
+from workbench.ops.watched import WatchedBackend
+from workbench.run.block_masses import BlockMasses
 from workbench.run.device_timer import DeviceTimer
 from workbench.run.graphs import DecodeGraphs, resolve_sizes
 from workbench.run.inputs import InputBuilder
@@ -83,7 +85,7 @@ class Runner(Described):
         return output
 
     def _run(self, plan: StepPlan) -> ForwardOutput:
-        if self.graphs is not None:
+        if self.graphs is not None and not plan.weighed:
             why = self.graphs.why_eager(plan, self.backend)
             if not why:
                 return ForwardOutput(self.model.logits(*self.graphs.run(plan, self.backend)))
@@ -91,10 +93,16 @@ class Runner(Described):
         return self._run_eagerly(plan)
 
     def _run_eagerly(self, plan: StepPlan) -> ForwardOutput:
-        inputs = self.inputs.build(plan, self.backend)
+        masses, backend = BlockMasses(plan.weighed), self.backend
+        if plan.weighed:
+            backend = WatchedBackend(backend, masses)
+        inputs = self.inputs.build(plan, backend)
         with probe(self.model, points_of(plan)) as seen:
             hidden = self.model(inputs.token_ids, inputs.ctx)
         reports = make_reports(plan, self.model, hidden, inputs.ctx, seen)
+        if plan.weighed:
+            for row, sums in masses.by_row().items():
+                reports.setdefault(row, RowReport()).block_masses = sums
         if not plan.sampled:
             return ForwardOutput(None, reports)
         if len(plan.sampled) < hidden.shape[0]:

@@ -167,6 +167,9 @@ class Queues:
         num_kept = min(sequence.num_computed, sequence.num_tokens - 1)
         if not num_kept:
             return "recompute", ""
+        table = self.blocks.tables[sequence.sequence_id]
+        if table.holes or table.masses:
+            return "recompute", "; not swapped out, blocks of it were dropped or weighed"
         if self.swapper.swap_out(sequence.sequence_id, sequence.token_ids[:num_kept]):
             return "swap", ""
         return "recompute", "; not swapped out, the host tier is full"
