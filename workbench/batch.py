@@ -107,16 +107,26 @@ class RowReport:
     activations: dict[str, Tensor] = field(default_factory=dict)
 
 
+class PassTimer(Protocol):
+    """Tells, once a step is committed, what its pass took."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds on the device; None where it is not over."""
+
+
 @dataclass(slots=True)
 class ForwardOutput:
     """What a forward pass gives out.
 
     logits [R, vocab] of `StepPlan.sampled`, in the model's dtype, on its device; None where no row
-    samples. reports: by row of the plan, for rows whose requests ask for more than tokens.
+    samples. reports: by row of the plan, for rows whose requests ask for more than tokens. timer:
+    knows what the pass took on a GPU, where somebody listens.
     """
 
     logits: Tensor | None = None
     reports: dict[int, RowReport] = field(default_factory=dict)
+    timer: PassTimer | None = None
 
 
 class Backend(Protocol):

@@ -158,8 +158,8 @@ class BlockManager(Described):
             whole = index < len(table.hashes)
             self.pool.take(block_id, table.keep(index, self.block_size) if whole else None)
             table.block_ids.append(block_id)
-            if self.bus:
-                self.bus.emit(BlockShared(self.step, block_id, sequence_id, index))
+            if self.pool.bus:
+                self.pool.bus.emit(BlockShared(self.pool.step, block_id, sequence_id, index))
         self._restore(sequence_id, table, lookup.slots)
 
     def _restore(self, sequence_id: int, table: BlockTable, slots: tuple[int, ...]) -> None:
@@ -170,8 +170,8 @@ class BlockManager(Described):
         for index, slot in enumerate(slots, table.stop):
             block_id = self.pool.restore(slot, sequence_id, table.keep(index, self.block_size))
             table.block_ids.append(block_id)
-            if self.bus:
-                self.bus.emit(BlockAllocated(self.step, block_id, sequence_id, index))
+            if self.pool.bus:
+                self.pool.bus.emit(BlockAllocated(self.pool.step, block_id, sequence_id, index))
         self.host.drop(sequence_id)
 
     def trim(self, sequence_id: int, start: int) -> None:
@@ -202,8 +202,8 @@ class BlockManager(Described):
         for index in range(table.stop, self.blocks_for(stop)):
             block_id = self.pool.allocate(sequence_id, table.keep(index, self.block_size))
             table.block_ids.append(block_id)
-            if self.bus:
-                self.bus.emit(BlockAllocated(self.step, block_id, sequence_id, index))
+            if self.pool.bus:
+                self.pool.bus.emit(BlockAllocated(self.pool.step, block_id, sequence_id, index))
         table.writable_to = table.stop * self.block_size
 
     def _copy(self, sequence_id: int, table: BlockTable, index: int) -> None:
@@ -246,8 +246,8 @@ class BlockManager(Described):
         parent.writable_to = 0  # its last block may be shared now
         for index, block_id in enumerate(child.block_ids, first):
             self.ref_counts[block_id] += 1
-            if self.bus:
-                self.bus.emit(BlockShared(self.step, block_id, child_id, index))
+            if self.pool.bus:
+                self.pool.bus.emit(BlockShared(self.pool.step, block_id, child_id, index))
 
     def finish_copies(self) -> None:
         """Forget the pending copies, now carried out, and release their sources."""

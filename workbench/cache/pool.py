@@ -30,8 +30,8 @@ class BlockPool:
 
     Pools of one model share that list, so that a number names one block of the model: a pool's
     blocks come after those that are in the list already. They share `counters` too. What is evicted
-    for another sequence goes to `host`, if there is one, unless a request has given it less than
-    the default priority. `step` is stamped on events.
+    for another sequence goes to `host`, if there is one, unless it has less than the default
+    priority then. `step` is stamped on events.
     """
 
     def __init__(
@@ -139,13 +139,14 @@ class BlockPool:
         return self._keep.get(block_id, DEFAULT_KEEP)
 
     def _evict(self, sequence_id: int | None) -> int:
-        block_id = self.cached.pop()
-        keep = self._keep.pop(block_id, DEFAULT_KEEP)
+        evicted = self.cached.pop()
+        block_id = evicted.block_id
+        self._keep.pop(block_id, None)
         content = self.prefix.evict(block_id, self.step, sequence_id)
         self.counters.evictions += sequence_id is not None
         if self.bus:
             self.bus.emit(BlockEvicted(self.step, block_id, content.name.hex(), sequence_id))
-        worth_it = sequence_id is not None and keep.priority >= DEFAULT_PRIORITY
+        worth_it = sequence_id is not None and evicted.priority >= DEFAULT_PRIORITY
         if self.host is not None and worth_it:
             slot = self.host.keep(content, block_id)
             if slot is not None and self.bus:

@@ -110,7 +110,8 @@ class Engine(Described):
             laps.lap("commit")
             if self.bus:
                 free = self.cache.blocks.num_free
-                self.bus.emit(step_done(plan, new, sampled, laps.seconds, free))
+                told = step_done(plan, new, sampled, laps.seconds, free, output.timer)
+                self.bus.emit(told)
         tokens = [NewToken(s.request.request_id, s.index, token) for s, token in new]
         return StepRecord(plan, tokens, finished, laps.seconds)
 

@@ -19,6 +19,7 @@ from workbench.errors import ConfigError
 from workbench.layers import probe
 from workbench.models import DecoderLM
 from workbench.ops import get_backend
+from workbench.run.device_timer import DeviceTimer
 from workbench.run.graphs import DecodeGraphs, resolve_sizes
 from workbench.run.inputs import InputBuilder
 from workbench.run.reports import make_reports, points_of
@@ -72,7 +73,16 @@ class Runner(Described):
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> ForwardOutput:
         """Return the logits of `plan.sampled`, and a report for each row that asks for one."""
+        timed = self.cache.blocks.bus and self.device.type == "cuda"
+        timer = DeviceTimer(self.device) if timed else None
         self.cache.run_transfers(plan.copies)
+        output = self._run(plan)
+        if timer is not None:
+            timer.stop()
+            output.timer = timer
+        return output
+
+    def _run(self, plan: StepPlan) -> ForwardOutput:
         if self.graphs is not None:
             why = self.graphs.why_eager(plan, self.backend)
             if not why:

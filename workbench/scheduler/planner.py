@@ -20,7 +20,7 @@ from workbench.scheduler.queues import Queues
 
 # Sequences found in one step to wait for a prefix. It bounds what looking for them takes; those
 # behind are looked at in the next step, when these are known.
-MAX_FOUND_WAITING = 256
+MAX_FOUND_WAITING = 32
 
 
 class Planner:
@@ -190,6 +190,9 @@ class Planner:
         queues.preempt(victim, causes[bool(queues.holding)])
         plan.preempted.append(victim)
         self.order.sort(queues.waiting)
+        # Those that it gave way for come first now, or it would take its place straight back.
+        lost = {sequence.sequence_id for sequence in plan.preempted}
+        queues.waiting.sort(key=lambda sequence: sequence.sequence_id in lost)
         return True
 
     def _reserved(self) -> list[int]:

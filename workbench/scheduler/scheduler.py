@@ -239,7 +239,7 @@ class Scheduler(Described):
             self._queues.resume(sequence, has_place)
 
     def refuse(self, sequence: Sequence, error: str) -> None:
-        """End a sequence that was never queued, with an error."""
+        """End a sequence that has not run, with an error."""
         with self.books.open("refuse"):
             sequence.error = error
             self._queues.finish(sequence, "error")

@@ -86,7 +86,8 @@ def _sequence_paused(state: ReplayedState, event: events.SequencePaused) -> None
 
 
 def _sequence_resumed(state: ReplayedState, event: events.SequenceResumed) -> None:
-    state.sequences[event.sequence_id].status = "waiting"  # if it runs, that is told next
+    # If it runs, that is told next.
+    state.sequences[event.sequence_id].status = "compiling" if event.compiling else "waiting"
 
 
 def _preempted(state: ReplayedState, event: events.Preempted) -> None:

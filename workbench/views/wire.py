@@ -28,7 +28,7 @@ def packed_columns(columns: Mapping[str, Numbers], lists: Mapping[str, list[Any]
     """
     arrays = {k: np.ascontiguousarray(v, v.dtype.newbyteorder("<")) for k, v in columns.items()}
     about = {name: [a.dtype.str[1:], a.size] for name, a in arrays.items()}
-    header = json.dumps({"columns": about, "lists": lists}, ensure_ascii=False).encode()
+    header = json.dumps({"columns": about, "lists": lists}).encode()
     packer = zlib.compressobj(1)
     parts = [packer.compress(struct.pack("<I", len(header)) + header)]
     for values in arrays.values():

@@ -4,6 +4,8 @@ import { scrubber } from "./scrubber.js";
 import { join } from "./cursor.js";
 import { Tooltip } from "./tooltip.js";
 
+const MOST_UNSEEN = 120; // frames; after them it is hidden, and its size will change when it is not
+
 /** Run `draw` at most once a frame, however often it is asked for; `ask.cancel()` forgets it. */
 export function perFrame(draw, request = requestAnimationFrame, cancel = cancelAnimationFrame) {
   let pending = 0;
@@ -67,8 +69,12 @@ export function mount(name, build) {
       panel.problem(`${name}: ${error?.message ?? error}`);
     };
     let [ready, colours, view] = [false, null, null];
+    let unseen = 0; // frames in a row in which there was nothing to draw on
     const draw = () => {
       if (!ready || !panel.root.isConnected) return;
+      // While JupyterLab loads a theme its layout is gone, for no longer than observers can see.
+      if (!panel.root.clientWidth) return void (unseen++ < MOST_UNSEEN && panel.ask());
+      unseen = 0;
       try {
         const step = panel.cursor.step;
         colours ??= themeColours(panel.root);
