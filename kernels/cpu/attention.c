@@ -8,7 +8,7 @@
  */
 #include <stdlib.h>
 
-#include "heads.h"
+#include "calls.h"
 
 #define SPAN         64        /* keys for which scores are held at once */
 #define PART         2048      /* keys after which another task takes over */

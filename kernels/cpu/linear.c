@@ -5,7 +5,7 @@
  * sums stays in registers. Each sum adds its products in one order, whatever the tile, the batch or
  * the number of threads: a row's result has the same bits alone and among others.
  */
-#include "vector.h"
+#include "calls.h"
 
 #if VECTOR_BYTES == 64 || defined(__aarch64__) /* 32 registers: 24 sums, 4 weights, 1 input */
 #define TILE_ROWS 6
