@@ -2,8 +2,9 @@
 
 Weights are read where they lie, keys and values straight from the paged cache. A token's result has
 the same bits whatever else is in its batch, however its prompt is chunked, and for any number of
-threads. Half precision, a pass without a cache and weights that are not row-major are left to the
-SDPA backend that this one is made from; gradients are refused.
+threads. Attention multiplies in the dtype of the cache and sums in float32. Half precision, a pass
+without a cache and weights that are not row-major are left to the SDPA backend that this one is
+made from; gradients are refused.
 """
 
 from __future__ import annotations

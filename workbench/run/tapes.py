@@ -137,7 +137,7 @@ class DecodeTapes(Described):
                 raise
             self._failure = f"decodes cannot be recorded: {error}"
             self.eager[self._failure] += 1
-            return hidden, ctx
+            return self.run_plain(plan, backend, buffers)  # a wrong replay has left wrong keys
         self.latest = taped
         self.captures += 1
         self.capture_seconds += time.perf_counter() - begin
