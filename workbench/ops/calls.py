@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 from typing import Any, NamedTuple
 
-
 from workbench.ops.compiled import load_library
 
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import prod
@@ -70,7 +70,7 @@ class Tape:
 
         Raises `NotRecordable`, saying what it was, if torch computes anything meanwhile.
         """
-        with _NothingElse():
+        with _NothingElse():  # type: ignore[no-untyped-call]
             yield
         addresses = [ctypes.addressof(record) for record in self._records]
         self._addresses = (ctypes.c_void_p * len(addresses))(*addresses)
@@ -148,7 +148,7 @@ class _Memory:
         return room[offset : offset + size]
 
 
-class _NothingElse(TorchDispatchMode):
+class _NothingElse(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Lets torch make views, and refuses whatever would compute."""
 
     def __torch_dispatch__(

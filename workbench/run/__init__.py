@@ -1,7 +1,7 @@
 """From a plan to logits: `inputs` makes tensors of it, `Runner` runs the model over them.
 
-Batches of decodes are replayed where device and backend allow it: from CUDA graphs (`graphs`), or on
-a CPU from a tape (`tapes`).
+Batches of decodes are replayed where device and backend allow it: from CUDA graphs (`graphs`), or
+on a CPU from a tape (`tapes`).
 """
 
 from workbench.run.graphs import DecodeGraphs

@@ -71,7 +71,7 @@ class DecodeGraphs(Described):
         self._backend: Backend | None = None
         self._failure = ""  # why a capture with this backend failed
         self._pool: Any = None
-        self._decodes = PlainDecodes(cache, self._watch)
+        self._decodes = PlainDecodes(cache, self._watch, max_rows=sizes[-1])
 
     def why_eager(self, plan: StepPlan, backend: Backend) -> str:
         """Return why a plan cannot be replayed; empty if it can."""
@@ -79,9 +79,7 @@ class DecodeGraphs(Described):
             return f"the {backend.name} backend cannot be captured"
         if self._failure and backend is self._backend:
             return self._failure
-        too_many = len(plan.sequences) > self.sizes[-1]
-        why = self._decodes.why_not(plan)
-        return f"more than {self.sizes[-1]} rows" if too_many and not why else why
+        return self._decodes.why_not(plan)
 
     def run(self, plan: StepPlan, backend: Backend) -> tuple[Tensor, ForwardContext]:
         """Replay a plan for which `why_eager` is empty; return hidden states [rows, hidden].

@@ -1,4 +1,4 @@
-"""`Runner`: one forward pass of the model over a plan's packed batch, eagerly, from a CUDA graph or a tape.
+"""`Runner`: one forward pass over a plan's packed batch, eagerly, from a CUDA graph or a tape.
 
 Takes a `StepPlan`, returns the logits of the rows that sample, and what else requests want to know
 of their tokens. It has the cache make the transfers that the plan rests on first, and writes KV

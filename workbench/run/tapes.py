@@ -46,8 +46,8 @@ class DecodeTapes(Described):
     """The tape of one model over one cache, and what is recorded anew when it does not fit.
 
     insist: whether a pass that cannot be recorded raises `NotRecordable`; else decodes run eagerly
-    as long as backend and model stay, and `eager` says why. `captures`, `capture_seconds` and `replays`
-    count; `eager` counts the passes that were not replayed, by reason.
+    as long as backend and model stay. `captures`, `capture_seconds` and `replays` count; `eager`
+    counts the passes that were not replayed, by reason.
     """
 
     def __init__(self, model: DecoderLM, cache: KVCache, *, insist: bool = False) -> None:
