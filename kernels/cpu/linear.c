@@ -15,6 +15,7 @@
 #define TILE_COLUMNS  4
 #define LEAST         (1 << 16)   /* products that are worth more than the calling thread */
 #define ROWS_IN_L1    (24 << 10)  /* bytes of x that stay while weights pass */
+#define L1            (44 << 10)  /* bytes that rows of x and two strips of weights share */
 #define WEIGHTS_IN_L2 (384 << 10) /* bytes of W that stay while rows of x pass */
 
 typedef struct {
@@ -61,7 +62,8 @@ INLINE void tile(const Linear *l, long row, long column, const int rows, const i
     }
 }
 
-/* The rows [row, end) of `columns` outputs, in tiles. */
+/* The rows [row, end) of `columns` outputs, in tiles. With `ahead` the first asks for the next strip's
+ * weights, which come while others compute; a single row is as quick as memory without it. */
 INLINE void strip(const Linear *l, long row, long end, long column, const int columns,
                   const int ahead, const int is_bf16) {
     if (row + TILE_ROWS <= end) {
@@ -77,7 +79,7 @@ INLINE void strip(const Linear *l, long row, long end, long column, const int co
     case 3: tile(l, row, column, 3, columns, 1, is_bf16); break;
     case 2: tile(l, row, column, 2, columns, 1, is_bf16); break;
 #endif
-    case 1: tile(l, row, column, 1, columns, 1, is_bf16); break;
+    case 1: tile(l, row, column, 1, columns, 0, is_bf16); break;
     }
 }
 
@@ -93,7 +95,7 @@ INLINE void share(const Linear *l, long rows, long first, long last, const int i
         for (long row = 0; row < rows; row += row_block) {
             long row_end = row + row_block < rows ? row + row_block : rows;
             long column = start;
-            const int ahead = row == 0 || (row_block + 2 * TILE_COLUMNS) * bytes <= 44 << 10;
+            const int ahead = row == 0 || (row_block + 2 * TILE_COLUMNS) * bytes <= L1;
             for (; column + TILE_COLUMNS <= end; column += TILE_COLUMNS)
                 strip(l, row, row_end, column, TILE_COLUMNS, ahead, is_bf16);
             for (; column < end; column++) strip(l, row, row_end, column, 1, ahead, is_bf16);
