@@ -174,6 +174,15 @@ class Backend(Protocol):
         rope: (cos, sin) that q and k are rotated by first, as by `rope`.
         """
 
+    def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
+        """Return the rows of weight [vocab, N] that token_ids [T] int64 name: [T, N]."""
+
+    def angles(
+        self, positions: Tensor, frequencies: Tensor, amplitude: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return (cos, sin) times amplitude, each [T, D/2] float32, of the angles by which heads
+        turn: positions [T] int64 times frequencies [D/2], or [T, D/2] where tokens differ."""
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return x W^T + b [..., out] for x [..., in], weight [out, in] and bias [out]."""
 

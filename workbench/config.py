@@ -172,8 +172,8 @@ class EngineConfig:
     num_blocks x block_size is the cache's capacity in tokens. `host_cache_bytes` of host memory
     take in what is evicted or swapped out of it (0: none). `seed` fixes the draw of every request
     that names no seed of its own. `eviction`: which cached block goes next, a name in
-    `workbench.cache.eviction_policy` or a function. `cuda_graphs` is explained at `Runner`, the
-    rest at `SchedulerConfig`.
+    `workbench.cache.eviction_policy` or a function. `cuda_graphs` and `tape` are explained at
+    `Runner`, the rest at `SchedulerConfig`.
     """
 
     model: str = "tinypy"
@@ -181,6 +181,7 @@ class EngineConfig:
     dtype: str = "auto"
     backend: str = "auto"
     cuda_graphs: str | bool | Sequence[int] = "auto"
+    tape: str | bool = "auto"
     block_size: int = 16
     num_blocks: int | None = None
     host_cache_bytes: int = 0

@@ -1,9 +1,9 @@
-"""The inputs of a decode batch at fixed addresses, as a CUDA graph needs them.
+"""The inputs of a decode batch at fixed addresses, as a CUDA graph or a tape needs them.
 
 `DecodeBuffers` holds room for a number of rows and a width of block tables in one pinned host
 buffer and its twin on the device. `fill` writes a plan's rows, `upload` moves all in one
 asynchronous copy. Rows that stand empty have no context and slot -1: the kernels read and write
-nothing for them. Made and written by `workbench.run.graphs` alone.
+nothing for them. Made and written by `workbench.run.graphs` and `workbench.run.tapes` alone.
 """
 
 from __future__ import annotations
