@@ -12,24 +12,21 @@ from workbench.run.watch import ModelWatch
 
 
 class PlainDecodes:
-    """Tells the plans of one cache that can be replayed from those that cannot.
+    """Tells the plans of one cache that can be replayed from those that cannot."""
 
-    max_rows: how many rows a replay takes (None: any number).
-    """
-
-    def __init__(self, cache: KVCache, watch: ModelWatch, *, max_rows: int | None = None) -> None:
-        self._cache, self._watch, self._max_rows = cache, watch, max_rows
+    def __init__(self, cache: KVCache, watch: ModelWatch) -> None:
+        self._cache, self._watch = cache, watch
         self._plain: list[Sequence] = []  # the latest rows that ask for nothing but tokens
 
-    def why_not(self, plan: StepPlan) -> str:
-        """Return why a plan cannot be replayed; empty if it can."""
+    def why_not(self, plan: StepPlan, *, max_rows: int | None = None) -> str:
+        """Return why a plan cannot be replayed, of at most `max_rows` rows; empty if it can."""
         rows = plan.sequences
         if len(self._cache.groups) > 1:
             return "the cache has several KV groups"
         if plan.num_decodes < len(rows):
             return "not every row decodes"
-        if self._max_rows is not None and len(rows) > self._max_rows:
-            return f"more than {self._max_rows} rows"
+        if max_rows is not None and len(rows) > max_rows:
+            return f"more than {max_rows} rows"
         if len(plan.sampled) < len(rows):
             return "not every row samples"
         if plan.weighed:

@@ -71,7 +71,7 @@ class DecodeGraphs(Described):
         self._backend: Backend | None = None
         self._failure = ""  # why a capture with this backend failed
         self._pool: Any = None
-        self._decodes = PlainDecodes(cache, self._watch, max_rows=sizes[-1])
+        self._decodes = PlainDecodes(cache, self._watch)
 
     def why_eager(self, plan: StepPlan, backend: Backend) -> str:
         """Return why a plan cannot be replayed; empty if it can."""
@@ -79,7 +79,7 @@ class DecodeGraphs(Described):
             return f"the {backend.name} backend cannot be captured"
         if self._failure and backend is self._backend:
             return self._failure
-        return self._decodes.why_not(plan)
+        return self._decodes.why_not(plan, max_rows=self.sizes[-1])
 
     def run(self, plan: StepPlan, backend: Backend) -> tuple[Tensor, ForwardContext]:
         """Replay a plan for which `why_eager` is empty; return hidden states [rows, hidden].
