@@ -19,7 +19,7 @@ FLOORS = {
     **dict.fromkeys(
         ("describe", "interrupts", "metrics", "activations", "embeds", "guide", "guided_params"), 0
     ),
-    **dict.fromkeys(("retention",), 0),
+    **dict.fromkeys(("retention", "draft"), 0),
     **dict.fromkeys(("kernels", "ops", "data"), 1),
     **dict.fromkeys(("layers", "probe"), 2),
     **dict.fromkeys(("models",), 3),
@@ -35,6 +35,9 @@ SIBLINGS = {
     ("scheduler", "cache"): "the scheduler drives the cache",
     ("guided", "sample"): "a guide fills the sampler's bitmask",
     ("run", "sample"): "a prompt is scored as tokens are",
+    ("speculation", "sample"): "a draft's nodes are sampled as tokens are",
+    ("speculation", "guided"): "a guide says what may follow each node of a draft",
+    ("speculation", "run"): "a draft model is run as the model is",
     ("views", "trace"): "a view shows a trace",
     ("playground", "views"): "the playground lays views out",
     ("playground", "trace"): "the playground records what it runs",
@@ -46,7 +49,7 @@ SIBLINGS = {
 TOP_FOLDER = {
     *("errors", "config", "sampling_params", "request", "batch", "events"),
     *("describe", "interrupts", "metrics", "activations", "embeds", "guide", "guided_params"),
-    *("retention",),
+    *("retention", "draft"),
     *("engine", "async_engine", "build", "llm"),
 }
 # The package's own __init__ names everything; only the top floor may use it, as a user does.

@@ -222,6 +222,21 @@ class StepDone(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class DraftVerified(Event):
+    """A sequence's draft was decided on: `accepted` are its nodes that were kept, in order, and
+    `bonus_token_id` is the token that follows them. probabilities: how likely the proposer held
+    each token, None where it does not say."""
+
+    sequence_id: int
+    proposer: str
+    token_ids: tuple[int, ...]
+    parents: tuple[int, ...]
+    probabilities: tuple[float, ...] | None
+    accepted: tuple[int, ...]
+    bonus_token_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyFailed(Event):
     """A user's scheduling policy raised; it was replaced by first-come-first-served."""
 

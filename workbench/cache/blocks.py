@@ -7,7 +7,6 @@ caller that changes anything; it knows nothing of tensors. `check()` proves the 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence as Tokens
 from typing import Any
 
@@ -16,7 +15,7 @@ from workbench.cache.lookup import PrefixLookup, find_prefix, first_block
 from workbench.cache.pool import BlockPool
 from workbench.cache.prefix import Content, root_hash
 from workbench.cache.stats import CacheCounters
-from workbench.cache.table import BlockTable, OutOfBlocks
+from workbench.cache.table import BlockTable, OutOfBlocks, check_tables
 from workbench.config import require_positive
 from workbench.describe import Described
 from workbench.events import BlockAllocated, BlockCopied, BlockShared, EventBus
@@ -54,8 +53,6 @@ class BlockManager(Described):
         self.pending_copies: list[tuple[int, int]] = []  # (source, destination)
         self.namespaces: set[str] = set()
 
-    # --- reading ------------------------------------------------------------------------------
-
     @property
     def bus(self) -> EventBus:
         """Where it is stated what happens to blocks; the engine puts its own here."""
@@ -67,7 +64,7 @@ class BlockManager(Described):
 
     @property
     def step(self) -> int:
-        """The step that events are stamped with; the scheduler counts them."""
+        """The step that events are stamped with."""
         return self.pool.step
 
     @step.setter
@@ -132,8 +129,6 @@ class BlockManager(Described):
         block_id = table.block_ids[place]
         return self.ref_counts[block_id] > 1 or self.prefix.content(block_id) is not None
 
-    # --- a sequence's life --------------------------------------------------------------------
-
     def open(
         self,
         sequence_id: int,
@@ -163,8 +158,8 @@ class BlockManager(Described):
     def _restore(self, sequence_id: int, table: BlockTable, slots: tuple[int, ...]) -> None:
         if self.host is None:
             return
-        for slot in slots:  # held before a block is evicted to the host for one of them
-            self.host.hold(slot)
+        for slot in slots:
+            self.host.hold(slot)  # before a block is evicted to the host for one of them
         for index, slot in enumerate(slots, table.stop):
             block_id = self.pool.restore(slot, sequence_id, table.keep(index, self.block_size))
             table.block_ids.append(block_id)
@@ -176,11 +171,21 @@ class BlockManager(Described):
         """Let go of the blocks that no token from `start` on looks at; they stay findable."""
         table = self.tables[sequence_id]
         count = first_block(start, self.window, self.block_size) - table.first
-        if count <= 0:
-            return
-        outside = table.block_ids[:count]
-        del table.block_ids[:count]
-        table.first += count
+        if count > 0:
+            self._let_go(sequence_id, slice(0, count))
+            table.first += count
+
+    def shrink(self, sequence_id: int, num_tokens: int) -> None:
+        """Let go of the blocks behind the first `num_tokens`, which a draft was given."""
+        table = self.tables[sequence_id]
+        if table.stop > self.blocks_for(num_tokens):
+            self._let_go(sequence_id, slice(self.blocks_for(num_tokens) - table.first, None))
+            table.writable_to = min(table.writable_to, table.stop * self.block_size)
+
+    def _let_go(self, sequence_id: int, places: slice) -> None:
+        block_ids = self.tables[sequence_id].block_ids
+        outside = block_ids[places]
+        del block_ids[places]
         for block_id in reversed(outside):
             self._release(block_id, sequence_id)
 
@@ -258,8 +263,8 @@ class BlockManager(Described):
 
         The tail goes first, so that of a prefix the end is evicted before what it rests on.
         """
-        for block_id in reversed(self.tables.pop(sequence_id).block_ids):
-            self._release(block_id, sequence_id)
+        self._let_go(sequence_id, slice(None))
+        del self.tables[sequence_id]
 
     def clear_cached(self) -> int:
         """Forget all cached content of free blocks and the host's; return how many became blank."""
@@ -268,7 +273,7 @@ class BlockManager(Described):
         return self.pool.clear_cached()
 
     def _release(self, block_id: int, sequence_id: int | None) -> None:
-        """Give a reference up, and drop the pending copy into a block that nobody wants now."""
+        """Give a reference up; drop the pending copy into a block that nobody wants now."""
         if self.pool.release(block_id, sequence_id) and self.pending_copies:
             for copy in [copy for copy in self.pending_copies if copy[1] == block_id]:
                 self.pending_copies.remove(copy)
@@ -277,22 +282,17 @@ class BlockManager(Described):
     def check(self) -> None:
         """Raise `AssertionError` unless every block is counted, and in one place only."""
         self.pool.check()
-        expected = Counter(b for table in self.tables.values() for b in table.block_ids)
-        expected.update(source for source, _ in self.pending_copies)
         used = {block: count for block in self.pool.ids if (count := self.ref_counts[block])}
-        assert used == dict(expected), "a reference count is wrong"
+        check_tables(self.tables, self.pending_copies, used, self.block_size)
         in_use = len(self.ref_counts) - self.ref_counts.count(0)
         assert self.counters.used == in_use, "blocks in use are counted wrong"
         if self.host is not None:
             assert not self.host.swapped.keys() & self.tables.keys(), "swapped out and in use"
-        for table in self.tables.values():
-            table.check(self.block_size, self.ref_counts)
 
     def describe(self) -> dict[str, Any]:
         """Return how the blocks are used now."""
         return {
-            "blocks": self.num_blocks,
-            "block_size": self.block_size,
+            **{"blocks": self.num_blocks, "block_size": self.block_size},
             "used": self.num_used,
             "cached": self.num_cached,
             "blank": len(self.pool.blank),

@@ -6,6 +6,8 @@ Written by `BlockManager` alone; read by the planner, which asks what can be wri
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from workbench.cache.eviction import Keep
@@ -37,6 +39,11 @@ class BlockTable:
         """The number after the sequence's last block."""
         return self.first + len(self.block_ids)
 
+    def slot(self, position: int, block_size: int, first_id: int) -> int:
+        """Return where a token lies in the tensor of a group whose blocks begin at `first_id`."""
+        index, offset = divmod(position, block_size)
+        return (self.block_ids[index - self.first] - first_id) * block_size + offset
+
     def branch(self, first: int, num_tokens: int, block_size: int) -> BlockTable:
         """Return a table of the same blocks, from `first` to that of token `num_tokens` - 1."""
         stop = -(-num_tokens // block_size)
@@ -51,7 +58,7 @@ class BlockTable:
                 return Keep(one.priority, one.seconds)
         return None
 
-    def check(self, block_size: int, ref_counts: list[int]) -> None:
+    def check(self, block_size: int, ref_counts: Mapping[int, int]) -> None:
         """Raise `AssertionError` unless no block is there twice and what is writable is its own."""
         assert len(set(self.block_ids)) == len(self.block_ids), "a table holds a block twice"
         assert len(self.hashes) <= self.stop, "more published than allocated"
@@ -63,3 +70,20 @@ class BlockTable:
         # Without prefix reuse no block is named: then only the last is known to be unfinished.
         own = self.block_ids[max(0, len(self.hashes) - self.first) if self.hashes else -1 :]
         assert all(ref_counts[block] == 1 for block in own), "a block to be written is shared"
+
+
+def check_tables(
+    tables: Mapping[int, BlockTable],
+    pending_copies: Iterable[tuple[int, int]],
+    used: Mapping[int, int],
+    block_size: int,
+) -> None:
+    """Raise `AssertionError` unless tables and pending copies are all that refers to blocks.
+
+    used: how often each block is referred to, of those that are.
+    """
+    expected = Counter(block for table in tables.values() for block in table.block_ids)
+    expected.update(source for source, _ in pending_copies)
+    assert used == dict(expected), "a reference count is wrong"
+    for table in tables.values():
+        table.check(block_size, used)

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from workbench.batch import ForwardOutput, SampledTokens
+from workbench.batch import ForwardOutput
 from workbench.cache import KVCache
 from workbench.describe import Described
 from workbench.engine import files, loops
@@ -24,6 +24,7 @@ from workbench.engine.guides import GuideDesk
 from workbench.engine.output import make_output
 from workbench.engine.record import Laps, NewToken, StepRecord, new_tokens, step_done
 from workbench.engine.requests import RequestBook, RequestRecord
+from workbench.engine.speculator import Speculator
 from workbench.engine.state import EngineState, in_order, pack, unpack
 from workbench.engine.strategies import make_strategy
 from workbench.errors import ConfigError, EngineClosed, RequestError
@@ -40,6 +41,7 @@ from workbench.run import Runner
 from workbench.sample import Sampler
 from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Policy, Scheduler, get_policy
+from workbench.speculation import Proposer, SpeculationConfig
 
 
 class Engine(Described):
@@ -48,7 +50,8 @@ class Engine(Described):
     The parts are public attributes and share `bus`. `add` queues a request, `step` runs one
     iteration, `run` steps until nothing is left, `stream` and `generate` are loops over `step`.
     `seed`: base of the seeds of requests that bring none. `grammars`: compiles the constraints of
-    guided requests (None: its own, made when one comes).
+    guided requests (None: its own, made when one comes). `proposer`: guesses tokens that are
+    verified several at once, see `workbench.speculation`; `speculation`: how far that goes.
     """
 
     def __init__(
@@ -59,6 +62,8 @@ class Engine(Described):
         runner: Runner,
         sampler: Sampler | None = None,
         *,
+        proposer: Proposer | None = None,
+        speculation: SpeculationConfig | None = None,
         grammars: GrammarCompiler | None = None,
         seed: int | None = None,
         bus: EventBus | None = None,
@@ -71,6 +76,7 @@ class Engine(Described):
         self.seed = seed
         self.bus = bus or EventBus()
         cache.blocks.bus = scheduler.bus = self.bus
+        self.speculator = Speculator(model, cache, scheduler, runner, proposer, speculation)
         self.closed = False
         self._book = RequestBook()
         self._desk = GuideDesk(model, scheduler, grammars)
@@ -91,19 +97,17 @@ class Engine(Described):
         self._require_between_steps("step")
         laps = Laps()
         refused = self._desk.settle()
-        plan = self.scheduler.schedule()
+        drafts, failed = self.speculator.propose()
+        plan = self.scheduler.schedule(drafts)
         laps.lap("schedule")
         output = self.runner.run(plan) if plan else ForwardOutput()
         laps.lap("run")
-        rows = [plan.sequences[row] for row in plan.sampled]
-        sampled = SampledTokens([])
-        if output.logits is not None:
-            with self.scheduler.books.open("sampling"):  # users' processors run in there
-                sampled = self.sampler(output.logits, rows)
+        sampled = self.speculator.choose(plan, output, self.sampler)
         laps.lap("sample")
-        new = new_tokens(rows, sampled)
         with shielded():  # a step that is committed is also told
-            finished = refused + self.scheduler.commit(plan, sampled, output.reports)
+            finished = refused + failed + self.scheduler.commit(plan, sampled, output.reports)
+            self.speculator.committed(plan, output, sampled)
+            new = new_tokens(plan, sampled)
             finished += self._book.advance(self._brancher)
             laps.lap("commit")
             if self.bus:
@@ -331,13 +335,19 @@ class Engine(Described):
         scheduler_policy: str | Policy | None = None,
         sampler: Sampler | None = None,
         backend: str | None = None,
+        proposer: Proposer | Literal["off"] | None = None,
+        speculation: SpeculationConfig | None = None,
     ) -> None:
-        """Replace parts between two steps, while requests run; `ConfigError` if unknown."""
-        self.require_open()
+        """Replace parts between two steps, while requests run; `ConfigError` if unknown.
+
+        What is left out stays. proposer: "off" speculates no more.
+        """
+        self._require_between_steps("swap")
         policy = None if scheduler_policy is None else get_policy(scheduler_policy)
         new_backend = None if backend is None else get_backend(backend, self.runner.device)
         if sampler is not None and not callable(sampler):
             raise ConfigError("sampler", sampler, "is not callable", "Pass a `Sampler`.")
+        self.speculator.swap(proposer, speculation)
         self.scheduler.policy = policy or self.scheduler.policy
         self.sampler = sampler or self.sampler
         self.runner.backend = new_backend or self.runner.backend
@@ -353,7 +363,8 @@ class Engine(Described):
             self.cache.close()
             self.runner.close()
             self._desk.close()
-            del self.model, self.runner, self.sampler, self._brancher, self._desk
+            self.speculator.close()
+            del self.model, self.runner, self.sampler, self._brancher, self._desk, self.speculator
 
     def __enter__(self) -> Engine:
         """Use the engine as a context manager: it is closed at the end."""
@@ -385,4 +396,5 @@ class Engine(Described):
             "blocks used": f"{self.cache.blocks.num_used}/{self.cache.num_blocks}",
             "backend": self.runner.backend.name,
             "device": self.runner.device,
+            **self.speculator.describe(),
         }

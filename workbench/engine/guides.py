@@ -93,7 +93,7 @@ class GuideDesk:
             for token_id in sequence.output_token_ids:  # of a request that was saved or restored
                 guide.accept(token_id)
         except Exception as error:  # noqa: BLE001 - whatever it is, the waiting request gets it
-            self.scheduler.refuse(sequence, str(error))
+            self.scheduler.fail(sequence, str(error))
             return False
         sequence.guide = guide
         self.scheduler.add(sequence)

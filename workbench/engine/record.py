@@ -55,13 +55,28 @@ class StepRecord(Described):
         }
 
 
-def new_tokens(rows: list[Sequence], sampled: SampledTokens) -> list[tuple[Sequence, int]]:
-    """Return the tokens that a step is about to append: of rows that still run, without an error,
-    and without a chooser that decides later."""
-    pairs = list(zip(rows, sampled.token_ids, strict=True))
-    for place in sorted(sampled.errors, reverse=True):
-        del pairs[place]
-    return [(s, t) for s, t in pairs if s.chooser is None and not s.finished]
+def new_tokens(plan: StepPlan, sampled: SampledTokens) -> list[tuple[Sequence, int]]:
+    """Return the tokens that a step has appended, in order of its rows; asked right after its
+    commit. A row with a chooser has none yet, and one with a draft may have several."""
+    rows = plan.sampled
+    if sampled.accepted:
+        return [
+            (plan.sequences[row], token_id)
+            for row in rows
+            for token_id in plan.sequences[row].token_ids[_end(plan, row) :]
+        ]
+    starts, counts, sequences = plan.starts, plan.num_new, plan.sequences
+    pairs = zip(rows, sampled.token_ids, strict=True)
+    return [
+        (sequences[row], token_id)
+        for row, token_id in pairs
+        if len(sequences[row].token_ids) > starts[row] + counts[row]
+    ]
+
+
+def _end(plan: StepPlan, row: int) -> int:
+    """Return how many tokens a row's sequence had before the step."""
+    return plan.starts[row] + (1 if row in plan.drafts else plan.num_new[row])
 
 
 def step_done(

@@ -40,6 +40,8 @@ class _Batch(ctypes.Structure):
         *((name, _LONG) for name in ("rows", "tokens", "table_width")),
         *((name, _LONG) for name in ("num_blocks", "block_size", "kv_heads", "dim")),
         *((name, _LONG) for name in ("kv_is_bf16", "threads")),
+        ("ancestors", _POINTER),
+        *((name, _LONG) for name in ("first_tree", "tree_tokens", "tree_words")),
     ]
 
 
@@ -78,6 +80,7 @@ class NativeBackend(SDPABackend):
             *kv.shape[1:],
             kv.dtype is torch.bfloat16,
             torch.get_num_threads(),
+            *_trees(ctx),
         )
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -207,6 +210,14 @@ class NativeBackend(SDPABackend):
         if failed:
             raise MemoryError("no memory for attention's partial results")
         return out
+
+
+def _trees(ctx: ForwardContext) -> tuple[int | None, int, int, int]:
+    """Return the address of the trees' masks, their first token, and how many tokens and words."""
+    if ctx.trees is None:
+        return None, 0, 0, 0
+    first_row, _, ancestors = ctx.trees
+    return ancestors.data_ptr(), sum(ctx.query_lens[:first_row]), *ancestors.shape
 
 
 def _packed_heads(x: Tensor) -> Tensor:

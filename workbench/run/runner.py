@@ -29,7 +29,8 @@ class Runner(Described):
 
     cuda_graphs: `"auto"` replays batches of decodes from graphs on a GPU, with a backend that can
     be captured; True insists on that, False never does; batch sizes say which to capture (and
-    insist). `graphs` is None where there are none.
+    insist). `graphs` is None where there are none. `captured`: points of the model (see
+    `workbench.layers.probe`) whose rows each pass gives out in `ForwardOutput.states`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Runner(Described):
         """Raise `ConfigError` if model and cache do not fit together, the backend is unknown, or
         CUDA graphs are wanted where they cannot be had."""
         self.model, self.cache = model, cache
+        self.captured: tuple[str, ...] = ()
         self.device = next(model.parameters()).device
         self._check_fit()
         self.backend = get_backend(backend, self.device) if isinstance(backend, str) else backend
@@ -75,21 +77,27 @@ class Runner(Described):
         self.cache.run_transfers(plan.copies)
         if self.graphs is not None:
             why = self.graphs.why_eager(plan, self.backend)
+            if any(self.captured):
+                why = "a proposer looks into the model"
             if not why:
-                return ForwardOutput(self.model.logits(*self.graphs.run(plan, self.backend)))
+                hidden, ctx = self.graphs.run(plan, self.backend)
+                # Copied: the next replay writes over them.
+                states = {point: hidden.clone() for point in self.captured}
+                return ForwardOutput(self.model.logits(hidden, ctx), states=states)
             self.graphs.eager[why] += 1
         return self._run_eagerly(plan)
 
     def _run_eagerly(self, plan: StepPlan) -> ForwardOutput:
         inputs = self.inputs.build(plan, self.backend)
-        with probe(self.model, points_of(plan)) as seen:
+        with probe(self.model, {*points_of(plan), *self.captured}) as seen:
             hidden = self.model(inputs.token_ids, inputs.ctx)
         reports = make_reports(plan, self.model, hidden, inputs.ctx, seen)
+        states = {point: seen[point] for point in self.captured}
         if not plan.sampled:
-            return ForwardOutput(None, reports)
-        if len(plan.sampled) < hidden.shape[0]:
+            return ForwardOutput(None, reports, states)
+        if len(inputs.logit_rows) < hidden.shape[0]:
             hidden = hidden[inputs.logit_rows]
-        return ForwardOutput(self.model.logits(hidden, inputs.ctx), reports)
+        return ForwardOutput(self.model.logits(hidden, inputs.ctx), reports, states)
 
     def close(self) -> None:
         """Drop the graphs, the model and the cache."""

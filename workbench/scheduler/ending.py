@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from workbench.batch import RowReport
+from workbench.batch import Accepted, RowReport
 from workbench.errors import GuideFailed
 from workbench.request import FinishReason, Sequence, Status, TokenLogprobs
 
@@ -30,6 +30,16 @@ def append(sequence: Sequence, token_id: int, entry: TokenLogprobs | None) -> bo
         sequence.error, sequence.finish_reason = f"guided_decoding: {error.problem}", "error"
         return True
     return ends(sequence, token_id)
+
+
+def append_accepted(sequence: Sequence, accepted: Accepted) -> bool:
+    """Append what was accepted of a draft, token by token; return whether one ended the sequence.
+
+    What follows the end is dropped, as it would never have been made.
+    """
+    entries = accepted.logprobs or [None] * len(accepted.token_ids)
+    pairs = zip(accepted.token_ids, entries, strict=True)
+    return any(append(sequence, token_id, entry) for token_id, entry in pairs)
 
 
 def append_token(sequence: Sequence, token_id: int, entry: TokenLogprobs | None) -> None:

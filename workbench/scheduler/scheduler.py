@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from workbench.batch import RowReport, SampledTokens, StepPlan
+from workbench.batch import Accepted, RowReport, SampledTokens, StepPlan
 from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
 from workbench.describe import Described
+from workbench.draft import Draft
 from workbench.errors import ConfigError
 from workbench.events import EventBus, PolicyFailed, StepPlanned
 from workbench.request import FinishReason, Sequence, Status, TokenLogprobs
 from workbench.scheduler.books import Books, StalePlan
-from workbench.scheduler.ending import append, append_token, note
+from workbench.scheduler.ending import append, append_accepted, append_token, note
 from workbench.scheduler.guard import GuardedPolicy
 from workbench.scheduler.planner import Planner
 from workbench.scheduler.policy import Policy, get_policy, policy_name
@@ -124,15 +125,20 @@ class Scheduler(Described):
             if child.request.deadline is not None:
                 queues.timed[child.sequence_id] = child
 
-    def schedule(self) -> StepPlan:
-        """Return the next step's batch, with blocks allocated for everything in it."""
+    def schedule(self, drafts: Mapping[int, Draft] | None = None) -> StepPlan:
+        """Return the next step's batch, with blocks allocated for everything in it.
+
+        drafts: by sequence id, guesses to verify where tokens and blocks are left over.
+        """
         queues = self._queues
         self._order.sort(queues.waiting)
         with self.books.open("schedule"):
             self.step += 1
             self.blocks.step = queues.step = self.step
+            if self._plan is not None and self._plan.drafts:  # its step failed
+                self._planner.retract(self._plan)
             plan = StepPlan(self.step, ended=queues.expire())
-            self._planner.fill(plan)
+            self._planner.fill(plan, drafts or {})
             if self.bus:
                 ids = [sequence.sequence_id for sequence in plan.sequences]
                 rows = tuple(zip(ids, plan.starts, plan.num_new, strict=True))
@@ -166,7 +172,9 @@ class Scheduler(Described):
 
     def _advance(self, plan: StepPlan) -> None:
         block_size, reuse = self.blocks.block_size, self.config.prefix_reuse
-        for sequence, start, num_new in zip(plan.sequences, plan.starts, plan.num_new, strict=True):
+        rows = list(zip(plan.sequences, plan.starts, plan.num_new, strict=True))
+        del rows[plan.num_decodes : plan.num_decodes + len(plan.drafts)]  # they are settled later
+        for sequence, start, num_new in rows:
             if sequence.status is not Status.RUNNING:
                 continue  # aborted while the step ran
             computed = sequence.num_computed = start + num_new
@@ -176,18 +184,40 @@ class Scheduler(Described):
     def _append_tokens(self, plan: StepPlan, sampled: SampledTokens) -> list[Sequence]:
         finished: list[Sequence] = []
         entries = sampled.logprobs or [None] * len(plan.sampled)
+        for place, accepted in sampled.accepted.items():
+            sequence = plan.sequences[plan.sampled[place]]
+            if sequence.status is Status.RUNNING and append_accepted(sequence, accepted):
+                finished.append(sequence)
         for place, message in sampled.errors.items():
             sequence = plan.sequences[plan.sampled[place]]
-            if sequence.status is Status.RUNNING:
+            if sequence.status is Status.RUNNING and sequence.finish_reason is None:
                 sequence.error = message
         for row, token_id, entry in zip(plan.sampled, sampled.token_ids, entries, strict=True):
             sequence = plan.sequences[row]
-            if sequence.status is Status.RUNNING and append(sequence, token_id, entry):
+            if sequence.status is not Status.RUNNING or sequence.finish_reason is not None:
+                continue  # aborted while the step ran, or ended by what was accepted
+            if append(sequence, token_id, entry):
                 finished.append(sequence)
+        for place, accepted in sampled.accepted.items():
+            self._settle(plan, plan.sampled[place], accepted)
         for sequence in finished:
             assert sequence.finish_reason is not None
             self._queues.finish(sequence, sequence.finish_reason)
         return finished
+
+    def _settle(self, plan: StepPlan, row: int, accepted: Accepted) -> None:
+        """Note how far a row with a draft is computed, and take back what it did not need."""
+        sequence, start = plan.sequences[row], plan.starts[row]
+        if sequence.status is not Status.RUNNING:
+            return
+        num_appended = sequence.num_tokens - start - 1
+        num_right = min(len(accepted.nodes), num_appended)
+        sequence.metrics.add_draft(len(plan.drafts[row]), num_right, accepted.lossy)
+        computed = sequence.num_computed = start + max(1, num_appended)
+        number, block_size = sequence.sequence_id, self.blocks.block_size
+        if self.config.prefix_reuse and computed // block_size > start // block_size:
+            self.blocks.publish(number, sequence.token_ids, computed)
+        self.blocks.shrink(number, computed)
 
     def extend(self, sequence: Sequence, entry: TokenLogprobs) -> None:
         """Append the token of `entry`, which a chooser decided on, between two steps.
@@ -214,11 +244,15 @@ class Scheduler(Described):
             has_place = len(self._queues.running) < self.config.max_sequences
             self._queues.resume(sequence, has_place)
 
-    def refuse(self, sequence: Sequence, error: str) -> None:
-        """End a sequence that was never queued, with an error."""
-        with self.books.open("refuse"):
+    def fail(self, sequence: Sequence, error: str) -> None:
+        """End a sequence between two steps, queued or not, with an error."""
+        with self.books.open("fail"):
             sequence.error = error
             self._queues.finish(sequence, "error")
+
+    def decode_plainly(self, sequence: Sequence, why: str) -> None:
+        """Note why a sequence goes on without drafts."""
+        sequence.metrics.proposer_error = why
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence in any state and release its blocks; idempotent."""
