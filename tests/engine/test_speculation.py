@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -205,7 +206,7 @@ def test_streams_are_cut_nowhere(make_engine: MakeEngine, alone: Alone) -> None:
     request = engine.add(prompt, greedy(24))
     seen = [output.outputs[0] for output in engine.stream(request)]
     assert len(seen) < 10
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in pairwise(seen):
         assert after.text.startswith(before.text)
         assert after.token_ids[: len(before.token_ids)] == before.token_ids
 

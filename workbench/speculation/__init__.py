@@ -9,6 +9,8 @@ which are kept. By default a request's tokens are, one for one, those it has wit
 
 from workbench.draft import Draft, DraftError
 from workbench.speculation.config import SpeculationConfig
+from workbench.speculation.draft_model import DraftModel
+from workbench.speculation.early_exit import EarlyExit
 from workbench.speculation.ngram import NGram
 from workbench.speculation.proposer import Candidate, ProposalContext, Proposer, ProposerFailed
 from workbench.speculation.rules import (
@@ -23,6 +25,7 @@ from workbench.speculation.rules import (
     Verdict,
 )
 from workbench.speculation.states import States
+from workbench.speculation.suffix import SuffixAutomaton
 from workbench.speculation.verify import Verifier
 
 __all__ = [
@@ -30,6 +33,8 @@ __all__ = [
     "Candidate",
     "Draft",
     "DraftError",
+    "DraftModel",
+    "EarlyExit",
     "ExactMatch",
     "NGram",
     "OneHot",
@@ -41,6 +46,7 @@ __all__ = [
     "Rule",
     "SpeculationConfig",
     "States",
+    "SuffixAutomaton",
     "Synthetic",
     "Typical",
     "Verdict",
