@@ -48,7 +48,16 @@ def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None)
     )
     runner = Runner(model, cache, backend=config.backend, cuda_graphs=config.cuda_graphs)
     scheduler = Scheduler(cache, scheduler_config)
-    return Engine(model, cache, scheduler, runner, Sampler(), seed=config.seed)
+    return Engine(
+        model,
+        cache,
+        scheduler,
+        runner,
+        Sampler(),
+        proposer=config.proposer,
+        speculation=config.speculation,
+        seed=config.seed,
+    )
 
 
 def check(config: EngineConfig) -> None:

@@ -167,7 +167,8 @@ class EngineConfig:
 
     num_blocks x block_size is the cache's capacity in tokens. `host_cache_bytes` of host memory
     take in what is evicted or swapped out of it (0: none). `seed` fixes the draw of every request
-    that names no seed of its own. `cuda_graphs` is explained at `Runner`, the rest at
+    that names no seed of its own. `proposer` guesses tokens that are verified several at once, as
+    `speculation` (a `SpeculationConfig`) says. `cuda_graphs` is explained at `Runner`, the rest at
     `SchedulerConfig`.
     """
 
@@ -190,6 +191,8 @@ class EngineConfig:
     chunking: Chunking = "first_come"
     max_prefill_tokens: int | None = None
     seed: int | None = None
+    proposer: Any = None
+    speculation: Any = None
 
     def scheduler(self) -> SchedulerConfig:
         """Return the part of these settings that the scheduler owns, checked."""
