@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from workbench.draft import Draft
-from workbench.speculation import Candidate, ProposalContext
+from workbench.models import DecoderLM
+from workbench.speculation import Candidate, DraftModel, ProposalContext
 
 
 class RandomTrees:
@@ -70,6 +71,35 @@ class RandomTrees:
             tokens.append(token)
             parents.append(parent)
             depths.append(depth)
+        return Draft(tuple(tokens), tuple(parents), proposer=self.name)
+
+
+class Decoyed:
+    """What a model of the same weights says next, each token behind a wrong one beside it."""
+
+    name = "decoyed"
+    needs: tuple[str, ...] = ()
+
+    def __init__(self, model: DecoderLM, length: int = 3) -> None:
+        self.inner = DraftModel(model, length, backend="sdpa")
+
+    def bind(self, model: Any, cache: Any) -> None:
+        self.inner.bind(model, cache)
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def propose(self, context: ProposalContext) -> list[Draft | None]:
+        return [draft and self._spoiled(draft) for draft in self.inner.propose(context)]
+
+    def _spoiled(self, draft: Draft) -> Draft:
+        tokens: list[int] = []
+        parents: list[int] = []
+        last = -1
+        for token in draft.token_ids:
+            tokens += [(token + 1) % 320, token]
+            parents += [last, last]
+            last = len(tokens) - 1
         return Draft(tuple(tokens), tuple(parents), proposer=self.name)
 
 

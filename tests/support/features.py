@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from drafting import Decoyed
 
 from workbench.engine import Engine
 from workbench.guided_params import GuidedDecodingParams
@@ -136,6 +137,10 @@ def _time_travel(run: Run) -> None:
     elif run.step == 5:
         run.notes.add("restored")
         run.engine.restore(run.state)
+
+
+def _draft(run: Run) -> None:
+    run.engine.swap(proposer=Decoyed(run.engine.model))
 
 
 def _pause(run: Run) -> None:
@@ -348,6 +353,14 @@ FEATURES = [
         "every third step fails after its forward pass",
         prepare=_failing,
         happened=lambda run: run.faults > 5,
+    ),
+    Feature(
+        "speculation",
+        "trees of drafts are verified, one path of each mostly right",
+        prepare=_draft,
+        happened=lambda run: (
+            sum(run.engine.requests[name].metrics.num_accepted for name in run.names) > 0
+        ),
     ),
     Feature("swap", "sampler, backend and policy swapped after each step", between=_swap),
     Feature(

@@ -106,7 +106,7 @@ class Engine(Described):
         laps.lap("sample")
         with shielded():  # a step that is committed is also told
             finished = refused + failed + self.scheduler.commit(plan, sampled, output.reports)
-            self.speculator.committed(plan, output, sampled)
+            self.speculator.committed(plan, output, sampled, laps.seconds)
             new = new_tokens(plan, sampled)
             finished += self._book.advance(self._brancher)
             laps.lap("commit")

@@ -27,9 +27,9 @@ class NewToken(NamedTuple):
 class StepRecord(Described):
     """The account of one `Engine.step()`.
 
-    tokens: every token made. finished: the sequences that ended. seconds:
-    wall time of `schedule`, `run` (forward), `sample` (on CUDA this one waits for the forward) and
-    `commit`.
+    tokens: every token made. finished: the sequences that ended. seconds: wall time of `schedule`
+    (and of asking for drafts), `run` (forward), `sample` (on CUDA this one waits for the forward)
+    and `commit`.
     """
 
     plan: StepPlan

@@ -8,6 +8,7 @@ that keep activations and a sequence's last token are decoded plainly.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from workbench.batch import ForwardOutput, SampledTokens, StepPlan
@@ -32,6 +33,7 @@ from workbench.speculation import (
     States,
     Verifier,
 )
+from workbench.speculation.control import Control
 from workbench.speculation.states import StateStore
 
 
@@ -56,6 +58,9 @@ class Speculator(Described):
     ) -> None:
         self.model, self.cache, self.scheduler, self.runner = model, cache, scheduler, runner
         self.proposer: Proposer | None = None
+        self.config = SpeculationConfig()
+        self.control = Control(self.config)
+        self._depth = 0  # of the drafts that were asked for last
         self._states = StateStore()
         self.use(proposer, SpeculationConfig() if config is None else config)
 
@@ -79,6 +84,8 @@ class Speculator(Described):
                 proposer.bind(self.model, self.cache)
         if proposer is not self.proposer:
             self._let_go()
+        if proposer is not self.proposer or config is not self.config:
+            self.control = Control(config)
         self.proposer, self.config = proposer, config
         self.verifier = Verifier(config.make_rule())
         if needs != self.runner.captured:
@@ -123,8 +130,16 @@ class Speculator(Described):
         self.cache.move_tokens(moves)
         return sampled
 
-    def committed(self, plan: StepPlan, output: ForwardOutput, sampled: SampledTokens) -> None:
-        """Keep what the proposer needs of a committed step, and tell of its drafts."""
+    def committed(
+        self,
+        plan: StepPlan,
+        output: ForwardOutput,
+        sampled: SampledTokens,
+        seconds: Mapping[str, float],
+    ) -> None:
+        """Keep what the proposer needs of a committed step, tell of its drafts, count its cost."""
+        if self.proposer is not None:
+            self._measure(plan, sampled, sum(seconds.values()))
         if output.states:
             self._keep(plan, output, sampled)
         if plan.drafts and self.scheduler.bus:
@@ -134,6 +149,15 @@ class Speculator(Described):
                 facts = draft.proposer, draft.token_ids, draft.parents, chosen(draft)
                 verdict = accepted.nodes, sampled.token_ids[place]
                 self.scheduler.bus.emit(DraftVerified(plan.step, number, *facts, *verdict))
+
+    def _measure(self, plan: StepPlan, sampled: SampledTokens, seconds: float) -> None:
+        """Tell the control of a step in which all rows decode."""
+        count = plan.num_decodes + len(plan.drafts)
+        if not count or count < len(plan.sequences):
+            return
+        accepted = sum(len(run.nodes) for run in sampled.accepted.values())
+        drafted = sum(len(draft) for draft in plan.drafts.values())
+        self.control.observe(count, self._depth, count + accepted, drafted, accepted, seconds)
 
     def close(self) -> None:
         """Let go of the proposer."""
@@ -149,7 +173,7 @@ class Speculator(Described):
     def _candidates(self) -> tuple[Candidate, ...]:
         """Return who decodes in the next step and may be drafted for."""
         running = self.scheduler.running
-        depth = self.config.depth(len(running))
+        depth = self._depth = self.control.depth(len(running))
         if depth < 1:
             return ()
         found = []
@@ -229,6 +253,7 @@ class Speculator(Described):
             return {"proposer": "none"}
         plainly = "beams, prompts with embeddings, requests that keep activations"
         facts = {"proposer": name_of(self.proposer), **self.verifier.describe()}
+        facts |= self.control.describe()
         return {**facts, "decoded plainly": plainly}
 
 
