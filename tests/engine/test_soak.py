@@ -72,7 +72,7 @@ class Soak:
                 sampler=Sampler(),
                 backend=self.source.choice(["sdpa", "reference"]),
                 proposer=self.source.choice(
-                    ["off", NGram(4, max_n=2), RandomTrees(1, vocab=8), SuffixAutomaton(pool=2)]
+                    ["off", NGram(4, max_n=2), RandomTrees(1, vocab=12), SuffixAutomaton(pool=2)]
                 ),
             )
         elif kind == "checkpoint":

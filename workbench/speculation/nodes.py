@@ -8,6 +8,7 @@ while it is drafted for, since a step changes only the last few tokens.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -21,14 +22,18 @@ from workbench.request import Sequence
 
 
 class MaskGuide:
-    """Says once more what a guide said of one node: the masks of a draft are made together."""
+    """Says once more what a guide said of one node: the masks of a draft are made together.
 
-    def __init__(self, mask: Tensor) -> None:
+    mask: None for a node that cannot be reached, of which nothing is asked.
+    """
+
+    def __init__(self, mask: Tensor | None) -> None:
         self._mask = mask
 
     def fill(self, row: Tensor) -> None:
         """Write the mask."""
-        row.copy_(self._mask)
+        if self._mask is not None:
+            row.copy_(self._mask)
 
 
 class _Views:
@@ -84,29 +89,35 @@ class NodeViews:
 def _guide(nodes: list[Sequence], guide: Guide, draft: Draft) -> None:
     """Give every node a guide that says what may follow it.
 
-    A node that cannot be reached gets none. Where a grammar fails on a guess, only plain decoding
-    can tell whether it matters: the nodes below are then never looked at.
+    Where a grammar fails on a guess, only plain decoding can tell whether it matters: then each
+    node is asked by itself, if it comes to that.
     """
-    if not isinstance(guide, GrammarGuide):
-        _fork_guides(nodes, guide, draft)
-        return
+    guides: Any = _masks(guide, draft) if isinstance(guide, GrammarGuide) else None
+    for node, found in zip(nodes, guides or _forks(guide, draft), strict=True):
+        node.guide = found
+
+
+def _masks(guide: GrammarGuide, draft: Draft) -> list[MaskGuide] | None:
     try:
         masks = draft_masks(guide, draft.token_ids, draft.parents)
     except GuideFailed:
-        _fork_guides(nodes, guide, draft)
-        return
-    for i, node in enumerate(nodes):
-        node.guide = MaskGuide(masks.bitmask[i + 1]) if masks.allowed[i] else None  # type: ignore[assignment]
+        return None
+    rows = zip(masks.bitmask[1:], masks.allowed, strict=True)
+    return [MaskGuide(mask if allowed else None) for mask, allowed in rows]
 
 
-def _fork_guides(nodes: list[Sequence], guide: Guide, draft: Draft) -> None:
-    """The same by copies of the guide, one for each node, for guides that know no drafts."""
-    for i, node in enumerate(nodes):
-        parent = draft.parents[i]
-        before = guide if parent < 0 else nodes[parent].guide
-        node.guide = None if before is None else before.fork()
+def _forks(guide: Guide, draft: Draft) -> list[Guide | MaskGuide]:
+    """Return a copy of the guide for each node, for guides that know no drafts."""
+    found: list[Guide | MaskGuide] = []
+    for token_id, parent in zip(draft.token_ids, draft.parents, strict=True):
+        before = guide if parent < 0 else found[parent]
+        if isinstance(before, MaskGuide):
+            found.append(before)
+            continue
+        after = before.fork()
         try:
-            if node.guide is not None:
-                node.guide.accept(draft.token_ids[i])
+            after.accept(token_id)
+            found.append(after)
         except GuideFailed:
-            node.guide = None
+            found.append(MaskGuide(None))
+    return found
