@@ -25,7 +25,7 @@ FLOORS = {
     **dict.fromkeys(("models",), 3),
     **dict.fromkeys(("cache", "scheduler", "lora", "quant", "parallel"), 4),
     **dict.fromkeys(("run", "sample", "guided", "speculation"), 5),
-    **dict.fromkeys(("engine", "async_engine", "build", "llm"), 6),
+    **dict.fromkeys(("engine", "async_engine", "build", "llm", "memory_plan"), 6),
     **dict.fromkeys(("train", "serve", "simulate"), 7),
     **dict.fromkeys(("trace", "bench", "playground", "views", "cli", "__main__"), 8),
 }
@@ -39,6 +39,8 @@ SIBLINGS = {
     ("speculation", "guided"): "a guide says what may follow each node of a draft",
     ("speculation", "run"): "a draft model is run as the model is",
     ("views", "trace"): "a view shows a trace",
+    ("bench", "trace"): "a bench records what it measures",
+    ("bench", "views"): "a bench measures them",
     ("playground", "views"): "the playground lays views out",
     ("playground", "trace"): "the playground records what it runs",
     ("cli", "bench"): "the command line starts the programs",
@@ -50,7 +52,7 @@ TOP_FOLDER = {
     *("errors", "config", "sampling_params", "request", "batch", "events"),
     *("describe", "interrupts", "metrics", "activations", "embeds", "guide", "guided_params"),
     *("retention", "draft"),
-    *("engine", "async_engine", "build", "llm"),
+    *("engine", "async_engine", "build", "llm", "memory_plan"),
 }
 # The package's own __init__ names everything; only the top floor may use it, as a user does.
 FACE = "workbench"

@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench import views
     from workbench.async_engine import AsyncEngine
     from workbench.batch import ForwardContext, StepPlan
     from workbench.build import build
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from workbench.guided import GrammarCompiler, Guide
     from workbench.guided_params import GuidedDecodingParams
     from workbench.llm import LLM
+    from workbench.memory_plan import MemoryPlan, plan_memory
     from workbench.models import DecoderLM, load_model
     from workbench.ops import get_backend
     from workbench.request import RequestOutput
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from workbench.sampling_params import SamplingParams
     from workbench.scheduler import Scheduler
     from workbench.trace import Trace
+    from workbench.trace.compare import compare
 
 __version__ = "0.1.0"
 
@@ -46,6 +49,7 @@ _HOMES = {
     "workbench.guided": ("GrammarCompiler", "Guide"),
     "workbench.guided_params": ("GuidedDecodingParams",),
     "workbench.llm": ("LLM",),
+    "workbench.memory_plan": ("MemoryPlan", "plan_memory"),
     "workbench.models": ("DecoderLM", "load_model"),
     "workbench.ops": ("get_backend",),
     "workbench.request": ("RequestOutput",),
@@ -55,6 +59,7 @@ _HOMES = {
     "workbench.sampling_params": ("SamplingParams",),
     "workbench.scheduler": ("Scheduler",),
     "workbench.trace": ("Trace",),
+    "workbench.trace.compare": ("compare",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -71,6 +76,7 @@ __all__ = [
     "Guide",
     "GuidedDecodingParams",
     "KVCache",
+    "MemoryPlan",
     "ModelConfig",
     "RequestOutput",
     "Retention",
@@ -83,12 +89,20 @@ __all__ = [
     "StepRecord",
     "Trace",
     "build",
+    "compare",
     "get_backend",
     "load_model",
+    "plan_memory",
+    "views",
 ]
 
 
+_MODULES = ("views",)  # modules that are names of the face
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"workbench.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME_OF[name]), name)

@@ -118,7 +118,8 @@ class SchedulerConfig:
     policy: a name in `workbench.scheduler.POLICIES`, or a key function of a sequence (smallest
     first). chunked_prefill: whether a prompt may be split over steps. prefix_reuse: whether a new
     sequence looks for its prompt's blocks in the cache. partial_reuse: whether it also copies the
-    first tokens of a block that goes on differently.
+    first tokens of a block that goes on differently. prefix_wait: whether it waits for a prefix of
+    its prompt that a running sequence computes, or computes it as well.
 
     capacity: `max_utilization` starts a sequence when its tokens so far fit, and preempts when
     blocks run out; `guaranteed_no_evict` starts it only if it and all that run can grow to their
@@ -134,6 +135,7 @@ class SchedulerConfig:
     chunked_prefill: bool = True
     prefix_reuse: bool = True
     partial_reuse: bool = True
+    prefix_wait: bool = True
     capacity: Capacity = "max_utilization"
     preemption: Preemption = "recompute"
     chunking: Chunking = "first_come"
@@ -186,6 +188,7 @@ class EngineConfig:
     chunked_prefill: bool = True
     prefix_reuse: bool = True
     partial_reuse: bool = True
+    prefix_wait: bool = True
     capacity: Capacity = "max_utilization"
     preemption: Preemption = "recompute"
     chunking: Chunking = "first_come"

@@ -98,6 +98,26 @@ class GuideFailed(WorkbenchError, RuntimeError):
         super().__init__(f"guided decoding{where}: {problem}. Abort the request(s) concerned.")
 
 
+class MissingExtra(WorkbenchError, ImportError):
+    """A part of the package needs libraries that are not installed."""
+
+    def __init__(self, part: str, library: str, extra: str) -> None:
+        self.part, self.library, self.extra = part, library, extra
+        super().__init__(
+            f"{part} needs {library}, which is not installed. "
+            f"Install it with: pip install 'llm-workbench[{extra}]'"
+        )
+
+
+class WorkloadError(InvalidValue):
+    """A workload file cannot be read; says in which line (None: the file as a whole) and field."""
+
+    def __init__(self, path: Any, line: int | None, column: str, value: Any, problem: str) -> None:
+        self.path, self.line, self.column = str(path), line, column
+        place = column if line is None else f"line {line}, {column}"
+        super().__init__(f"{path}: {place}", value, problem, "Mend the file, or take the line out.")
+
+
 class TraceError(WorkbenchError, ValueError):
     """A trace file is truncated, foreign or of another version."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,16 +45,27 @@ def make_engine(model: DecoderLM) -> MakeEngine:
 
 @pytest.fixture
 def serve(make_engine: MakeEngine) -> Iterator[Serve]:
-    """Return a function that serves an engine: its keywords are `make_engine`'s and `max_pending`.
+    """Return a function that serves an engine.
 
-    At the end, each that is still open must hold no block; then it is closed, and its thread ends.
+    Its keywords are `make_engine`'s, `max_pending`, and `pace`: seconds that each step takes at
+    least. A test that acts on a running request gives one, so that a reader whom the machine keeps
+    waiting still finds it running. At the end, each that is still open must hold no block; then it
+    is closed, and its thread ends.
     """
     served: list[AsyncEngine] = []
 
     def start(
-        engine: Engine | None = None, *, max_pending: int | None = 1024, **settings: Any
+        engine: Engine | None = None,
+        *,
+        max_pending: int | None = 1024,
+        pace: float = 0,
+        **settings: Any,
     ) -> AsyncEngine:
-        served.append(AsyncEngine(engine or make_engine(**settings), max_pending=max_pending))
+        engine = engine or make_engine(**settings)
+        if pace:
+            real = engine.step
+            engine.step = lambda: (time.sleep(pace), real())[1]
+        served.append(AsyncEngine(engine, max_pending=max_pending))
         return served[-1]
 
     yield start

@@ -29,6 +29,7 @@ from workbench.events import Event, StepDone
 
 PROMPTS = random_prompts(12, seed=230)
 LONG = greedy(200)
+PACE = 0.03  # at which `LONG` takes six seconds
 
 
 def step_of(engine: wb.Engine) -> int:
@@ -45,7 +46,10 @@ def test_at_most_max_pending_are_with_the_engine(serve, make_engine) -> None:
     aengine.bus.subscribe(lambda _: most.append(len(aengine._loop.engine.requests)))
 
     async def main() -> list[Any]:
-        return await asyncio.gather(*(aengine.generate(p, greedy(6)) for p in PROMPTS))
+        await aengine.pause()
+        replies = [aengine.generate(p, greedy(6)) for p in PROMPTS]
+        await aengine.resume()
+        return await asyncio.gather(*replies)
 
     assert [output.outputs for output in asyncio.run(main())] == expected
     assert max(most) == 3
@@ -93,7 +97,7 @@ def test_a_bad_limit(make_engine, limit: Any) -> None:
 
 def test_a_pause_stops_steps_and_keeps_requests(serve, make_engine) -> None:
     (expected,) = make_engine().generate([PROMPTS[0]], drawn(5, 30))
-    aengine = serve()
+    aengine = serve(pace=PACE)
     stream = aengine.stream(PROMPTS[0], drawn(5, 30))
     deltas = [next(stream)]
     aengine.pause().result(20)
@@ -105,6 +109,25 @@ def test_a_pause_stops_steps_and_keeps_requests(serve, make_engine) -> None:
     deltas += stream
     assert [t for d in deltas for t in d.token_ids] == expected.outputs[0].token_ids
     assert added.result(20).finished
+
+
+def test_steps_of_a_paused_engine(serve, make_engine) -> None:
+    (expected,) = make_engine().generate([PROMPTS[0]], greedy(6))
+    aengine = serve(max_pending=1)
+    aengine.pause().result(20)
+    stream = aengine.stream(PROMPTS[0], greedy(6))
+    in_line = aengine.generate(PROMPTS[1], greedy(1))
+    assert aengine.step().result(20) == 1
+    assert next(stream).token_ids == expected.outputs[0].token_ids[:1]
+    assert aengine.step(3).result(20) == 3
+    assert aengine.call(step_of).result(20) == 4
+    assert aengine.step(100).result(20) == 3, "two of it, and one of who was in line"
+    assert in_line.result(0).finished
+    assert [t for delta in stream for t in delta.token_ids] == expected.outputs[0].token_ids[1:]
+    assert aengine.step().result(20) == 0
+    with pytest.raises(ConfigError, match="count"):
+        aengine.step(0)
+    aengine.resume().result(20)
 
 
 def test_drain_finishes_what_there_is_and_takes_nothing_new(serve) -> None:
@@ -131,7 +154,7 @@ def test_drain_finishes_what_there_is_and_takes_nothing_new(serve) -> None:
 
 
 def test_call_runs_between_steps_on_the_engine_thread(serve) -> None:
-    aengine = serve()
+    aengine = serve(pace=PACE)
     stream = aengine.stream(PROMPTS[0], LONG)
     next(stream)
 
@@ -148,7 +171,7 @@ def test_call_runs_between_steps_on_the_engine_thread(serve) -> None:
 
 
 def test_a_fork_made_by_call_runs_along(serve) -> None:
-    aengine = serve()
+    aengine = serve(pace=PACE)
     stream = aengine.stream(PROMPTS[0], greedy(60), request_id="one")
     next(stream)
     aengine.call(lambda engine: engine.fork("one", new_id="two")).result(20)
@@ -162,7 +185,7 @@ def test_a_fork_made_by_call_runs_along(serve) -> None:
 def test_streams_wait_while_a_restored_engine_catches_up(serve, make_engine) -> None:
     params = drawn(9, 60, logprobs=1)
     (expected,) = make_engine().generate([PROMPTS[0]], params)
-    aengine = serve()
+    aengine = serve(pace=PACE)
     stream = aengine.stream(PROMPTS[0], params)
     reply = aengine.generate(PROMPTS[0], params)
     got = [next(stream), next(stream)]
@@ -188,9 +211,10 @@ def test_it_sleeps_when_there_is_nothing_to_do(serve) -> None:
     turns = []
     real = aengine._loop.desk.settle
     aengine._loop.desk.settle = lambda: (turns.append(1), real())
-    aengine.call(step_of).result(20)
+    for _ in range(3):
+        aengine.call(step_of).result(20)
     threading.Event().wait(0.3)
-    assert len(turns) <= 1, "the thread turned without anything to do"
+    assert len(turns) <= 4, "the thread turned without anything to do"
 
 
 # --- the end ----------------------------------------------------------------------------------
@@ -198,7 +222,7 @@ def test_it_sleeps_when_there_is_nothing_to_do(serve) -> None:
 
 def test_close_during_traffic_reaches_everybody(serve, make_engine) -> None:
     engine = make_engine()
-    aengine = serve(engine, max_pending=3)
+    aengine = serve(engine, max_pending=3, pace=PACE)
 
     async def main() -> list[Any]:
         reads = [asyncio.ensure_future(_last(aengine.stream(p, LONG))) for p in PROMPTS]
@@ -261,7 +285,7 @@ def test_submissions_while_it_closes_are_answered(make_engine) -> None:
 
 
 def test_the_engine_closed_by_call_ends_the_thread(serve) -> None:
-    aengine = serve()
+    aengine = serve(pace=PACE)
     reply = aengine.generate(PROMPTS[0], LONG)
     aengine.call(lambda engine: engine.close()).result(20)
     with pytest.raises(EngineClosed):

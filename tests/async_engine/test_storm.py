@@ -56,7 +56,7 @@ def run_loop(
         ]
         for task in tasks:
             if source.random() < 0.2:
-                for _ in range(source.randrange(30)):
+                for _ in range(source.choice((0, 1, 30))):
                     await asyncio.sleep(0)
                 task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -123,6 +123,6 @@ def test_a_storm_leaves_nothing_behind(serve, make_engine, max_pending: int) -> 
     assert aengine.describe()["pending"] == aengine.describe()["in line"] == 0
     ends = [sum(getattr(c, name) for c in counts) for name in ("whole", "left", "cancelled")]
     assert sum(ends) == sum(streams for _, streams in shares)
-    assert all(number > 20 for number in ends), ends
+    assert all(ends), ends
     aengine.close()
     assert set(threading.enumerate()) <= threads_before

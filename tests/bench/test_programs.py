@@ -11,15 +11,16 @@ import pytest
 import torch
 from tiny import write_checkpoint
 
-from workbench.bench import cpu, gpu_engine, scheduler
+from workbench.bench import cpu, gpu_engine, scheduler, views
 from workbench.bench.cpu import peer_dtypes
 from workbench.bench.gpu_workloads import WORKLOADS, Work, make_jobs
 from workbench.bench.shapes import SHAPES, write_random_checkpoint
 from workbench.bench.workloads import DESCRIPTIONS, Job
 from workbench.cli.bench import add_parser
+from workbench.cli.machine.browser import HOW_TO_GET_ONE, find_browser
 from workbench.cli.main import main
 from workbench.config import ModelConfig
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, InvalidValue
 from workbench.models import load_model
 
 
@@ -57,6 +58,14 @@ def test_scheduler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert main(["bench", "scheduler", "--steps", "5"]) in (0, 1)  # 1: slower than the bound
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["1", "3"]
+
+
+def test_recording(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--sequences", "2", "--output", "4", "--rounds", "1"]
+    assert main(["bench", "recording", *small]) in (0, 1)  # 1: over the bound
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:4]] == ["tinypy", "no"]
+    assert all(float(line.split()[-1]) > 2 for line in lines[2:4]), "events of a step"
 
 
 def test_kernels(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,6 +136,25 @@ def test_every_program_is_run_here(request: pytest.FixtureRequest) -> None:
     programs = {name for action in bench._actions for name in action.choices or ()}
     assert programs, "the programs were not found"
     assert {name for name in programs if not hasattr(request.module, f"test_{name}")} == set()
+
+
+@pytest.mark.browser
+@pytest.mark.xdist_group("browser")
+def test_views(capsys: pytest.CaptureFixture[str]) -> None:
+    browser = find_browser()
+    if browser is None:
+        pytest.skip(f"no Chromium on this machine: {HOW_TO_GET_ONE}")
+    sizes = ["--blocks", "300", "--steps", "30", "--sequences", "4", "--keys", "3"]
+    assert views.main(sizes, browser=browser) in (0, 1)  # 1: a slow machine
+    told = capsys.readouterr().out
+    assert all(name in told for name in views.BOUNDS)
+    assert "of 300 blocks used" in told
+    assert "messages" in told
+
+
+def test_views_needs_a_browser() -> None:
+    with pytest.raises(InvalidValue, match="Chromium"):
+        views.main([], browser=None)
 
 
 @pytest.mark.parametrize(

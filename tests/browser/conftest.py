@@ -55,11 +55,12 @@ CELLS = """() => window.jupyterapp.shell.currentWidget.content.widgets.map(
 
 @dataclass(frozen=True)
 class Lab:
-    """A running JupyterLab: where it answers, its token, and the folder it serves."""
+    """A running JupyterLab: where it answers, its token, the folder it serves, and its own data."""
 
     url: str
     token: str
     folder: Path
+    data: Path
 
     def address(self, name: str) -> str:
         """Return the address of a notebook in the served folder, in a fresh workspace."""
@@ -95,7 +96,7 @@ def lab(chromium: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[La
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
-    running = Lab(f"http://127.0.0.1:{port}", secrets.token_hex(16), folder)
+    running = Lab(f"http://127.0.0.1:{port}", secrets.token_hex(16), folder, home / "data")
     command = lab_command(first, folder, browser=False, port=port)
     command += ["--LabApp.expose_app_in_browser=True", "--ServerApp.port_retries=0"]
     log = home / "server.log"

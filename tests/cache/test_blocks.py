@@ -298,6 +298,7 @@ def test_events_tell_it_all(blocks: BlockManager) -> None:
         "BlockCached",
         *["BlockShared"] * 2,
         "BlockCopied",
+        "BlockReleased",  # the copy is made
         *["BlockReleased", "BlockFreed", "BlockReleased"],  # of 1: its tail, and the shared one
         *["BlockReleased", "BlockFreed"] * 2,
     ]

@@ -33,6 +33,7 @@ SERVER = Machine(
     ptxas=Path("bin/ptxas"),
     ptxas_version="13.0",
     browser="Chromium 140",
+    node="v20.1.0",
     jupyterlab="4.6.6",
     embedded_model=Path("adapters/tinypy/base"),
 )
@@ -50,6 +51,7 @@ NOTHING = Machine(
     ptxas=None,
     ptxas_version=None,
     browser=None,
+    node=None,
     jupyterlab=None,
     embedded_model=None,
 )
@@ -141,6 +143,7 @@ def test_every_lack_is_named_with_its_remedy() -> None:
     assert shown["Triton kernels"] == "no: torch is not installed"
     assert "emulated" in shown["bfloat16 on the CPU"]
     assert "playwright install chromium" in shown["browser tests"]
+    assert "install node" in shown["JavaScript tests"]
     assert {f.name: f.text for f in facts(NOTHING)}["memory"] == "unknown"
 
 

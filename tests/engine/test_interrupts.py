@@ -71,11 +71,14 @@ def tight(make_engine: MakeEngine) -> Engine:
 
 
 def step_length(engine: Engine) -> float:
-    """Return how long a step takes here and now, in seconds."""
+    """Return how long a step takes where nothing holds it up, in seconds."""
     engine.generate(PROMPTS[:2], greedy(3))
-    begin = time.perf_counter()
-    engine.generate(PROMPTS, greedy(6))
-    return (time.perf_counter() - begin) / 20
+    lengths = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        engine.generate(PROMPTS, greedy(6))
+        lengths.append((time.perf_counter() - begin) / 20)
+    return min(lengths)
 
 
 @pytest.mark.parametrize("watched", [False, True])
@@ -90,7 +93,7 @@ def test_interrupts_at_random_moments(
     with Trace.record(engine) as trace:
         if not watched:
             engine.bus.unsubscribe(trace)
-        while interrupts < 150 and rounds < 40:
+        while interrupts < 150 and rounds < 200:
             rounds += 1
             names = [engine.add(p, own) for p, own in zip(PROMPTS, PARAMS, strict=True)]
             while engine.has_work:
@@ -186,13 +189,14 @@ def test_a_second_thread_is_not_shielded_and_not_stopped(
     expected = alone(PROMPTS, PARAMS)
     engine = tight(make_engine)
     before = signal.getsignal(signal.SIGINT)
-    handlers, got = [], []
+    handlers, got, enough = [], [], threading.Event()
 
     def work() -> None:
         with shielded():
             handlers.append(signal.getsignal(signal.SIGINT))
-        outputs = engine.generate(PROMPTS, PARAMS)
-        got.extend(output.outputs[0].token_ids for output in outputs)
+        while not (got and enough.is_set()):
+            outputs = engine.generate(PROMPTS, PARAMS)
+            got.append([output.outputs[0].token_ids for output in outputs])
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -203,10 +207,11 @@ def test_a_second_thread_is_not_shielded_and_not_stopped(
             thread.join(0.001)
         except KeyboardInterrupt:
             interrupts += 1
+            if interrupts > 3:
+                enough.set()
             time.sleep(0.002)
     assert handlers == [before]
-    assert interrupts > 3
-    assert got == expected
+    assert all(tokens == expected for tokens in got)
 
 
 def test_the_shield_holds_back_and_lets_go() -> None:

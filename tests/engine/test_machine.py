@@ -16,6 +16,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from snapshots import Follower
 from tiny import VOCAB
 
 from workbench.engine import Engine
@@ -94,6 +95,8 @@ class EngineMachine(RuleBasedStateMachine):
             capacity=capacity,
             chunking=chunking,
         )
+        self.follower = Follower(self.engine.cache)
+        self.engine.bus.subscribe(self.follower)
         self.asked: dict[str, tuple[tuple[int, ...], SamplingParams]] = {}
         self.aborted: set[str] = set()
 
@@ -205,6 +208,7 @@ class EngineMachine(RuleBasedStateMachine):
         if hasattr(self, "engine"):
             self.engine.cache.check()
             scheduler = self.engine.scheduler
+            self.follower.compare(self.engine.cache, scheduler)
             owners = {s.sequence_id for s in [*scheduler.running, *scheduler.holding]}
             assert set(self.engine.cache.blocks.tables) == owners
 

@@ -70,9 +70,9 @@ def test_it_is_told(make_engine: MakeEngine) -> None:
         engine.resume(name)
         engine.run()
     kinds = [
-        type(entry.event)
-        for entry in trace.entries
-        if isinstance(entry.event, SequencePaused | SequenceResumed | StepDone)
+        type(event)
+        for event in trace.events
+        if isinstance(event, SequencePaused | SequenceResumed | StepDone)
     ]
     assert kinds == [*[StepDone] * 2, SequencePaused, SequenceResumed, *[StepDone] * 4]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from drive import Alone, MakeEngine, greedy, tokens_of
 from tiny import random_prompts
 
+from workbench.config import SchedulerConfig
 from workbench.engine import Engine
 from workbench.errors import ConfigError
 from workbench.scheduler import POLICIES
@@ -61,18 +63,69 @@ def test_a_policy_swapped_in_between_steps(make_engine: MakeEngine, alone: Alone
     assert engine.scheduler.policy is POLICIES["priority"]
 
 
+def test_budgets_changed_between_steps(make_engine: MakeEngine, alone: Alone) -> None:
+    """Lower ones stop nobody who decodes; tokens never change."""
+    prompts = [[1, 2], [3, 4], [5, 6], list(range(10, 40)), [7, 8], [9, 9]]
+    expected = alone(prompts, greedy(6))
+    engine = make_engine(max_sequences=4, max_batch_tokens=12, chunking="equal_progress")
+    config = engine.scheduler.config
+    for i, prompt in enumerate(prompts):
+        engine.add(prompt, greedy(6), request_id=str(i), priority=-i)
+    assert engine.step().plan.num_tokens == 12
+    lowest = replace(config, max_sequences=1, max_batch_tokens=2, policy="priority")
+    engine.swap(scheduler_config=lowest)
+    plan = engine.step().plan
+    assert plan.num_tokens == plan.num_decodes == 3, "beside which no prompt fits"
+    assert engine.scheduler.policy is POLICIES["priority"]
+    plans = [record.plan for record in engine.run()]
+    assert max(plan.num_tokens for plan in plans if plan.num_decodes == 0) == 2
+    last = [plan for plan in plans if plan.sequences[-1].request.request_id in "45"]
+    assert {len(plan.sequences) for plan in last} == {1}
+    assert [p.sequences[0].request.request_id for p in last] == ["5"] * 6 + ["4"] * 6
+    got = [engine.output(str(i)).outputs[0].token_ids for i in range(len(prompts))]
+    assert got == expected
+    engine.swap(scheduler_config=config)
+    assert engine.scheduler.policy is POLICIES["fcfs"]
+
+
+def test_budgets_under_which_a_request_could_not_end_are_refused(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_sequences=4, chunked_prefill=False, max_batch_tokens=64)
+    beams = greedy(4, beam_width=3)
+    engine.add([1, 2, 3], beams, request_id="beams")
+    engine.add(list(range(1, 41)), greedy(4), request_id="long")
+    config = engine.scheduler.config
+    for name, changes in (
+        ("beams", {"max_sequences": 2}),
+        ("long", {"max_batch_tokens": 39}),
+    ):
+        with pytest.raises(ConfigError, match=f"request '{name}' could not go on"):
+            engine.swap(scheduler_config=replace(config, **changes))
+        assert engine.scheduler.config is config
+        engine.abort(name)
+        engine.swap(scheduler_config=replace(config, **changes))
+        engine.swap(scheduler_config=config)
+
+
 def test_an_unknown_policy_changes_nothing(make_engine: MakeEngine) -> None:
     engine = make_engine()
-    before = engine.scheduler.policy, engine.sampler, engine.runner.backend
+
+    def parts() -> tuple[Any, ...]:
+        scheduler = engine.scheduler
+        return scheduler.policy, scheduler.config, engine.sampler, engine.runner.backend
+
+    before = parts()
     for wrong in (
         {"scheduler_policy": "fairest"},
         {"backend": "fastest"},
         {"sampler": 3},
         {"scheduler_policy": "priority", "backend": "fastest"},
+        {"scheduler_config": {"max_sequences": 2}},
+        {"scheduler_config": SchedulerConfig(policy="priority", preemption="swap")},
+        {"scheduler_config": SchedulerConfig(policy="fairest")},
     ):
         with pytest.raises(ConfigError):
             engine.swap(**wrong)
-    assert before == (engine.scheduler.policy, engine.sampler, engine.runner.backend)
+    assert before == parts()
 
 
 def test_a_sampler_swapped_in_between_steps(make_engine: MakeEngine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from drive import Alone, MakeEngine, greedy, tokens_of
@@ -155,3 +156,40 @@ def test_partial_reuse_can_be_turned_off(make_engine: MakeEngine) -> None:
     engine.generate([LONG], greedy(4))
     output = engine.generate([[*LONG[:13], 9, 9, 9]], greedy(4))[0]
     assert output.metrics.num_cached_tokens == BLOCK
+
+
+def test_every_cause_is_told(make_engine: MakeEngine) -> None:
+    """One lookup of each kind, by what the event says of it."""
+    engine = make_engine(num_blocks=12, block_size=4, host_blocks=2)
+    first, second = list(range(1, 22)), list(range(100, 121))
+
+    def causes(prompt: list[int], **wishes: Any) -> tuple[str, str]:
+        params = greedy(1, **wishes.pop("asked", {}))
+        with Trace.record(engine) as trace:
+            engine.add(prompt, params, **wishes)
+            engine.run()
+        [told] = trace.of(PrefixHit) + trace.of(PrefixMiss)
+        return told.cause, told.reason
+
+    assert causes(first) == ("new", "no such prefix")
+    assert causes(first)[0] == "whole"
+    assert causes(first[:3]) == (
+        "short",
+        "prompt shorter than a block; partial: 2 of 4 tokens of block 0 copied",
+    )
+    assert causes([*first[:9], 50, 51, 52, 53])[0] == "new"
+    assert causes(first, namespace="salt") == ("namespace", "cached only in namespace ''")
+    asked = {"prompt_logprobs": 0}
+    assert causes(first, asked=asked) == ("asked", "the request asks about every token from 0 on")
+    for start in (0, 1, 2):  # push the first ones out, of the device and of the host
+        causes([token + 100 + 30 * start for token in second])
+    cause, reason = causes(first)
+    assert cause == "evicted"
+    assert "was evicted at step" in reason
+    assert " for sequence " in reason
+    assert reason.split(";")[0].endswith(", and is not on the host")
+    plain = make_engine(prefix_reuse=False)
+    plain.add(first, greedy(1))
+    with Trace.record(plain) as trace:
+        plain.run()
+    assert trace.of(PrefixMiss)[0].cause == "off"

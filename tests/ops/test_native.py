@@ -230,7 +230,7 @@ def test_work_is_done_alone_for_a_while_after_a_helper_came_late() -> None:
     library.team.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_int]
     time.sleep(0.25)  # whatever tests before this one saw is over
     assert library.team(99, 100, 2) == 1, "too little work to share"
-    library.helper_came(library.now())
+    library.helper_came(library.now() + 1_000_000_000)  # it came at once
     assert library.team(100, 100, 2) == 2
     library.helper_came(library.now() - 1_000_000)
     assert library.team(100, 100, 2) == 1

@@ -21,15 +21,20 @@ def make() -> Callable[..., Made]:
     """Build both. Keywords: sizes of the cache, and settings of the scheduler."""
 
     def make(
-        num_blocks: int = 16, block_size: int = 4, host_blocks: int = 0, **settings: object
+        num_blocks: int = 16,
+        block_size: int = 4,
+        host_blocks: int = 0,
+        windows: tuple[int | None, ...] = (),
+        **settings: object,
     ) -> Made:
         cache = KVCache(
-            num_layers=0,
+            num_layers=len(windows),
             num_kv_heads=1,
             head_dim=1,
             num_blocks=num_blocks,
             block_size=block_size,
             num_host_blocks=host_blocks,
+            windows=windows,
         )
         scheduler = Scheduler(cache, SchedulerConfig(**{"max_sequences": 8, **settings}))
         cache.blocks.bus = scheduler.bus

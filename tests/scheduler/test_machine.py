@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,15 +13,17 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from shadow import ShadowModel, TransferFailed, make_sequence
+from shadow import ShadowModel, TransferFailed, make_sequence, watch_passed
+from snapshots import Follower
 
 from workbench.batch import SampledTokens
 from workbench.cache import KVCache, room
 from workbench.config import SchedulerConfig
+from workbench.engine.record import new_tokens, step_done
 from workbench.events import Event, Preempted
 from workbench.request import Sequence, Status
 from workbench.retention import Retention, resolve
-from workbench.scheduler import POLICIES, Scheduler
+from workbench.scheduler import POLICIES, Scheduler, added
 
 # Most begin alike, so that prefixes are met again, and end within a block.
 SHARED = [i * i % 7 % 3 for i in range(40)]
@@ -63,6 +66,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         chunked=st.booleans(),
         reuse=st.sampled_from([True, True, False]),
         partial=st.sampled_from([True, True, False]),
+        prefix_wait=st.sampled_from([True, True, False]),
         windows=st.sampled_from(WINDOWS),
         beside=st.integers(0, 6),
         host_blocks=st.sampled_from([0, 1, 5, 40]),
@@ -80,6 +84,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         chunked,
         reuse,
         partial,
+        prefix_wait,
         windows,
         beside,
         host_blocks,
@@ -107,12 +112,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             chunked_prefill=chunked,
             prefix_reuse=reuse,
             partial_reuse=partial,
+            prefix_wait=prefix_wait,
             capacity=capacity,
             preemption="swap" if swap and host_blocks else "recompute",
             chunking=chunking,
             max_prefill_tokens=max_prefill,
         )
         self.scheduler = Scheduler(self.cache, config)
+        self.passed = watch_passed(self.scheduler)
+        self.cache.blocks.bus = self.bus = self.scheduler.bus
+        self.follower = Follower(self.cache)
+        self.bus.subscribe(self.follower)
         self.model = ShadowModel(self.cache.blocks)
         self.alive: list[Sequence] = []
         self.done: list[Sequence] = []
@@ -142,6 +152,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.count += 1
         self.scheduler.add(sequence)
+        self.bus.emit(added(self.scheduler.step, sequence))
         self.alive.append(sequence)
 
     def fits(self, num_tokens):
@@ -167,7 +178,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         plan = self.plan()
         self.model.transfers_left = 10**9
         sampled = self.model.run(plan) if plan else SampledTokens([])
+        new = new_tokens([plan.sequences[row] for row in plan.sampled], sampled)
         finished = self.scheduler.commit(plan, sampled)
+        self.bus.emit(step_done(plan, new, sampled, {}, self.cache.blocks.num_free))
         for sequence in plan.sequences:
             made = sequence.num_tokens - before[sequence.sequence_id]
             assert made in (0, 1)
@@ -183,6 +196,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not self.fits(len(tokens) + max_tokens - 1):
             return
         child = make_sequence(self.count, tokens, max_tokens, namespace=parent.request.namespace)
+        child.metrics = replace(parent.metrics, num_preemptions=0)  # as the engine does
         self.count += 1
         self.scheduler.fork(parent, child)
         self.alive.append(child)
@@ -190,7 +204,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def plan(self):
         """Plan a step and check what holds of every plan."""
         running = {s.sequence_id for s in self.scheduler.running}
+        self.passed.clear()
         plan = self.scheduler.schedule()
+        for follower, leader in self.passed:
+            assert follower.status is Status.WAITING
+            assert leader in plan.sequences or leader in plan.preempted, "it waits for nothing"
         config = self.scheduler.config
         assert len(plan.sequences) <= config.max_sequences
         assert 0 not in plan.num_new
@@ -272,12 +290,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         self.cache.check()
         scheduler = self.scheduler
+        self.follower.compare(self.cache, scheduler)
         waiting, running, paused = (
             {s.sequence_id for s in queue}
             for queue in (scheduler.waiting, scheduler.running, scheduler.paused)
         )
         assert sorted([*waiting, *running, *paused]) == sorted(s.sequence_id for s in self.alive)
         assert set(scheduler._queues._names) <= waiting
+        assert set(scheduler._queues.prefix_waits._awaited) <= waiting
         holders = {s.sequence_id: s for s in [*scheduler.holding, *scheduler.running]}
         holding = holders.keys() - running
         assert holding <= waiting | paused
@@ -336,6 +356,7 @@ def walk(source: random.Random, met: Met, **fixed: Any) -> None:
         "chunked": source.random() < 0.7,
         "reuse": source.random() < 0.7,
         "partial": source.random() < 0.7,
+        "prefix_wait": source.random() < 0.7,
         "windows": source.choice(WINDOWS),
         "beside": source.randint(0, 6),
         "host_blocks": source.choice([0, 3, 10, 40]),
@@ -345,12 +366,15 @@ def walk(source: random.Random, met: Met, **fixed: Any) -> None:
         "max_prefill": source.choice([None, 3]),
     }
     machine.build(**{**drawn, **fixed})
-    machine.scheduler.bus.subscribe(met)
-    machine.cache.blocks.bus = machine.scheduler.bus
+    machine.bus.subscribe(met)
     pick = partial(source.randint, 0, 30)
     actions = {
-        lambda: machine.add_one(
-            prompt(source), source.randint(1, 30), "", source.randint(0, 2), retention(source)
+        lambda: machine.add(
+            [prompt(source) for _ in range(source.choice([1, 1, 1, 4]))],
+            source.randint(1, 30),
+            "",
+            source.randint(0, 2),
+            retention(source),
         ): 4,
         lambda: machine.steps(source.randint(1, 4)): 6,
         lambda: machine.fork(pick(), source.randint(1, 30), source.choice([0, 0, 1, 5, 20])): 3,
@@ -411,3 +435,4 @@ def test_walks_in_which_everything_happens() -> None:
     for name in ("swap", "recompute", "host full", "reclaimed", "SwappedIn", "BlockCopied"):
         assert met[name] >= 5, (name, met)
     assert met["BlockRestored"] > met["SwappedIn"], "also evicted blocks come back"
+    assert met["PrefixAwaited"] >= 500, met

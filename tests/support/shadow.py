@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from workbench.batch import SampledTokens, StepPlan
-from workbench.cache import Blocks
+from workbench.cache import Blocks, PrefixLookup
 from workbench.metrics import RequestMetrics
 from workbench.request import Request, Sequence
 from workbench.retention import KeptRange
 from workbench.sampling_params import SamplingParams
+from workbench.scheduler import Scheduler
+from workbench.scheduler.prefix_waits import Awaited
 
 Slots = dict[tuple[int, int], tuple[int, ...]]
 
@@ -59,7 +61,7 @@ class ShadowModel:
     def run(self, plan: StepPlan) -> SampledTokens:
         """Carry out copies, check every row's context, write its new slots, choose its token."""
         if self.blocks.host is not None:
-            self.blocks.host.carry_out(self)
+            self.blocks.host.carry_out(self, self.blocks.bus, plan.step)
         for source, destination in plan.copies:  # in order: one may build on another
             self._move(self.slots, source, self.slots, destination)
         rows = list(zip(plan.sequences, plan.starts, plan.num_new, strict=True))
@@ -113,3 +115,26 @@ def make_sequence(
         stop_ids=stop_ids,
         max_num_tokens=len(prompt) + max_tokens,
     )
+
+
+def watch_passed(scheduler: Scheduler) -> list[tuple[Sequence, Sequence]]:
+    """Return a list that gets (who waits for a prefix, whom it waits for) each time one is passed
+    over; clear it before a plan."""
+    waits = scheduler._queues.prefix_waits
+    passed: list[tuple[Sequence, Sequence]] = []
+    holds, find = waits.holds, waits.find
+
+    def noted_holds(sequence: Sequence) -> bool:
+        held = holds(sequence)
+        if held:
+            passed.append((sequence, waits._awaited[sequence.sequence_id].leader))
+        return held
+
+    def noted_find(sequence: Sequence, found: PrefixLookup) -> Awaited | None:
+        awaited = find(sequence, found)
+        if awaited is not None:
+            passed.append((sequence, awaited.leader))
+        return awaited
+
+    waits.holds, waits.find = noted_holds, noted_find  # type: ignore[method-assign]
+    return passed

@@ -43,6 +43,7 @@ class AsyncEngine(Described):
         if max_pending is not None:
             require_positive("max_pending", max_pending)
         engine.require_open()
+        engine.bus.source = weakref.ref(self)  # who watches asks this thread, through `call`
         self._loop = EngineLoop(engine, max_pending)
         weakref.finalize(self, self._loop.stop).atexit = False
 
@@ -125,6 +126,14 @@ class AsyncEngine(Described):
     def pause(self) -> Reply[None]:
         """Stop stepping. Requests stay where they are, and new ones are accepted."""
         return self._loop.ask(self._loop.pause)
+
+    def step(self, count: int = 1) -> Reply[int]:
+        """Run up to `count` steps, also of a paused engine; reply with how many there were to run.
+
+        Readers get their tokens as ever. Raises `ConfigError` for a bad count.
+        """
+        require_positive("count", count)
+        return self._loop.ask(lambda: self._loop.step(count))
 
     def resume(self) -> Reply[None]:
         """Step again after `pause`, and take requests again after `drain`."""

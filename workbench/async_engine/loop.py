@@ -170,6 +170,15 @@ class EngineLoop:
         """Run no further steps."""
         self.paused = True
 
+    def step(self, count: int) -> int:
+        """Run up to `count` steps now, paused or not; return how many there were to run."""
+        ran = 0
+        while ran < count and not self.stopping and self.engine.has_work:
+            self._step()
+            self.desk.settle()
+            ran += 1
+        return ran
+
     def resume(self) -> None:
         """Run steps, and take requests, again."""
         self.paused = self.desk.draining = False

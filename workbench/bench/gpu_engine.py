@@ -26,6 +26,7 @@ from workbench.build import build
 from workbench.config import EngineConfig, ModelConfig
 from workbench.engine import Engine
 from workbench.errors import ConfigError
+from workbench.memory_plan import plan_memory
 from workbench.models import DecoderLM, LlamaForCausalLM
 from workbench.sampling_params import SamplingParams
 
@@ -104,6 +105,7 @@ def _start(
         prefix_reuse=False,
         seed=0,
     )
+    print(plan_memory(model, settings))
     engine = build(settings, model=model)
     torch.cuda.synchronize()
     marks["engine"] = time.perf_counter() - begin

@@ -102,14 +102,16 @@ class BlockManager(Described):
         names: Tokens[bytes] = (),
         *,
         partial: bool = True,
+        explain: bool = True,
     ) -> PrefixLookup:
         """Return the cached prefix of a token list, and why it ends there; change nothing.
 
         names: content hashes of the first blocks, where they are known. partial: whether the first
-        tokens of a block may be found as well, to be copied.
+        tokens of a block may be found as well, to be copied. explain: whether to say why.
         """
         asked = token_ids, self.block_size, namespace, self.namespaces, names
-        return find_prefix([(self.prefix, self.window)], *asked, partial=partial, host=self.host)
+        groups = [(self.prefix, self.window)]
+        return find_prefix(groups, *asked, partial=partial, host=self.host, explain=explain)
 
     def num_missing(self, sequence_id: int, start: int, stop: int) -> int:
         """Return how many free blocks `grow` to `stop` tokens, writing from `start`, would take."""
@@ -151,8 +153,8 @@ class BlockManager(Described):
             whole = index < len(table.hashes)
             self.pool.take(block_id, table.keep(index, self.block_size) if whole else None)
             table.block_ids.append(block_id)
-            if self.bus:
-                self.bus.emit(BlockShared(self.step, block_id, sequence_id, index))
+            if self.pool.bus:
+                self.pool.bus.emit(BlockShared(self.pool.step, block_id, sequence_id, index))
         self._restore(sequence_id, table, lookup.slots)
 
     def _restore(self, sequence_id: int, table: BlockTable, slots: tuple[int, ...]) -> None:
@@ -163,8 +165,8 @@ class BlockManager(Described):
         for index, slot in enumerate(slots, table.stop):
             block_id = self.pool.restore(slot, sequence_id, table.keep(index, self.block_size))
             table.block_ids.append(block_id)
-            if self.bus:
-                self.bus.emit(BlockAllocated(self.step, block_id, sequence_id, index))
+            if self.pool.bus:
+                self.pool.bus.emit(BlockAllocated(self.pool.step, block_id, sequence_id, index))
         self.host.drop(sequence_id)
 
     def trim(self, sequence_id: int, start: int) -> None:
@@ -205,8 +207,8 @@ class BlockManager(Described):
         for index in range(table.stop, self.blocks_for(stop)):
             block_id = self.pool.allocate(sequence_id, table.keep(index, self.block_size))
             table.block_ids.append(block_id)
-            if self.bus:
-                self.bus.emit(BlockAllocated(self.step, block_id, sequence_id, index))
+            if self.pool.bus:
+                self.pool.bus.emit(BlockAllocated(self.pool.step, block_id, sequence_id, index))
         table.writable_to = table.stop * self.block_size
 
     def _copy(self, sequence_id: int, table: BlockTable, index: int) -> None:
@@ -249,8 +251,8 @@ class BlockManager(Described):
         parent.writable_to = 0  # its last block may be shared now
         for index, block_id in enumerate(child.block_ids, first):
             self.ref_counts[block_id] += 1
-            if self.bus:
-                self.bus.emit(BlockShared(self.step, block_id, child_id, index))
+            if self.pool.bus:
+                self.pool.bus.emit(BlockShared(self.pool.step, block_id, child_id, index))
 
     def finish_copies(self) -> None:
         """Forget the pending copies, now carried out, and release their sources."""
@@ -268,8 +270,6 @@ class BlockManager(Described):
 
     def clear_cached(self) -> int:
         """Forget all cached content of free blocks and the host's; return how many became blank."""
-        if self.host is not None:
-            self.host.clear()
         return self.pool.clear_cached()
 
     def _release(self, block_id: int, sequence_id: int | None) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from workbench.cache.prefix import Content
 from workbench.config import require_positive
 from workbench.describe import Described
+from workbench.events import BlocksMoved, EventBus
 from workbench.interrupts import shielded
 
 
@@ -204,8 +205,8 @@ class HostTier(Described):
 
     # --- transfers ----------------------------------------------------------------------------
 
-    def carry_out(self, memory: Transfers) -> None:
-        """Let `memory` make the transfers owed, those to the host first.
+    def carry_out(self, memory: Transfers, bus: EventBus | None = None, step: int = 0) -> None:
+        """Let `memory` make the transfers owed, those to the host first; tell `bus`.
 
         Each is made once: a block that was offloaded may be written at any time after. If one
         fails, it and what follows stay owed, and nothing has been written that it needs.
@@ -213,15 +214,21 @@ class HostTier(Described):
         if self.offloading:
             memory.offload(self.offloading)
             with shielded():
-                self.num_offloads += len(self.offloading)
+                count = len(self.offloading)
+                self.num_offloads += count
                 self.offloading.clear()
+                if bus:
+                    bus.emit(BlocksMoved(step, "offload", count))
         if self.restoring:
             memory.restore(self.restoring)
             with shielded():
-                self.num_restores += len(self.restoring)
+                count = len(self.restoring)
+                self.num_restores += count
                 for slot in self.restoring.values():
                     self.release(slot)
                 self.restoring.clear()
+                if bus:
+                    bus.emit(BlocksMoved(step, "restore", count))
 
     # --- proof --------------------------------------------------------------------------------
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence as Tokens
 
-from workbench.cache.host import SwappedOut
+from workbench.cache.host import SwappedOut as Kept
 from workbench.cache.joint import Blocks
 from workbench.cache.lookup import PrefixLookup
 from workbench.cache.prefix import Content, PrefixIndex, root_hash
 from workbench.cache.table import BlockTable
-from workbench.events import BlockOffloaded
+from workbench.events import BlockOffloaded, SwappedOut
 
 
 class Swapper:
@@ -37,10 +37,19 @@ class Swapper:
         sources = true_sources(block_ids, group.pending_copies)
         contents = contents_of(table, token_ids, group.block_size)
         moved = self.host.swap_out(sequence_id, sources, contents, num_tokens)
-        if group.bus:
-            for block_id, slot in moved or ():
-                group.bus.emit(BlockOffloaded(group.step, block_id, slot, sequence_id))
+        if moved is not None and group.bus:
+            self._tell(sequence_id, moved)
         return moved is not None
+
+    def _tell(self, sequence_id: int, moved: list[tuple[int, int]]) -> None:
+        assert self.host is not None
+        bus, step = self.group.bus, self.group.step
+        for block_id, slot in moved:
+            content = self.host.content(slot)
+            name = None if content is None else content.name.hex()
+            bus.emit(BlockOffloaded(step, block_id, slot, sequence_id, name))
+        kept = self.host.swapped[sequence_id]
+        bus.emit(SwappedOut(step, sequence_id, kept.slots, kept.num_tokens))
 
     def find(self, sequence_id: int) -> PrefixLookup | None:
         """Return where a swapped-out sequence's blocks are now; None if nothing is kept of it."""
@@ -63,7 +72,7 @@ def contents_of(table: BlockTable, token_ids: Tokens[int], block_size: int) -> l
     ]
 
 
-def resumed(kept: SwappedOut, prefix: PrefixIndex) -> PrefixLookup:
+def resumed(kept: Kept, prefix: PrefixIndex) -> PrefixLookup:
     """Return where a swapped-out sequence's blocks are: those still on the device, then slots."""
     block_ids: list[int] = []
     for content_hash in kept.hashes:

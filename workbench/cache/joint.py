@@ -94,11 +94,12 @@ class JointBlocks(Described):
         names: Tokens[bytes] = (),
         *,
         partial: bool = True,
+        explain: bool = True,
     ) -> PrefixLookup:
         """Return the prefix of which every group has what the next token looks at."""
         groups = [(group.prefix, group.window) for group in self.groups]
         asked = token_ids, self.block_size, namespace, self.groups[0].namespaces, names
-        return find_prefix(groups, *asked, partial=partial)
+        return find_prefix(groups, *asked, partial=partial, explain=explain)
 
     def lacks(self, sequence_id: int, start: int, stop: int) -> bool:
         """Whether free blocks do not suffice in some group."""

@@ -185,7 +185,7 @@ class KVCache(Described):
         """Make every transfer that must precede a forward pass: those the host tier owes, and the
         plan's `copies`, which may begin with what was just restored."""
         if self.host_memory is not None and self.blocks.host is not None:
-            self.blocks.host.carry_out(self.host_memory)
+            self.blocks.host.carry_out(self.host_memory, self.blocks.bus, self.blocks.step)
         self.copy_blocks(copies)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:

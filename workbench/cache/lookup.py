@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from workbench.cache.host import HostTier
-from workbench.cache.prefix import Beginning, PrefixIndex, block_hash, root_hash
+from workbench.cache.prefix import Beginning, PrefixIndex, Why, block_hash, root_hash
 
 # A KV group as a lookup sees it: its index, and its window in tokens (None: all that came before).
 Group = tuple[PrefixIndex, int | None]
@@ -25,8 +25,9 @@ class PrefixLookup:
     block_ids: blocks `first`, `first` + 1, … of the token list (`first` is above 0 where a window
     looks no further back). num_copied: tokens that the last of them has in common with the list:
     it is another's block, to be copied (0: all are whole). `slots`: where the host tier holds the
-    blocks that follow. `hashes` names every whole block from the first token on, `reason` says what
-    ended the match, in words. others: the same for a model's further KV groups.
+    blocks that follow. `hashes` names every whole block from the first token on. `reason` says what
+    ended the match, in words, and `cause` in one (see `PrefixHit`); empty where nobody asked.
+    others: the same for a model's further KV groups.
     """
 
     block_ids: tuple[int, ...]
@@ -37,6 +38,7 @@ class PrefixLookup:
     num_copied: int = 0
     slots: tuple[int, ...] = ()
     others: tuple[PrefixLookup, ...] = ()
+    cause: str = ""
 
 
 def first_block(num_computed: int, window: int | None, block_size: int) -> int:
@@ -54,35 +56,34 @@ def find_prefix(
     *,
     partial: bool,
     host: HostTier | None = None,
+    explain: bool = True,
 ) -> PrefixLookup:
     """Return the longest cached prefix, leaving at least one token to compute.
 
     namespaces: all that were ever used, to explain a miss. names: content hashes of the first
     blocks, where they are known. partial: whether to go on within a block. host: where to go on
-    with whole blocks. The last token is always computed: from its logits the next one is drawn.
+    with whole blocks. explain: whether to say why it ends. The last token is always computed: from
+    its logits the next one is drawn.
     """
     num_usable = len(token_ids) - 1
     chain = _Chain(token_ids, block_size, namespace, names)
     num_blocks, gap = _whole_blocks(groups, num_usable // block_size, chain)
     slots = _on_host(host, num_blocks, num_usable // block_size, chain) if host is not None else ()
     num_whole = num_blocks + len(slots)
-    if num_whole == num_usable // block_size:
-        reason = "whole prompt cached" if num_whole else "prompt shorter than a block"
-    elif slots:
-        reason = f"no block {num_whole} on device or host"
-    else:
-        assert gap is not None, "a match that ends before the prompt is ended by something"
-        prefix, index = gap
-        tokens = chain.tokens(index)
-        reason = prefix.why_missing(chain.name(index), index, tokens, namespace, namespaces)
     num_tokens = num_whole * block_size
     rest = token_ids[num_tokens : min(num_tokens + block_size, num_usable)]
     copied = []
-    if partial and rest and not slots:
+    if (partial or explain) and rest and not slots:
         copied = _beginnings(groups, chain.name(num_whole - 1), rest)
-    num_copied = min((match.num_tokens for match in copied), default=0)
-    if num_copied:
-        reason += f"; partial: {num_copied} of {block_size} tokens of block {num_whole} copied"
+    num_alike = min((match.num_tokens for match in copied), default=0)
+    num_copied = num_alike if partial else 0
+    cause, reason = "", ""
+    if explain:
+        gap = (groups[0][0], num_whole) if slots else gap
+        cause, reason = _why(num_whole, num_usable // block_size, gap, chain, namespaces, host)
+        if num_alike:
+            done = "copied" if partial else "begin alike, not copied"
+            reason += f"; partial: {num_alike} of {block_size} tokens of block {num_whole} {done}"
     hashes, total = chain.first(num_whole), num_tokens + num_copied
     parts = []
     for place, (prefix, window) in enumerate(groups):
@@ -91,7 +92,29 @@ def find_prefix(
         block_ids += [copied[place].block_id] if num_copied else []
         found = PrefixLookup(tuple(block_ids), hashes, total, reason, first, num_copied, slots)
         parts.append(found)
-    return replace(parts[0], others=tuple(parts[1:]))
+    return replace(parts[0], others=tuple(parts[1:]), cause=cause)
+
+
+def _why(
+    num_whole: int,
+    num_full: int,
+    gap: tuple[PrefixIndex, int] | None,
+    chain: _Chain,
+    namespaces: set[str],
+    host: HostTier | None,
+) -> Why:
+    """Return why no more than `num_whole` of a prompt's `num_full` blocks were found."""
+    if num_whole == num_full:
+        if num_whole:
+            return Why("whole", "whole prompt cached")
+        return Why("short", "prompt shorter than a block")
+    assert gap is not None, "a match that ends before the prompt is ended by something"
+    prefix, index = gap
+    tokens = chain.tokens(index)
+    why = prefix.why_missing(chain.name(index), index, tokens, chain.namespace, namespaces)
+    if why.cause == "evicted" and host is not None:
+        return Why(why.cause, why.text + ", and is not on the host")
+    return why
 
 
 class _Chain:
@@ -101,6 +124,7 @@ class _Chain:
         self, token_ids: Sequence[int], block_size: int, namespace: str, known: Sequence[bytes]
     ) -> None:
         self.token_ids, self.block_size, self._known = token_ids, block_size, known
+        self.namespace = namespace
         self._names = [root_hash(namespace)]
 
     def tokens(self, index: int) -> Sequence[int]:

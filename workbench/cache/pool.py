@@ -20,6 +20,7 @@ from workbench.events import (
     BlockReleased,
     BlockRestored,
     EventBus,
+    HostCleared,
 )
 from workbench.retention import DEFAULT_PRIORITY
 
@@ -29,8 +30,8 @@ class BlockPool:
 
     Pools of one model share that list, so that a number names one block of the model: a pool's
     blocks come after those that are in the list already. They share `counters` too. What is evicted
-    for another sequence goes to `host`, if there is one, unless a request has given it less than
-    the default priority. `step` is stamped on events.
+    for another sequence goes to `host`, if there is one, unless it has less than the default
+    priority then. `step` is stamped on events.
     """
 
     def __init__(
@@ -98,14 +99,14 @@ class BlockPool:
             self._keep[block_id] = keep
 
     def release(self, block_id: int, sequence_id: int | None = None) -> bool:
-        """Give a reference up; return whether it was the last one.
+        """Give a reference up (None: a pending copy's); return whether it was the last one.
 
         The block is then blank, or stays findable until it is evicted; not if its content is still
         owed by the host.
         """
         self.ref_counts[block_id] -= 1
         left = self.ref_counts[block_id]
-        if self.bus and sequence_id is not None:
+        if self.bus:
             self.bus.emit(BlockReleased(self.step, block_id, sequence_id, left))
         if left:
             return False
@@ -123,7 +124,11 @@ class BlockPool:
         return True
 
     def clear_cached(self) -> int:
-        """Forget all cached content of free blocks; return how many that made blank."""
+        """Forget all cached content of free blocks and the host's; return how many became blank."""
+        if self.host is not None:
+            self.host.clear()
+            if self.bus:
+                self.bus.emit(HostCleared(self.step))
         count = len(self.cached)
         while self.cached:
             self.blank.append(self._evict(sequence_id=None))
@@ -134,17 +139,18 @@ class BlockPool:
         return self._keep.get(block_id, DEFAULT_KEEP)
 
     def _evict(self, sequence_id: int | None) -> int:
-        block_id = self.cached.pop()
-        keep = self._keep.pop(block_id, DEFAULT_KEEP)
+        evicted = self.cached.pop()
+        block_id = evicted.block_id
+        self._keep.pop(block_id, None)
         content = self.prefix.evict(block_id, self.step, sequence_id)
         self.counters.evictions += sequence_id is not None
         if self.bus:
             self.bus.emit(BlockEvicted(self.step, block_id, content.name.hex(), sequence_id))
-        worth_it = sequence_id is not None and keep.priority >= DEFAULT_PRIORITY
+        worth_it = sequence_id is not None and evicted.priority >= DEFAULT_PRIORITY
         if self.host is not None and worth_it:
             slot = self.host.keep(content, block_id)
             if slot is not None and self.bus:
-                self.bus.emit(BlockOffloaded(self.step, block_id, slot, None))
+                self.bus.emit(BlockOffloaded(self.step, block_id, slot, None, content.name.hex()))
         return block_id
 
     def check(self) -> None:

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import NamedTuple
 
 _EVICTIONS_REMEMBERED = 65_536
+_NAMESPACES_ASKED = 512
 # Blocks with the same parent and first token that a search by first tokens looks at, newest first:
 # it bounds the cost where thousands of prompts differ early.
 _CHILDREN_COMPARED = 16
@@ -53,6 +54,13 @@ class Beginning(NamedTuple):
     num_tokens: int
 
 
+class Why(NamedTuple):
+    """Why a lookup ended where it did: `cause` is one of `PrefixHit.cause`, `text` is in words."""
+
+    cause: str
+    text: str
+
+
 class PrefixIndex:
     """Content hash <-> block, a block's children by their first token, and past evictions."""
 
@@ -61,6 +69,7 @@ class PrefixIndex:
         self._content_of: dict[int, Content] = {}
         self._children: dict[tuple[bytes, int], dict[bytes, None]] = {}
         self._evicted: OrderedDict[bytes, tuple[int, int | None]] = OrderedDict()
+        self._forgot_evictions = False
 
     def __len__(self) -> int:
         """Number of blocks that can be found."""
@@ -100,6 +109,7 @@ class PrefixIndex:
         self._evicted[content.name] = (step, for_sequence_id)
         if len(self._evicted) > _EVICTIONS_REMEMBERED:
             self._evicted.popitem(last=False)
+            self._forgot_evictions = True
         return content
 
     def forget(self, block_id: int) -> None:
@@ -137,17 +147,21 @@ class PrefixIndex:
         token_ids: Sequence[int],
         namespace: str,
         other_namespaces: set[str],
-    ) -> str:
-        """Return in words why block `index` of a prompt, with these tokens, is not there."""
+    ) -> Why:
+        """Return why block `index` of a prompt, with these tokens, is not there."""
         if content_hash in self._evicted:
             step, sequence_id = self._evicted[content_hash]
             cause = "by hand" if sequence_id is None else f"for sequence {sequence_id}"
-            return f"block {index} was evicted at step {step} {cause}"
+            return Why("evicted", f"block {index} was evicted at step {step} {cause}")
         if index == 0:
-            for other in islice(sorted(other_namespaces), 64):
+            for other in islice(sorted(other_namespaces), _NAMESPACES_ASKED):
                 if other != namespace and block_hash(root_hash(other), token_ids) in self._block_of:
-                    return f"cached only in namespace {other!r}"
-        return f"no such block {index} was ever computed" if index else "no such prefix"
+                    shown = other.replace("\0", " + ")  # what rotations or embeddings add to it
+                    return Why("namespace", f"cached only in namespace {shown!r}")
+        if self._forgot_evictions:
+            text = f"block {index} was never computed, or evicted before what is remembered"
+            return Why("unknown", text)
+        return Why("new", f"no such block {index} was ever computed" if index else "no such prefix")
 
     def check(self) -> None:
         """Raise `AssertionError` unless contents, blocks and children say the same."""

@@ -19,7 +19,14 @@ def add_parser(commands: Commands) -> None:
         commands,
         "bench",
         "measure the engine",
-        {"cpu": run_cpu, "gpu": run_gpu, "kernels": run_kernels, "scheduler": run_scheduler},
+        {
+            "cpu": run_cpu,
+            "gpu": run_gpu,
+            "kernels": run_kernels,
+            "recording": run_recording,
+            "scheduler": run_scheduler,
+            "views": run_views,
+        },
     )
 
 
@@ -44,8 +51,23 @@ def run_kernels(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def run_recording(arguments: list[str]) -> int:
+    """What recording a trace costs, step by step."""
+    from workbench.bench.recording import main
+
+    return main(arguments)
+
+
 def run_scheduler(arguments: list[str]) -> int:
     """Scheduler and bookkeeping per step, without a model."""
     from workbench.bench.scheduler import main
 
     return main(arguments)
+
+
+def run_views(arguments: list[str]) -> int:
+    """The KV cache view in a headless Chromium: bytes, time to paint, smoothness."""
+    from workbench.bench.views import main
+    from workbench.cli.machine.browser import find_browser
+
+    return main(arguments, browser=find_browser())

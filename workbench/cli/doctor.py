@@ -61,6 +61,7 @@ def facts(machine: Machine) -> list[Finding]:
         Finding("C++ compiler", machine.compiler or "none"),
         Finding("ptxas", ptxas if machine.ptxas else "none"),
         Finding("browser", machine.browser or "none"),
+        Finding("node", machine.node or "none"),
         Finding("JupyterLab", machine.jupyterlab or "not installed"),
         Finding("embedded model", str(machine.embedded_model or "not here")),
     ]

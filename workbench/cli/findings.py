@@ -15,7 +15,14 @@ from workbench.cli.machine.browser import HOW_TO_GET_ONE, browser_version, find_
 from workbench.cli.machine.cpu import Cpu, Memory, read_cpu, read_memory
 from workbench.cli.machine.gpu import Gpu, read_gpus
 from workbench.cli.machine.packages import installed_version, torch_cuda_version, torch_sees_gpu
-from workbench.cli.machine.tools import c_compiler, compiler, find_ptxas, ptxas_version
+from workbench.cli.machine.tools import (
+    HOW_TO_GET_NODE,
+    c_compiler,
+    compiler,
+    find_ptxas,
+    node_version,
+    ptxas_version,
+)
 from workbench.cli.places import EMBEDDED_MODEL, repository_root
 
 
@@ -43,6 +50,7 @@ class Machine:
     ptxas: Path | None
     ptxas_version: str | None
     browser: str | None
+    node: str | None
     jupyterlab: str | None
     embedded_model: Path | None
 
@@ -66,6 +74,7 @@ def inspect_machine() -> Machine:
         ptxas=ptxas,
         ptxas_version=ptxas_version(ptxas) if ptxas else None,
         browser=browser_version(browser) if browser else None,
+        node=node_version(),
         jupyterlab=installed_version("jupyterlab"),
         embedded_model=model if (model / "config.json").is_file() else None,
     )
@@ -82,6 +91,7 @@ def features(machine: Machine) -> list[Finding]:
         Finding("embedded model", _embedded(machine)),
         Finding("notebooks", _notebooks(machine)),
         Finding("browser tests", "yes" if machine.browser else f"skipped: {HOW_TO_GET_ONE}"),
+        Finding("JavaScript tests", "yes" if machine.node else f"skipped: {HOW_TO_GET_NODE}"),
         Finding("GPU tests", "yes" if machine.gpu_works else "skipped: no GPU that torch can use"),
     ]
 

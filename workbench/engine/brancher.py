@@ -9,11 +9,10 @@ from workbench.engine.admission import make_branch
 from workbench.engine.guides import GuideDesk
 from workbench.engine.requests import RequestBook, RequestRecord
 from workbench.engine.strategies import make_strategy
-from workbench.events import RequestAdded
 from workbench.interrupts import shielded
 from workbench.models import DecoderLM
 from workbench.request import FinishReason, Request, Sequence, TokenLogprobs
-from workbench.scheduler import Scheduler, append_token, ends, mark_finished
+from workbench.scheduler import Scheduler, added, append_token, ends, mark_finished
 
 
 class Brancher:
@@ -47,16 +46,18 @@ class Brancher:
         number, length = self.book.next_number(), parent.num_tokens
         child = make_branch(parent, length, request, number, 0, self.model)
         strategy = make_strategy(request.params, child)
-        bus, step = self.scheduler.bus, self.scheduler.step
         with shielded():
             self.book.add(RequestRecord(request, [child], strategy))
-            if bus:
-                sizes = child.num_prompt_tokens, request.params.max_tokens
-                bus.emit(RequestAdded(step, request.request_id, number, *sizes))
-            if request.params.guided_decoding is not None and child.guide is None:
+            if child.awaits_guide:
                 self.desk.queue(child)  # the parent waits for the same grammar
             else:
                 self.scheduler.fork(parent, child)
+            self._tell(child)
+
+    def _tell(self, sequence: Sequence) -> None:
+        if self.scheduler.bus:
+            waits = self.desk.holds(sequence)
+            self.scheduler.bus.emit(added(self.scheduler.step, sequence, compiling=waits))
 
     def enter(self, record: RequestRecord) -> None:
         """Enter a record that was packed before.
@@ -64,15 +65,11 @@ class Brancher:
         Sequences that have not ended wait, and compute what the cache does not have.
         """
         self.book.add(record)
-        params, name = record.request.params, record.request.request_id
         for sequence in record.sequences:
             if sequence.finished:
                 continue
-            if self.scheduler.bus:
-                sizes = sequence.num_prompt_tokens, params.max_tokens
-                ids = self.scheduler.step, name, sequence.sequence_id
-                self.scheduler.bus.emit(RequestAdded(*ids, *sizes))
             self.desk.queue(sequence)
+            self._tell(sequence)
 
     def ended_copy(self, parent: Sequence, entry: TokenLogprobs) -> Sequence | None:
         """Return what `parent` makes with the token of `entry` if that ends it, else None."""
@@ -92,3 +89,11 @@ class Brancher:
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence, keeping what it made."""
         self.scheduler.finish(sequence, reason)
+
+    def finish_like(self, sequence: Sequence, ended: Sequence) -> None:
+        """End a sequence for the reason for which another one has ended."""
+        assert ended.finish_reason is not None
+        if ended.error is not None:
+            self.scheduler.refuse(sequence, ended.error)
+        else:
+            self.scheduler.finish(sequence, ended.finish_reason)

@@ -8,6 +8,7 @@ makes no decisions: it connects a scheduler, a runner and a sampler, and keeps t
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,32 +16,31 @@ from typing import Any, Literal
 
 from workbench.batch import ForwardOutput
 from workbench.cache import KVCache
+from workbench.config import SchedulerConfig
 from workbench.describe import Described
-from workbench.engine import files, loops
+from workbench.engine import checks, files, loops
 from workbench.engine.admission import make_request, make_sequence
 from workbench.engine.brancher import Brancher
-from workbench.engine.checks import check_beams, check_fork, check_loaded, check_parts, check_seed
 from workbench.engine.guides import GuideDesk
 from workbench.engine.output import make_output
-from workbench.engine.record import Laps, NewToken, StepRecord, new_tokens, step_done
+from workbench.engine.record import Laps, StepRecord, named, new_tokens, step_done
 from workbench.engine.requests import RequestBook, RequestRecord
 from workbench.engine.speculator import Speculator
 from workbench.engine.state import EngineState, in_order, pack, unpack
 from workbench.engine.strategies import make_strategy
-from workbench.errors import ConfigError, EngineClosed, RequestError
+from workbench.errors import EngineClosed, RequestError
 from workbench.errors import RequestFinished as AlreadyFinished
-from workbench.events import EngineRestored, EventBus, RequestAdded
+from workbench.events import EngineRestored, EventBus
 from workbench.guided import GrammarCompiler
 from workbench.interrupts import shielded
 from workbench.models import DecoderLM
 from workbench.models.tokenizer import Tokenizer
-from workbench.ops import get_backend
 from workbench.request import Prompt, RequestOutput
 from workbench.retention import Retention
 from workbench.run import Runner
 from workbench.sample import Sampler
 from workbench.sampling_params import SamplingParams
-from workbench.scheduler import Policy, Scheduler, get_policy
+from workbench.scheduler import Policy, Scheduler, added
 from workbench.speculation import Proposer, SpeculationConfig
 
 
@@ -69,12 +69,11 @@ class Engine(Described):
         bus: EventBus | None = None,
     ) -> None:
         """Raise `ConfigError` if the parts were not made for each other."""
-        check_parts(model, cache, scheduler, runner)
-        check_seed(seed)
+        checks.check_parts(model, cache, scheduler, runner, seed)
         self.model, self.cache, self.scheduler, self.runner = model, cache, scheduler, runner
-        self.sampler = sampler or Sampler()
-        self.seed = seed
-        self.bus = bus or EventBus()
+        self.sampler, self.seed = sampler or Sampler(), seed
+        self.bus = EventBus() if bus is None else bus  # one that nobody listens to is false
+        self.bus.source = weakref.ref(self)
         cache.blocks.bus = scheduler.bus = self.bus
         self.speculator = Speculator(model, cache, scheduler, runner, proposer, speculation)
         self.closed = False
@@ -111,10 +110,8 @@ class Engine(Described):
             finished += self._book.advance(self._brancher)
             laps.lap("commit")
             if self.bus:
-                free = self.cache.blocks.num_free
-                self.bus.emit(step_done(plan.step, new, laps.seconds, free))
-        tokens = [NewToken(s.request.request_id, s.index, token) for s, token in new]
-        return StepRecord(plan, tokens, finished, laps.seconds)
+                self.bus.emit(step_done(plan, new, sampled, laps.seconds, self.cache.blocks))
+        return StepRecord(plan, named(new), finished, laps.seconds)
 
     @property
     def has_work(self) -> bool:
@@ -124,10 +121,7 @@ class Engine(Described):
     def run(self, max_steps: int | None = None) -> list[StepRecord]:
         """Step until nothing is left, or `max_steps` times; return the records."""
         self.require_open()
-        records: list[StepRecord] = []
-        while self.has_work and (max_steps is None or len(records) < max_steps):
-            records.append(self.step())
-        return records
+        return loops.run(self, max_steps)
 
     # --- requests -----------------------------------------------------------------------------
 
@@ -159,14 +153,14 @@ class Engine(Described):
         number, limits = self._book.next_number(), self.scheduler.config
         sequence = make_sequence(request, number, self.model, self.cache, limits, self.seed)
         self._desk.check(sequence)
-        check_beams(sequence.max_num_tokens, request, self.cache, limits)
+        checks.check_beams(sequence.max_num_tokens, request, self.cache, limits)
         record = RequestRecord(request, [sequence], make_strategy(params, sequence))
         with shielded():
             self._book.add(record)
             self._desk.queue(sequence)
             if self.bus:
-                ids = self.scheduler.step, request_id, number
-                self.bus.emit(RequestAdded(*ids, sequence.num_prompt_tokens, params.max_tokens))
+                waits = self._desk.holds(sequence)
+                self.bus.emit(added(self.scheduler.step, sequence, compiling=waits))
         return request_id
 
     def fork(
@@ -188,7 +182,7 @@ class Engine(Described):
         new_id = self._book.free_name() if new_id is None else new_id
         self._book.require_free(new_id)
         params = original.request.params if params is None else params
-        parent = check_fork(original, branch, params, self.scheduler, self.model)
+        parent = checks.check_fork(original, branch, params, self.scheduler, self.model)
         self._brancher.twin(parent, replace(original.request, request_id=new_id, params=params))
         return new_id
 
@@ -300,7 +294,7 @@ class Engine(Described):
         if request_id is not None:
             state = replace(state, request=replace(state.request, request_id=request_id))
         self._book.require_free(state.request.request_id)
-        check_loaded(state.request, self.cache, self.model, self.scheduler.config)
+        checks.check_loaded(state.request, self.cache, self.model, self.scheduler.config)
         record = unpack(state, self.model, self._book.next_number)
         with shielded():
             self._brancher.enter(record)
@@ -333,21 +327,24 @@ class Engine(Described):
         self,
         *,
         scheduler_policy: str | Policy | None = None,
+        scheduler_config: SchedulerConfig | None = None,
         sampler: Sampler | None = None,
         backend: str | None = None,
         proposer: Proposer | Literal["off"] | None = None,
         speculation: SpeculationConfig | None = None,
     ) -> None:
-        """Replace parts between two steps, while requests run; `ConfigError` if unknown.
+        """Replace parts between two steps, while requests run; what is left out stays.
 
-        What is left out stays. proposer: "off" speculates no more.
+        scheduler_config: other budgets, say `replace(engine.scheduler.config, max_sequences=4)`.
+        proposer: "off" speculates no more. Raises `ConfigError`, with nothing replaced, for what is
+        unknown, and for settings under which a request could not run to its end.
         """
         self._require_between_steps("swap")
-        policy = None if scheduler_policy is None else get_policy(scheduler_policy)
-        new_backend = None if backend is None else get_backend(backend, self.runner.device)
-        if sampler is not None and not callable(sampler):
-            raise ConfigError("sampler", sampler, "is not callable", "Pass a `Sampler`.")
+        policy, new_backend = checks.swapped(scheduler_policy, backend, sampler, self.runner.device)
+        checks.check_limits(self._book.records, scheduler_config, self.cache, self.model)
         self.speculator.swap(proposer, speculation)
+        if scheduler_config is not None:
+            self.scheduler.configure(scheduler_config)
         self.scheduler.policy = policy or self.scheduler.policy
         self.sampler = sampler or self.sampler
         self.runner.backend = new_backend or self.runner.backend
@@ -390,9 +387,10 @@ class Engine(Described):
         return {
             "model": self.model.config.architecture,
             "step": self.scheduler.step,
-            "waiting": len(self.scheduler.waiting),
-            "running": len(self.scheduler.running),
-            "paused": len(self.scheduler.paused),
+            **{
+                name: len(getattr(self.scheduler, name))
+                for name in ("waiting", "running", "paused")
+            },
             "blocks used": f"{self.cache.blocks.num_used}/{self.cache.num_blocks}",
             "backend": self.runner.backend.name,
             "device": self.runner.device,

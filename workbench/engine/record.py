@@ -6,13 +6,15 @@ Made by `Engine.step` with the stopwatch `Laps`; kept by whoever wants it, never
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from workbench.batch import SampledTokens, StepPlan
+from workbench.cache import Blocks
 from workbench.describe import Described
 from workbench.events import StepDone
-from workbench.request import Sequence
+from workbench.request import Sequence, TokenLogprobs
 
 
 class NewToken(NamedTuple):
@@ -74,17 +76,41 @@ def new_tokens(plan: StepPlan, sampled: SampledTokens) -> list[tuple[Sequence, i
     ]
 
 
+def named(new: list[tuple[Sequence, int]]) -> list[NewToken]:
+    """Return new tokens by request and branch."""
+    return [NewToken(s.request.request_id, s.index, token) for s, token in new]
+
+
 def _end(plan: StepPlan, row: int) -> int:
     """Return how many tokens a row's sequence had before the step."""
     return plan.starts[row] + (1 if row in plan.drafts else plan.num_new[row])
 
 
 def step_done(
-    step: int, new: list[tuple[Sequence, int]], seconds: dict[str, float], num_free_blocks: int
+    plan: StepPlan,
+    new: list[tuple[Sequence, int]],
+    sampled: SampledTokens,
+    seconds: dict[str, float],
+    blocks: Blocks,
 ) -> StepDone:
-    """Return the event of a committed step."""
-    ids = tuple((sequence.sequence_id, token) for sequence, token in new)
-    return StepDone(step, ids, seconds, num_free_blocks)
+    """Return the event of a committed step, whose new tokens are `new`."""
+    computed = tuple([sequence.num_computed for sequence in plan.sequences])
+    tokens = tuple([(sequence.sequence_id, token) for sequence, token in new])
+    told = () if sampled.logprobs is None else _told(plan, new, sampled)
+    return StepDone(plan.step, tokens, seconds, blocks.num_free, computed, told)
+
+
+def _told(
+    plan: StepPlan, new: list[tuple[Sequence, int]], sampled: SampledTokens
+) -> tuple[tuple[float, tuple[tuple[int, float], ...]] | None, ...]:
+    """Return what is reported of each new token."""
+    entries: dict[int, Iterator[TokenLogprobs | None]] = {}
+    for place, (row, entry) in enumerate(zip(plan.sampled, sampled.logprobs or (), strict=True)):
+        run = sampled.accepted.get(place)
+        before = () if run is None else run.logprobs or (None,) * len(run.token_ids)
+        entries[plan.sequences[row].sequence_id] = iter((*before, entry))
+    found = [next(entries[sequence.sequence_id]) for sequence, _ in new]
+    return tuple([None if entry is None else (entry.logprob, entry.top) for entry in found])
 
 
 class Laps:

@@ -227,7 +227,7 @@ class Speculator(Described):
             self.scheduler.decode_plainly(sequence, str(error))
             warn(f"{error}; {sequence.request.request_id} goes on without drafts", stacklevel=4)
             return False
-        self.scheduler.fail(sequence, str(error))
+        self.scheduler.refuse(sequence, str(error))
         return True
 
     def _keep(self, plan: StepPlan, output: ForwardOutput, sampled: SampledTokens) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workbench.describe import human_bytes
 from workbench.errors import CheckpointError, ConfigError
 from workbench.models.base import DecoderLM
 from workbench.models.checkpoint import Checkpoint
@@ -68,6 +70,8 @@ def load_model(
         if wanted is None:
             stated = dtype_name(hf) or _CODES[checkpoint.tensors[pieces[0].source].dtype]
             wanted = auto_dtype(stated, target)
+        if target.type == "cuda":
+            _require_room(pieces, wanted, target, torch.cuda.mem_get_info(target)[0])
         fill(loaded, pieces, checkpoint.read, target, wanted)
     loaded.tie_head()
     loaded.to(target)  # only buffers are left to move; a weight still on meta would be refused
@@ -139,6 +143,18 @@ def _check(model: DecoderLM, pieces: list[Piece], checkpoint: Checkpoint) -> Non
         ]
     if problems:
         raise CheckpointError(checkpoint.folder, problems, _FIX)
+
+
+def _require_room(
+    pieces: list[Piece], dtype: torch.dtype, device: torch.device, num_free: int
+) -> None:
+    """Raise `ConfigError` where the weights would take more than `num_free` bytes."""
+    num_bytes = dtype.itemsize * sum(prod(piece.shape) for piece in pieces)
+    if num_bytes > num_free:
+        needs, has = human_bytes(num_bytes), human_bytes(num_free)
+        problem = f"the weights take {needs} as {dtype}, and {has} are free"
+        fix = "End what else uses the device (`engine.close()`), or choose a smaller dtype."
+        raise ConfigError("device", str(device), problem, fix)
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:

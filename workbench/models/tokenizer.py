@@ -7,6 +7,7 @@ encodes prompts with it and streams text. It downloads nothing, and runs no code
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from workbench.errors import CheckpointError, RequestError
 from workbench.models.detokenize import ByteStream, Detokenizer, WindowStream, byte_of_character
 from workbench.models.text_stream import IncrementalText
 from workbench.sampling_params import SamplingParams
+
+# How vocabularies with byte fallback write the token of one byte.
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Tokenizer(Described):
@@ -72,6 +76,21 @@ class Tokenizer(Described):
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
         """Return the text of these ids; bytes that are no character become U+FFFD."""
         return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special))
+
+    def piece(self, token_id: int) -> bytes:
+        """Return what a token reads as by itself: UTF-8, or a part of it; special ones by name.
+
+        Empty for an id without a token. For showing tokens one by one; texts come from `stream`.
+        """
+        token = self._backend.id_to_token(token_id)
+        if token is None or token_id in self._special_ids:
+            return b"" if token is None else str(token).encode()
+        if self._byte_level:
+            return self._bytes_of(token_id)
+        byte = _BYTE_TOKEN.fullmatch(token)
+        if byte:
+            return bytes.fromhex(byte[1])
+        return str(token).replace("\u2581", " ").encode()
 
     def chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Return the prompt of a conversation, up to where the assistant's answer begins.

@@ -1,6 +1,7 @@
 """In-flight batching: which sequences run in the next step, and by how many tokens."""
 
 from workbench.scheduler.ending import append_token, ends, mark_finished
+from workbench.scheduler.facts import added
 from workbench.scheduler.fair_share import FairShare
 from workbench.scheduler.policy import (
     POLICIES,
@@ -22,6 +23,7 @@ __all__ = [
     "LongestPrefixMatch",
     "Policy",
     "Scheduler",
+    "added",
     "append_token",
     "deadline_first",
     "ends",

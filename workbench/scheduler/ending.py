@@ -7,9 +7,33 @@ from __future__ import annotations
 
 import time
 
-from workbench.batch import Accepted, RowReport
+from workbench.batch import Accepted, RowReport, SampledTokens, StepPlan
 from workbench.errors import GuideFailed
 from workbench.request import FinishReason, Sequence, Status, TokenLogprobs
+
+
+def append_step(plan: StepPlan, sampled: SampledTokens) -> list[Sequence]:
+    """Append what a step has made to its sequences; return those that end by it.
+
+    Rows that were aborted while the step ran are left alone.
+    """
+    finished: list[Sequence] = []
+    entries = sampled.logprobs or [None] * len(plan.sampled)
+    for place, accepted in sampled.accepted.items():
+        sequence = plan.sequences[plan.sampled[place]]
+        if sequence.status is Status.RUNNING and append_accepted(sequence, accepted):
+            finished.append(sequence)
+    for place, message in sampled.errors.items():
+        sequence = plan.sequences[plan.sampled[place]]
+        if sequence.status is Status.RUNNING and sequence.finish_reason is None:
+            sequence.error = message
+    for row, token_id, entry in zip(plan.sampled, sampled.token_ids, entries, strict=True):
+        sequence = plan.sequences[row]
+        if sequence.status is not Status.RUNNING or sequence.finish_reason is not None:
+            continue
+        if append(sequence, token_id, entry):
+            finished.append(sequence)
+    return finished
 
 
 def append(sequence: Sequence, token_id: int, entry: TokenLogprobs | None) -> bool:

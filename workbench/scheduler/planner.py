@@ -20,15 +20,25 @@ from workbench.scheduler.chunking import sharing
 from workbench.scheduler.guard import GuardedPolicy
 from workbench.scheduler.queues import Queues
 
+# Sequences found in one step to wait for a prefix. It bounds what looking for them takes; those
+# behind are looked at in the next step, when these are known.
+MAX_FOUND_WAITING = 32
+
 
 class Planner:
     """Plans over `queues` and their blocks, within the budgets of `config`, in `order`."""
 
     def __init__(self, queues: Queues, config: SchedulerConfig, order: GuardedPolicy) -> None:
-        self.queues, self.config, self.order = queues, config, order
+        self.queues, self.order = queues, order
         self.blocks = queues.blocks
+        self.configure(config)
+
+    def configure(self, config: SchedulerConfig) -> None:
+        """Plan by other settings from now on."""
+        self.config = config
         self.capacity = CAPACITIES[config.capacity]
         self.sharing = sharing(config)
+        self.prefix_wait = config.prefix_reuse and config.prefix_wait
 
     def fill(self, plan: StepPlan, drafts: Mapping[int, Draft]) -> None:
         """Add rows to an empty plan, with blocks allocated for everything in it.
@@ -36,7 +46,8 @@ class Planner:
         drafts: by sequence id, what its next row would verify.
         """
         prompts = self._decodes(plan)
-        budget = self.config.max_batch_tokens - plan.num_decodes
+        # Below zero where the limits were lowered under what runs: that goes on, and prompts wait.
+        budget = max(0, self.config.max_batch_tokens - plan.num_decodes)
         if self.config.max_prefill_tokens is not None:
             budget = min(budget, self.config.max_prefill_tokens)
         if not plan.preempted:  # what was just evicted must not come straight back
@@ -81,33 +92,50 @@ class Planner:
     def _admit(self, prompts: list[Sequence], budget: int) -> None:
         """Start waiting sequences in order, until one finds no budget or no blocks.
 
-        They are added to `prompts`, those that share the budget of this step.
+        They are added to `prompts`, those that share the budget of this step. Who waits for a
+        prefix that one of these computes is passed over.
         """
         waiting, running = self.queues.waiting, self.queues.running
         if not waiting:
             return
+        prefix_waits, found_waiting = self.queues.prefix_waits, 0
+        prefix_waits.forget_leaders()
+        for sequence in prompts if self.prefix_wait else ():
+            prefix_waits.lead(sequence)
         left = budget - sum(self.sharing.claim(s.num_tokens - s.num_computed) for s in prompts)
         reserved = self._reserved()
-        admitted = 0
+        num_before = len(prompts)
         for sequence in waiting:
             if left <= 0 or len(running) >= self.config.max_sequences:
                 break
+            if prefix_waits.holds(sequence):
+                continue
             if not self._start(sequence, left, reserved, first=not prompts):
                 break
+            if sequence.status is Status.WAITING:
+                found_waiting += 1
+                if found_waiting == MAX_FOUND_WAITING:
+                    break
+                continue
             self._reserve(reserved, sequence)
             left -= self.sharing.claim(sequence.num_tokens - sequence.num_computed)
             prompts.append(sequence)
-            admitted += 1
-        del waiting[:admitted]
+            if self.prefix_wait:
+                prefix_waits.lead(sequence)
+        if len(prompts) > num_before:
+            waiting[:] = [s for s in waiting if s.status is Status.WAITING]
 
     def _start(self, sequence: Sequence, left: int, reserved: list[int], *, first: bool) -> bool:
-        """Run a waiting sequence if budget and blocks allow it; return whether they did."""
+        """Run a waiting sequence, unless it waits for a prefix; False, with nothing changed, if
+        budget or blocks do not allow it."""
         if sequence.sequence_id in self.queues.holding:
             self.queues.go_on(sequence)
             return True
         kept = lookup = self.queues.swapper.find(sequence.sequence_id)
         if kept is None and self.config.prefix_reuse:
             lookup = self._lookup(sequence, reserved)
+            if self.prefix_wait and self.queues.awaits_prefix(sequence, lookup):
+                return True
         behind = sequence.num_tokens - (lookup.num_tokens if lookup else 0)
         if not self.sharing.joins(behind, left, first):
             return False
@@ -170,14 +198,17 @@ class Planner:
         names, partial = self.queues.names(sequence), self.config.partial_reuse
         limited = known < sequence.num_tokens - 1
         tokens = sequence.token_ids[: known + 1] if limited else sequence.token_ids
-        found = self.blocks.lookup(tokens, namespace, names, partial=partial)
+        explain = bool(self.queues.bus)
+        asked = tokens, namespace, names
+        found = self.blocks.lookup(*asked, partial=partial, explain=explain)
         if found.num_copied and not self._fits(
             sequence, found, reserved
         ):  # a copy takes a block more
-            found = self.blocks.lookup(tokens, namespace, names, partial=False)
+            found = self.blocks.lookup(*asked, partial=False, explain=explain)
         if not limited or found.num_tokens + self.blocks.block_size <= known:
             return found
-        return replace(found, reason=f"the request asks about every token from {known} on")
+        reason = f"the request asks about every token from {known} on"
+        return replace(found, reason=reason, cause="asked")
 
     def _make_way(self, plan: StepPlan) -> bool:
         """Where nothing can run, take the place of one for those that wait; whether there was one.

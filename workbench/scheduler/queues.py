@@ -14,6 +14,7 @@ from workbench.config import Preemption
 from workbench.events import (
     EventBus,
     Preempted,
+    PrefixAwaited,
     PrefixHit,
     PrefixMiss,
     RequestFailed,
@@ -26,6 +27,7 @@ from workbench.events import (
 from workbench.request import FinishReason, Sequence, Status
 from workbench.scheduler.ending import mark_finished
 from workbench.scheduler.names import BlockNames
+from workbench.scheduler.prefix_waits import PrefixWaits
 
 
 class Queues:
@@ -39,6 +41,7 @@ class Queues:
     def __init__(self, blocks: Blocks, preemption: Preemption = "recompute") -> None:
         self.blocks, self.preemption = blocks, preemption
         self.swapper = Swapper(blocks)
+        self.prefix_waits = PrefixWaits(blocks)
         self.bus = EventBus()
         self.step = 0
         self.waiting: list[Sequence] = []
@@ -73,6 +76,19 @@ class Queues:
                 self._names[sequence.sequence_id] = names
         return names
 
+    def awaits_prefix(self, sequence: Sequence, found: PrefixLookup) -> bool:
+        """Whether a waiting sequence goes on waiting, for a prefix that a running one computes."""
+        awaited = self.prefix_waits.find(sequence, found)
+        if awaited is not None and self.bus:
+            ids = self.step, sequence.sequence_id, awaited.leader.sequence_id
+            self.bus.emit(PrefixAwaited(*ids, awaited.num_tokens))
+        return awaited is not None
+
+    def _waits_no_more(self, sequence: Sequence) -> None:
+        """Forget what is known of a sequence while it waits."""
+        self._names.pop(sequence.sequence_id, None)
+        self.prefix_waits.drop(sequence.sequence_id)
+
     def run(self, sequence: Sequence, num_computed: int) -> None:
         """Note that a sequence runs, with the KV of its first `num_computed` tokens in its blocks.
 
@@ -81,7 +97,7 @@ class Queues:
         sequence.status = Status.RUNNING
         sequence.num_computed = num_computed
         self.running[sequence.sequence_id] = sequence
-        self._names.pop(sequence.sequence_id, None)
+        self._waits_no_more(sequence)
         if self.bus:
             self.bus.emit(SequenceAdmitted(self.step, sequence.sequence_id, num_computed))
 
@@ -101,9 +117,11 @@ class Queues:
             metrics.num_cached_tokens = num_cached
         if self.bus:
             ids, total = (self.step, sequence.sequence_id), sequence.num_tokens
-            reason = lookup.reason if lookup else "prefix reuse is off"
-            hit = PrefixHit(*ids, num_cached, total, reason)
-            self.bus.emit(hit if num_cached else PrefixMiss(*ids, total, reason))
+            why = ("prefix reuse is off", "off")
+            if lookup is not None:
+                why = lookup.reason, lookup.cause
+            hit = PrefixHit(*ids, num_cached, total, *why)
+            self.bus.emit(hit if num_cached else PrefixMiss(*ids, total, *why))
         self.run(sequence, num_cached)
 
     def swap_in(self, sequence: Sequence, kept: PrefixLookup) -> None:
@@ -160,10 +178,10 @@ class Queues:
         if sequence.status is Status.RUNNING:
             del self.running[sequence.sequence_id]
             self.holding[sequence.sequence_id] = sequence
-        else:
+        elif not sequence.awaits_guide:
             self.waiting.remove(sequence)
         sequence.status = Status.PAUSED
-        self._names.pop(sequence.sequence_id, None)
+        self._waits_no_more(sequence)
         self.paused[sequence.sequence_id] = sequence
         if self.bus:
             self.bus.emit(SequencePaused(self.step, sequence.sequence_id))
@@ -172,15 +190,17 @@ class Queues:
         """Let a paused sequence go on: at once if it has blocks and a place, else it waits."""
         if sequence.status is not Status.PAUSED:
             return
-        del self.paused[sequence.sequence_id]
+        self.paused.pop(sequence.sequence_id, None)  # it may not have been queued yet
         runs = has_place and sequence.sequence_id in self.holding
         if self.bus:
-            self.bus.emit(SequenceResumed(self.step, sequence.sequence_id, runs))
+            ids = self.step, sequence.sequence_id
+            self.bus.emit(SequenceResumed(*ids, runs, sequence.awaits_guide))
         if runs:
             self.go_on(sequence)
         else:
             sequence.status = Status.WAITING
-            self.waiting.append(sequence)
+            if not sequence.awaits_guide:
+                self.waiting.append(sequence)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """Take an unfinished sequence out of its queue, if it is in one, and release its blocks."""
@@ -191,7 +211,7 @@ class Queues:
         self.paused.pop(number, None)
         self.holding.pop(number, None)
         self.timed.pop(number, None)
-        self._names.pop(number, None)
+        self._waits_no_more(sequence)
         if number in self.blocks.tables:
             self.blocks.free(number)
         else:

@@ -16,10 +16,11 @@ from workbench.config import SchedulerConfig
 from workbench.describe import Described
 from workbench.draft import Draft
 from workbench.errors import ConfigError
-from workbench.events import EventBus, PolicyFailed, StepPlanned
+from workbench.events import EventBus, PolicyFailed, SequenceExtended, StepPlanned
 from workbench.request import FinishReason, Sequence, Status, TokenLogprobs
 from workbench.scheduler.books import Books, StalePlan
-from workbench.scheduler.ending import append, append_accepted, append_token, note
+from workbench.scheduler.ending import append_step, append_token, note
+from workbench.scheduler.facts import forked
 from workbench.scheduler.guard import GuardedPolicy
 from workbench.scheduler.planner import Planner
 from workbench.scheduler.policy import Policy, get_policy, policy_name
@@ -36,20 +37,37 @@ class Scheduler(Described):
     def __init__(self, cache: KVCache, config: SchedulerConfig | None = None) -> None:
         """Raise `ConfigError` if the settings ask for what the cache lacks."""
         self.config = config or SchedulerConfig()
-        if self.config.preemption == "swap" and cache.blocks.host is None:
-            fix = "Give the cache one (`host_cache_bytes`), or use preemption='recompute'."
-            problem = "the cache has no host tier"
-            if len(cache.groups) > 1 or cache.groups[0].window is not None:
-                problem += ", nor can it: layers with a window, or several KV groups, have none"
-                fix = "Use preemption='recompute'."
-            raise ConfigError("preemption", "swap", problem, fix)
         self.blocks = cache.blocks
+        self._check(self.config)
         self.step = 0
         self.books = Books()
         self._queues = Queues(cache.blocks, self.config.preemption)
         self._order = GuardedPolicy(get_policy(self.config.policy), self, self._policy_failed)
         self._planner = Planner(self._queues, self.config, self._order)
         self._plan: StepPlan | None = None  # planned and not yet committed
+
+    def _check(self, config: SchedulerConfig) -> None:
+        if config.preemption == "swap" and self.blocks.host is None:
+            fix = "Give the cache one (`host_cache_bytes`), or use preemption='recompute'."
+            problem, groups = "the cache has no host tier", self.blocks.groups
+            if len(groups) > 1 or groups[0].window is not None:
+                problem += ", nor can it: layers with a window, or several KV groups, have none"
+                fix = "Use preemption='recompute'."
+            raise ConfigError("preemption", "swap", problem, fix)
+
+    def configure(self, config: SchedulerConfig) -> None:
+        """Go by other settings from the next step on; `ConfigError` for what the cache lacks.
+
+        What runs goes on: with lower limits only nothing further starts until they are kept again.
+        `engine.swap` also checks that every request can still run to its end.
+        """
+        self._check(config)
+        policy = get_policy(config.policy)
+        with self.books.open("configure"):
+            if config.policy != self.config.policy:
+                self.policy = policy
+            self.config, self._queues.preemption = config, config.preemption
+            self._planner.configure(config)
 
     @property
     def bus(self) -> EventBus:
@@ -99,7 +117,8 @@ class Scheduler(Described):
         """Return how many of its first tokens it would find in full blocks, on device or host."""
         names, request = self._queues.names(sequence), sequence.request
         tokens = sequence.token_ids
-        return self.blocks.lookup(tokens, request.namespace, names, partial=False).num_tokens
+        asked = tokens, request.namespace, names
+        return self.blocks.lookup(*asked, partial=False, explain=False).num_tokens
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. It must fit the cache when it is alone: `engine.add` checks that."""
@@ -116,6 +135,8 @@ class Scheduler(Described):
         assert child.token_ids[:num_shared] == parent.token_ids[:num_shared], "not a branch"
         with self.books.open("fork"):
             queues = self._queues
+            if self.bus:
+                self.bus.emit(forked(self.step, parent, child))
             runs = parent.status is Status.RUNNING
             if not runs or not self._planner.may_fork(parent, child, num_shared):
                 queues.add(child)
@@ -182,22 +203,7 @@ class Scheduler(Described):
                 self.blocks.publish(sequence.sequence_id, sequence.token_ids, computed)
 
     def _append_tokens(self, plan: StepPlan, sampled: SampledTokens) -> list[Sequence]:
-        finished: list[Sequence] = []
-        entries = sampled.logprobs or [None] * len(plan.sampled)
-        for place, accepted in sampled.accepted.items():
-            sequence = plan.sequences[plan.sampled[place]]
-            if sequence.status is Status.RUNNING and append_accepted(sequence, accepted):
-                finished.append(sequence)
-        for place, message in sampled.errors.items():
-            sequence = plan.sequences[plan.sampled[place]]
-            if sequence.status is Status.RUNNING and sequence.finish_reason is None:
-                sequence.error = message
-        for row, token_id, entry in zip(plan.sampled, sampled.token_ids, entries, strict=True):
-            sequence = plan.sequences[row]
-            if sequence.status is not Status.RUNNING or sequence.finish_reason is not None:
-                continue  # aborted while the step ran, or ended by what was accepted
-            if append(sequence, token_id, entry):
-                finished.append(sequence)
+        finished = append_step(plan, sampled)
         for place, accepted in sampled.accepted.items():
             self._settle(plan, plan.sampled[place], accepted)
         for sequence in finished:
@@ -226,6 +232,9 @@ class Scheduler(Described):
         """
         with self.books.open("extend"):
             append_token(sequence, entry.token_id, entry)
+            if self.bus:
+                ids = self.step, sequence.sequence_id
+                self.bus.emit(SequenceExtended(*ids, entry.token_id, entry.logprob))
 
     def pause(self, sequence: Sequence, *, release: bool = False) -> None:
         """Keep an unfinished sequence from running until `resume`; idempotent.
@@ -244,9 +253,9 @@ class Scheduler(Described):
             has_place = len(self._queues.running) < self.config.max_sequences
             self._queues.resume(sequence, has_place)
 
-    def fail(self, sequence: Sequence, error: str) -> None:
+    def refuse(self, sequence: Sequence, error: str) -> None:
         """End a sequence between two steps, queued or not, with an error."""
-        with self.books.open("fail"):
+        with self.books.open("refuse"):
             sequence.error = error
             self._queues.finish(sequence, "error")
 
@@ -278,4 +287,5 @@ class Scheduler(Described):
             "chunking": self.config.chunking if self.config.chunked_prefill else "off",
             "prefix_reuse": self.config.prefix_reuse,
             "partial_reuse": self.config.partial_reuse,
+            "prefix_wait": self.config.prefix_wait,
         }

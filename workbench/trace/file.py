@@ -8,36 +8,40 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from dataclasses import asdict
+from array import array
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from workbench import events
 from workbench.errors import TraceError
+from workbench.trace.log import EventLog, field_names
 
-FORMAT, VERSION = "workbench-trace", 1
+FORMAT, VERSION = "workbench-trace", 2
 
 _KINDS: dict[str, type[events.Event]] = {
     name: kind
     for name, kind in vars(events).items()
     if isinstance(kind, type) and issubclass(kind, events.Event)
 }
+_NAMES = {kind: field_names(kind) for kind in _KINDS.values()}
 _RERECORD = "Record it again with `Trace.record(engine)` and `trace.save(path)`."
 
 
-def write(path: Path, header: dict[str, Any], entries: list[tuple[float, events.Event]]) -> Path:
-    """Write header and events to `path`."""
+def write(path: Path, header: dict[str, Any], seconds: Iterable[float], log: EventLog) -> Path:
+    """Write header, events and their times to `path`."""
     with gzip.open(path, "wt", encoding="utf-8") as out:
         out.write(json.dumps({"format": FORMAT, "version": VERSION, **header}) + "\n")
-        for seconds, event in entries:
-            fields = asdict(event)
-            out.write(json.dumps([round(seconds, 6), type(event).__name__, fields]) + "\n")
-        out.write(json.dumps({"events": len(entries)}) + "\n")
+        for place, when in enumerate(seconds):
+            kind, row = log.row(place)
+            told = dict(zip(_NAMES[kind], row, strict=True))
+            out.write(json.dumps([round(when, 6), kind.__name__, told]) + "\n")
+        out.write(json.dumps({"events": len(log)}) + "\n")
     return path
 
 
-def read(path: Path) -> tuple[dict[str, Any], list[tuple[float, events.Event]]]:
-    """Return the header and events of a trace file, or raise `TraceError`."""
+def read(path: Path) -> tuple[dict[str, Any], array[float], EventLog]:
+    """Return a trace file's header, times and events, or raise `TraceError`."""
     lines = _lines(path)
     header = lines[0] if lines else None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
@@ -49,7 +53,8 @@ def read(path: Path) -> tuple[dict[str, Any], list[tuple[float, events.Event]]]:
     if not isinstance(last, dict) or last.get("events") != len(lines) - 2:
         raise TraceError(f"{path}: truncated after {len(lines) - 1} events. {_RERECORD}")
     del header["format"], header["version"]
-    return header, [_event(path, line) for line in lines[1:-1]]
+    pairs = [_event(path, line) for line in lines[1:-1]]
+    return header, array("d", [when for when, _ in pairs]), EventLog(event for _, event in pairs)
 
 
 def _lines(path: Path) -> list[Any]:
@@ -64,8 +69,8 @@ def _lines(path: Path) -> list[Any]:
 
 def _event(path: Path, line: Any) -> tuple[float, events.Event]:
     try:
-        seconds, kind, fields = line
-        values = {name: _frozen(value) for name, value in fields.items()}
+        seconds, kind, told = line
+        values = {name: _frozen(value) for name, value in told.items()}
         return float(seconds), _KINDS[kind](**values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise TraceError(f"{path}: an event cannot be read ({error!r}). {_RERECORD}") from error

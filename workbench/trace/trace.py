@@ -7,86 +7,190 @@ engine's bus and never touches the engine otherwise.
 from __future__ import annotations
 
 import time
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from workbench.describe import Described
 from workbench.engine import Engine
+from workbench.errors import ConfigError
 from workbench.events import Event, StepDone, StepPlanned
+from workbench.models.tokenizer import Tokenizer
 from workbench.trace import file, perfetto
+from workbench.trace.keyframe import store
+from workbench.trace.layout import CacheLayout
+from workbench.trace.live import live_state
+from workbench.trace.log import EventLog, field_names
+from workbench.trace.occurring import token_ids
+from workbench.trace.replay import ReplayedStep, Timeline, replay
+from workbench.trace.state import ReplayedState
+from workbench.trace.tokens import SequenceLog, sequence_logs
 
 E = TypeVar("E", bound=Event)
 
 
-@dataclass(frozen=True, slots=True)
-class TracedEvent:
-    """An event and when it arrived, in seconds from the start of the trace."""
-
-    seconds: float
-    event: Event
-
-
 class Trace(Described):
-    """A list of events with a header that says where they came from."""
+    """Events in order, with a header that says where they came from.
+
+    seconds[i]: when `events[i]` arrived, from the start of the trace. tokenizer: of the engine that
+    was recorded; a file brings the text of the tokens that occur in it instead.
+    """
 
     def __init__(self, header: dict[str, Any] | None = None) -> None:
         self.header: dict[str, Any] = header or {}
-        self.entries: list[TracedEvent] = []
+        self.events = EventLog()
+        self.seconds = array("d")
+        self.tokenizer: Tokenizer | None = None
         self._start = time.perf_counter()
+        self._timeline: Timeline | None = None
+
+    @classmethod
+    def begin(cls, engine: Engine) -> Trace:
+        """Return a trace of an engine, between two steps, that is not subscribed to it yet.
+
+        Of an engine that was used before, the first event is `StateSeen`: what it holds.
+        """
+        trace = cls(engine_header(engine))
+        trace.tokenizer = engine.tokenizer
+        state = live_state(engine)
+        if state.step or state.sequences or any(state.contents):
+            trace(store(state))
+        return trace
 
     @classmethod
     @contextmanager
     def record(cls, engine: Engine) -> Iterator[Trace]:
         """Record everything the engine states while the block runs; the trace stays afterwards."""
-        trace = cls(engine_header(engine))
+        trace = cls.begin(engine)
         unsubscribe = engine.bus.subscribe(trace)
         try:
             yield trace
         finally:
             unsubscribe()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Event, _clock: Callable[[], float] = time.perf_counter) -> None:
         """Take one event: a trace is a subscriber."""
-        self.entries.append(TracedEvent(time.perf_counter() - self._start, event))
+        self.events.append(event)
+        self.seconds.append(_clock() - self._start)
 
     def __len__(self) -> int:
         """Number of events."""
-        return len(self.entries)
+        return len(self.events)
 
     def of(self, kind: type[E]) -> list[E]:
         """Return the events of one kind, in order."""
-        return [entry.event for entry in self.entries if isinstance(entry.event, kind)]
+        return self.events.of(kind)
+
+    # --- time ---------------------------------------------------------------------------------
+
+    @property
+    def layout(self) -> CacheLayout:
+        """The sizes of the cache; `TraceError` if the header lacks them."""
+        return CacheLayout.from_header(self.header)
+
+    @property
+    def timeline(self) -> Timeline:
+        """The trace's states; made when it is first asked for, and it grows with the trace."""
+        if self._timeline is None:
+            self._timeline = Timeline(self.events, self.layout)
+        self._timeline.extend()
+        return self._timeline
+
+    @property
+    def steps(self) -> list[int]:
+        """The committed steps, in order."""
+        return list(self.timeline.steps)
+
+    def at(self, step: int) -> ReplayedState:
+        """Return allocator and scheduler as they were right after a step; it is yours to change.
+
+        Raises `TraceError` for a step that was not committed in this trace.
+        """
+        return self.timeline.at(step)
+
+    def replay(self) -> Iterator[tuple[ReplayedState, ReplayedStep]]:
+        """Yield the state after each step with what it changed; see `workbench.trace.replay`."""
+        return replay(self.events, self.layout)
+
+    # --- tokens -------------------------------------------------------------------------------
+
+    @property
+    def sequences(self) -> dict[int, SequenceLog]:
+        """Every sequence by id, with where each of its tokens came from; read anew each time."""
+        return sequence_logs(self.events, self.seconds)
+
+    def piece_of(self, token_id: int) -> str | None:
+        """Return what a token reads as alone; None where neither tokenizer nor file knows it.
+
+        Bytes that are only a part of a character come as lone surrogates (PEP 383), so that a
+        reader of several tokens can make the character again.
+        """
+        piece: str | None = self.header.get("texts", {}).get(str(token_id))
+        if piece is None and self.tokenizer is not None:
+            piece = self.tokenizer.piece(token_id).decode("utf-8", "surrogateescape")
+        return piece
+
+    def text_of(self, token_id: int) -> str:
+        """Return a token as text; a piece of a character shows as `�`, an unknown one as its id."""
+        piece = self.piece_of(token_id)
+        if piece is None:
+            return f"<{token_id}>"
+        return piece.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+    # --- files --------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
         """Write the trace to a file (gzipped JSON lines) and return its path."""
-        return file.write(Path(path), self.header, [(e.seconds, e.event) for e in self.entries])
+        header = self.header
+        if self.tokenizer is not None:
+            texts = {str(i): self.piece_of(i) for i in sorted(token_ids(self.events))}
+            header = {**header, "texts": texts}
+        return file.write(Path(path), header, self.seconds, self.events)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
         """Read a trace; `TraceError` if it is truncated, foreign or of another version."""
-        header, entries = file.read(Path(path))
+        header, seconds, events = file.read(Path(path))
         trace = cls(header)
-        trace.entries = [TracedEvent(seconds, event) for seconds, event in entries]
+        trace.seconds, trace.events = seconds, events
         return trace
 
     def to_perfetto(self, path: str | Path) -> Path:
-        """Write a Chrome trace (JSON) for ui.perfetto.dev: step parts, batch sizes, requests."""
-        return perfetto.write(Path(path), self.header, [(e.seconds, e.event) for e in self.entries])
+        """Write a Chrome trace (JSON) for ui.perfetto.dev: steps, requests, batch and KV use."""
+        entries = zip(self.seconds, self.events, strict=True)
+        return perfetto.write(Path(path), self.header, entries)
+
+    def to_pandas(self, kind: type[Event]) -> Any:
+        """Return the events of one kind as a `pandas.DataFrame`, a row each, with their `seconds`.
+
+        A column for each field. Raises `ConfigError` if pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            fix = "Install pandas, or read `trace.of(kind)`."
+            raise ConfigError("to_pandas", kind.__name__, "needs pandas", fix) from None
+        kinds = self.events.kinds()
+        rows = [
+            (seconds, *self.events.row(place)[1])
+            for place, seconds in enumerate(self.seconds)
+            if kinds[place] is kind
+        ]
+        return pd.DataFrame(rows, columns=["seconds", *field_names(kind)])
 
     def describe(self) -> dict[str, Any]:
         """Return the trace in numbers."""
-        kinds = Counter(type(entry.event).__name__ for entry in self.entries)
+        kinds = Counter(kind.__name__ for kind in self.events.kinds())
         done = self.of(StepDone)
         return {
             "events": len(self),
             "steps": len(done),
             "tokens in": sum(sum(row[2] for row in plan.rows) for plan in self.of(StepPlanned)),
             "tokens out": sum(len(step.tokens) for step in done),
-            "seconds": round(self.entries[-1].seconds, 3) if self.entries else 0,
+            "seconds": round(self.seconds[-1], 3) if self.seconds else 0,
             "kinds": ", ".join(f"{name} {count}" for name, count in kinds.most_common()),
         }
 
@@ -98,8 +202,10 @@ def engine_header(engine: Engine) -> dict[str, Any]:
         "model": engine.model.config.architecture,
         "device": str(engine.runner.device),
         "backend": engine.runner.backend.name,
+        **CacheLayout.of(engine.cache).to_header(),
         "num_blocks": engine.cache.num_blocks,
-        "block_size": engine.cache.block_size,
+        "cache_bytes": engine.cache.num_bytes,
+        "weight_bytes": sum(weight.nbytes for weight in engine.model.parameters()),
         "max_batch_tokens": engine.scheduler.config.max_batch_tokens,
         "max_sequences": engine.scheduler.config.max_sequences,
         "started": time.time(),

@@ -1,4 +1,4 @@
-"""Programs beside Python: C and C++ compilers, and ptxas, the assembler of NVIDIA's PTX.
+"""Programs beside Python: C and C++ compilers, ptxas (the assembler of NVIDIA's PTX), and node.
 
 Triton needs a C compiler to launch a kernel on a GPU, and carries a ptxas of its own, which is
 looked at first because it is the one that fits the PTX it writes.
@@ -13,6 +13,8 @@ from pathlib import Path
 
 from workbench.cli.machine.command import output_of
 from workbench.cli.machine.packages import package_folder
+
+HOW_TO_GET_NODE = "install node 18 or newer"
 
 
 def compiler() -> str | None:
@@ -48,3 +50,8 @@ def ptxas_version(ptxas: Path) -> str | None:
     """Return the CUDA release of a ptxas, such as "12.8"."""
     found = re.search(r"release (\d+\.\d+)", output_of([str(ptxas), "--version"]) or "")
     return found[1] if found else None
+
+
+def node_version() -> str | None:
+    """Return the version of node, which only the tests of the views' JavaScript need."""
+    return output_of(["node", "--version"]) if shutil.which("node") else None
