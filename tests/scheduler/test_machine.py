@@ -178,9 +178,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         plan = self.plan()
         self.model.transfers_left = 10**9
         sampled = self.model.run(plan) if plan else SampledTokens([])
-        new = new_tokens([plan.sequences[row] for row in plan.sampled], sampled)
         finished = self.scheduler.commit(plan, sampled)
-        self.bus.emit(step_done(plan, new, sampled, {}, self.cache.blocks.num_free))
+        new = new_tokens(plan, sampled)
+        self.bus.emit(step_done(plan, new, sampled, {}, self.cache.blocks))
         for sequence in plan.sequences:
             made = sequence.num_tokens - before[sequence.sequence_id]
             assert made in (0, 1)

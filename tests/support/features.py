@@ -22,6 +22,7 @@ from workbench.request import CompletionOutput, Status
 from workbench.retention import Retention
 from workbench.sample import Sampler
 from workbench.sampling_params import SamplingParams
+from workbench.speculation import DraftModel
 
 MAX_TOKENS = 10
 END = 7  # a stop token
@@ -171,7 +172,10 @@ def _time_travel(run: Run) -> None:
 
 
 def _draft(run: Run) -> None:
-    run.engine.swap(proposer=Decoyed(run.engine.model))
+    engine = run.engine
+    windows = any(group.window for group in engine.cache.groups)  # these verify chains alone
+    model, settings = engine.model, {"backend": "sdpa"}
+    engine.swap(proposer=DraftModel(model, 3, **settings) if windows else Decoyed(model))
 
 
 def _pause(run: Run) -> None:
@@ -426,7 +430,7 @@ FEATURES = [
     ),
     Feature(
         "speculation",
-        "trees of drafts are verified, one path of each mostly right",
+        "trees of drafts are verified, one path of each mostly right (under windows: chains)",
         prepare=_draft,
         happened=lambda run: (
             sum(run.engine.requests[name].metrics.num_accepted for name in run.names) > 0
