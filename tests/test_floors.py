@@ -15,11 +15,13 @@ import pytest
 
 # The part of a module's name after `workbench.` -> its floor.
 FLOORS = {
-    **dict.fromkeys(("errors", "config", "sampling_params", "request", "batch", "events"), 0),
+    **dict.fromkeys(
+        ("errors", "config", "sampling_params", "request", "batch", "results", "events"), 0
+    ),
     **dict.fromkeys(
         ("describe", "interrupts", "metrics", "activations", "embeds", "guide", "guided_params"), 0
     ),
-    **dict.fromkeys(("retention",), 0),
+    **dict.fromkeys(("retention", "draft"), 0),
     **dict.fromkeys(("kernels", "ops", "data"), 1),
     **dict.fromkeys(("layers", "probe"), 2),
     **dict.fromkeys(("models",), 3),
@@ -35,6 +37,9 @@ SIBLINGS = {
     ("scheduler", "cache"): "the scheduler drives the cache",
     ("guided", "sample"): "a guide fills the sampler's bitmask",
     ("run", "sample"): "a prompt is scored as tokens are",
+    ("speculation", "sample"): "a draft's nodes are sampled as tokens are",
+    ("speculation", "guided"): "a guide says what may follow each node of a draft",
+    ("speculation", "run"): "a draft model is run as the model is",
     ("views", "trace"): "a view shows a trace",
     ("bench", "trace"): "a bench records what it measures",
     ("bench", "views"): "a bench measures them",
@@ -46,9 +51,9 @@ SIBLINGS = {
 }
 # Modules of the top folder are siblings: they may know those on their own floor, without a ring.
 TOP_FOLDER = {
-    *("errors", "config", "sampling_params", "request", "batch", "events"),
+    *("errors", "config", "sampling_params", "request", "batch", "results", "events"),
     *("describe", "interrupts", "metrics", "activations", "embeds", "guide", "guided_params"),
-    *("retention",),
+    *("retention", "draft"),
     *("engine", "async_engine", "build", "llm", "memory_plan"),
 }
 # The package's own __init__ names everything; only the top floor may use it, as a user does.

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from workbench.describe import rows_table
-from workbench.request import Sequence, Status, TokenLogprobs
+from workbench.draft import Draft
+from workbench.request import Sequence, Status
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,9 @@ class StepPlan:
     last token is computed here, in order: each gets a new token. `copies`: (source, destination)
     blocks to copy before anything is written. `preempted`: sequences that lost their blocks for
     this plan. `ended`: sequences that ended without running in it (their time was up). `weighed`:
-    rows of whose last token a policy wants to know where its attention goes.
+    rows of whose last token a policy wants to know where its attention goes. `drafts`: by row, what
+    is verified in it; these rows follow the decodes, and compute a sequence's last token and the
+    draft's.
     """
 
     step: int
@@ -42,6 +45,7 @@ class StepPlan:
     preempted: list[Sequence] = field(default_factory=list)
     ended: list[Sequence] = field(default_factory=list)
     weighed: list[int] = field(default_factory=list)
+    drafts: dict[int, Draft] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -60,8 +64,23 @@ class StepPlan:
         self.starts.append(sequence.num_computed)
         self.num_new.append(num_new)
 
+    def draft(self, drafts: dict[int, Draft]) -> None:
+        """Give decode rows a draft to verify, by row, and move them behind the other decodes."""
+        count = self.num_decodes
+        drafted = list(drafts)
+        plain = [row for row in range(count) if row not in drafts]
+        order = [*plain, *drafted, *range(count, len(self.sequences))]
+        was_sampled = set(self.sampled)
+        self.sampled = [new for new, old in enumerate(order) if old in was_sampled]
+        self.sequences = [self.sequences[row] for row in order]
+        self.starts = [self.starts[row] for row in order]
+        self.num_new = [self.num_new[row] + len(drafts.get(row, ())) for row in order]
+        self.num_decodes = len(plain)
+        self.drafts = {len(plain) + i: drafts[row] for i, row in enumerate(drafted)}
+
     def drop_waiting(self) -> None:
         """Take out the rows of sequences that were preempted after they were planned."""
+        assert not self.drafts, "nobody is preempted for a draft, nor after it"
         rows = [i for i, s in enumerate(self.sequences) if s.status is Status.RUNNING]
         if len(rows) == len(self.sequences):
             return
@@ -82,56 +101,6 @@ class StepPlan:
         ]
         title = f"step {self.step}: {self.num_tokens} tokens in {len(rows)} rows"
         return rows_table(title, ("row", "request", "positions", "new tokens", "samples"), rows)
-
-
-@dataclass(slots=True)
-class SampledTokens:
-    """One new token for each of `StepPlan.sampled`, in order; `logprobs` None if nobody asked.
-
-    errors: by place in that list, why a row has no token: its request ends with that error, and its
-    `token_ids` entry means nothing.
-    """
-
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs | None] | None = None
-    errors: dict[int, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class RowReport:
-    """What a row's request asked to know of its new tokens, as far as nothing is known of them yet.
-
-    prompt_logprobs: of the next prompt tokens, None where an embedding stands. activations: rows
-    [n, …] on the CPU by point, of the next n positions. block_masses: of a row in
-    `StepPlan.weighed`, its last token's attention to each block of its table, summed over layers
-    and heads.
-    """
-
-    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
-    activations: dict[str, Tensor] = field(default_factory=dict)
-    block_masses: list[float] = field(default_factory=list)
-
-
-class PassTimer(Protocol):
-    """Tells, once a step is committed, what its pass took."""
-
-    @property
-    def seconds(self) -> float | None:
-        """Seconds on the device; None where it is not over."""
-
-
-@dataclass(slots=True)
-class ForwardOutput:
-    """What a forward pass gives out.
-
-    logits [R, vocab] of `StepPlan.sampled`, in the model's dtype, on its device; None where no row
-    samples. reports: by row of the plan, for rows whose requests ask for more than tokens. timer:
-    knows what the pass took on a GPU, where somebody listens.
-    """
-
-    logits: Tensor | None = None
-    reports: dict[int, RowReport] = field(default_factory=dict)
-    timer: PassTimer | None = None
 
 
 class Backend(Protocol):
@@ -201,6 +170,18 @@ class Backend(Protocol):
         """Return silu(gate) * up for gate_up [T, 2N] = [gate | up]."""
 
 
+class TreeMasks(NamedTuple):
+    """What the new tokens of rows `first_row` … see of each other, where not just those before.
+
+    ancestors [N, W] int32, for the N tokens of these rows: bit j % 32 of word j // 32 says whether
+    a token sees its row's new token j. They see all older ones.
+    """
+
+    first_row: int
+    num_rows: int
+    ancestors: Tensor
+
+
 class EmbeddedRows(NamedTuple):
     """Embeddings in place of token ids: rows [E, hidden] for the packed positions [E] int64."""
 
@@ -222,7 +203,8 @@ class ForwardContext:
 
     A row's table holds what the row looks at: with a window its first slot need not be that of
     position 0, and `context_lens` and `kv_lens` count the keys from there on. So masks come from
-    these lengths, never from `positions`: the last key is the row's last token. Where layers differ
+    these lengths, never from `positions`: the last key is the row's last token. `trees`: the masks
+    of rows whose new tokens are a tree, None where there are none. Where layers differ
     in that (a model with several KV groups), `by_layer` holds the context of each layer that is not
     of the first group; ask `of`. `first_layer` is one of the context's own layers.
     """
@@ -239,6 +221,7 @@ class ForwardContext:
     kv: list[Tensor] | None = None
     rope_lens: Tensor | None = None
     embeds: EmbeddedRows | None = None
+    trees: TreeMasks | None = None
     prepared: Any = None
     first_layer: int = 0
     by_layer: list[ForwardContext | None] | None = None

@@ -45,7 +45,16 @@ def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None)
     cache.eviction = get_eviction(config.eviction)
     runner = Runner(model, cache, config.backend, config.cuda_graphs, config.tape)
     scheduler = Scheduler(cache, scheduler_config)
-    return Engine(model, cache, scheduler, runner, Sampler(), seed=config.seed)
+    return Engine(
+        model,
+        cache,
+        scheduler,
+        runner,
+        Sampler(),
+        proposer=config.proposer,
+        speculation=config.speculation,
+        seed=config.seed,
+    )
 
 
 def check(config: EngineConfig) -> None:

@@ -172,8 +172,9 @@ class EngineConfig:
     num_blocks x block_size is the cache's capacity in tokens. `host_cache_bytes` of host memory
     take in what is evicted or swapped out of it (0: none). `seed` fixes the draw of every request
     that names no seed of its own. `eviction`: which cached block goes next, a name in
-    `workbench.cache.eviction_policy` or a function. `cuda_graphs` and `tape` are explained at
-    `Runner`, the rest at `SchedulerConfig`.
+    `workbench.cache.eviction_policy` or a function. `proposer` guesses tokens that are verified
+    several at once, as `speculation` (a `SpeculationConfig`) says. `cuda_graphs` and `tape` are
+    explained at `Runner`, the rest at `SchedulerConfig`.
     """
 
     model: str = "tinypy"
@@ -199,6 +200,8 @@ class EngineConfig:
     dropping: str | Callable[[Any], Any] = "keep_all"
     eviction: str | Callable[[Any], Any] = "lru"
     seed: int | None = None
+    proposer: Any = None
+    speculation: Any = None
 
     def scheduler(self) -> SchedulerConfig:
         """Return the part of these settings that the scheduler owns, checked."""

@@ -6,12 +6,19 @@ Written by the scheduler on its sequences, shown in `RequestOutput.metrics`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """Times (seconds of `time.monotonic`) and counts of one request."""
+    """Times (seconds of `time.monotonic`) and counts of one request.
+
+    num_drafts: passes that verified a draft, of num_draft_tokens in all; accepted_at[i]: in how
+    many of them the draft was right to a depth of i + 1. lossy: the rule that decided where that
+    was not exact (the tokens are then not the model's own), empty elsewhere. proposer_error: why
+    the request decodes plainly since.
+    """
 
     arrival: float
     first_scheduled: float | None = None
@@ -20,6 +27,29 @@ class RequestMetrics:
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     num_output_tokens: int = 0
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    accepted_at: tuple[int, ...] = ()
+    lossy: str = ""
+    proposer_error: str = ""
+
+    def __post_init__(self) -> None:
+        """Take a list as well, as it comes from a file."""
+        self.accepted_at = tuple(self.accepted_at)
+
+    def add_draft(self, num_tokens: int, num_accepted: int, lossy: str) -> None:
+        """Count a pass that verified a draft, of which the first `num_accepted` became output."""
+        self.lossy = lossy or self.lossy
+        self.num_drafts += 1
+        self.num_draft_tokens += num_tokens
+        deeper = (0,) * (num_accepted - len(self.accepted_at))
+        counts = self.accepted_at + deeper
+        self.accepted_at = tuple(n + (i < num_accepted) for i, n in enumerate(counts))
+
+    def branch(self) -> RequestMetrics:
+        """Return the metrics that a branch begins with: the times so far, and nothing counted."""
+        none = {"num_preemptions": 0, "num_drafts": 0, "num_draft_tokens": 0, "accepted_at": ()}
+        return replace(self, **none)  # type: ignore[arg-type]
 
     @classmethod
     def over(cls, parts: list[RequestMetrics]) -> RequestMetrics:
@@ -37,7 +67,32 @@ class RequestMetrics:
             num_cached_tokens=parts[0].num_cached_tokens,
             num_preemptions=sum(part.num_preemptions for part in parts),
             num_output_tokens=sum(part.num_output_tokens for part in parts),
+            num_drafts=sum(part.num_drafts for part in parts),
+            num_draft_tokens=sum(part.num_draft_tokens for part in parts),
+            accepted_at=tuple(
+                map(sum, zip_longest(*(part.accepted_at for part in parts), fillvalue=0))
+            ),
+            lossy=next((part.lossy for part in parts if part.lossy), ""),
+            proposer_error=next((p.proposer_error for p in parts if p.proposer_error), ""),
         )
+
+    @property
+    def num_accepted(self) -> int:
+        """Draft tokens that became output."""
+        return sum(self.accepted_at)
+
+    @property
+    def acceptance_length(self) -> float | None:
+        """Mean tokens that a pass with a draft made, its own included; None where there was none.
+
+        The field's tau: at least 1, at most 1 + the drafts' depth.
+        """
+        return None if self.num_drafts == 0 else 1 + self.num_accepted / self.num_drafts
+
+    @property
+    def acceptance_rates(self) -> tuple[float, ...]:
+        """By depth, the share of drafts that were right so far: falling."""
+        return tuple(count / self.num_drafts for count in self.accepted_at)
 
     @property
     def queue(self) -> float | None:

@@ -121,6 +121,19 @@ INLINE void soften(float *scores, char *weights, float *top, vec *totals, float 
         }                                                                                          \
     }
 
+/* Take from a token of a tree what is beside its path: scores of keys [from, to) of a span that
+ * begins at key `start`, `old` keys of the row being older than the tree. */
+static void prune(const Batch *b, long token, float *scores, long start, long from, long to,
+                  long old) {
+    const long tree = token - b->first_tree;
+    if (tree < 0 || tree >= b->tree_tokens) return;
+    const uint32_t *words = b->ancestors + tree * b->tree_words;
+    for (long key = most(from, old - start); key < to; key++) {
+        const long place = start + key - old;
+        if (!(words[place / 32] >> place % 32 & 1)) scores[key] = -INFINITY;
+    }
+}
+
 /* Find where the keys [low, high) of a span lie, fill up what is read around them, and have them
  * and their values brought near: the span before it is worked on meanwhile. */
 INLINE void locate(const Call *c, const int32_t *table, long head, long start, long low, long high,
@@ -177,6 +190,9 @@ INLINE void attend(const Call *c, const Tile *t, long head, const char *q, float
             const long last = position + i / c->group; /* the newest key that this query sees */
             const long from = most(last - c->window + 1 - start, low),
                        to = least(last + 1 - start, high);
+            if (b->tree_tokens)
+                prune(b, b->query_starts[t->row] + t->first + i / c->group, scores + i * SPAN,
+                      start, from, to, position - t->first);
             soften(scores + i * SPAN, weights + i * SPAN * size, tops + i, totals + i,
                    out + i * c->padded, c->padded, from, to, kv_is_bf16);
         }

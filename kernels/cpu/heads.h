@@ -15,6 +15,10 @@ typedef struct {
     long rows, tokens, table_width;
     long num_blocks, block_size, kv_heads, dim;
     long kv_is_bf16, threads;
+    /* Trees: what the `tree_tokens` from `first_tree` on see of their row's new tokens, a bit each,
+     * `tree_words` words a token. All others see every token before them. */
+    const uint32_t *ancestors;
+    long first_tree, tree_tokens, tree_words;
 } Batch;
 
 /* One layer's call. Strides count elements from token to token. */

@@ -162,7 +162,7 @@ def test_echo_begins_with_the_prompt(serve, make_engine) -> None:
 
 def test_no_half_character(serve, make_engine) -> None:
     """Make the model say a text whose characters are spread over several tokens."""
-    from workbench.batch import SampledTokens
+    from workbench.results import SampledTokens
 
     engine = make_engine()
     said = "naïve – 🙂🙃 日本 ok"

@@ -14,13 +14,13 @@ from tiny import random_prompts
 from torch import Tensor
 
 from workbench.activations import Activations
-from workbench.batch import SampledTokens
 from workbench.engine import Engine
 from workbench.errors import RequestError
 from workbench.events import Preempted
 from workbench.layers import probe
 from workbench.models import load_model
 from workbench.request import CompletionOutput
+from workbench.results import SampledTokens
 from workbench.trace import Trace
 
 Folder = Callable[[str], Path]

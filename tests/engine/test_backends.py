@@ -10,10 +10,10 @@ import torch
 from drive import MakeEngine, drawn, greedy, tokens_of
 from tiny import random_prompts
 
-from workbench.batch import SampledTokens
 from workbench.engine import Engine
 from workbench.models import load_model
 from workbench.request import Sequence
+from workbench.results import SampledTokens
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])

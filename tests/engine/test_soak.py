@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from drafting import RandomTrees
 from drive import MakeEngine, drawn, greedy
 from tiny import random_prompts
 
@@ -19,6 +20,7 @@ from workbench.errors import RequestError, RequestFinished
 from workbench.request import RequestOutput
 from workbench.sample import Sampler
 from workbench.sampling_params import SamplingParams
+from workbench.speculation import NGram, SuffixAutomaton
 
 STEPS = int(os.environ.get("WORKBENCH_SOAK_STEPS", "3000"))
 PROMPTS = [*random_prompts(6, seed=71, longest=40), [5, 6] * 9, [5, 6] * 9 + [7]]
@@ -69,6 +71,9 @@ class Soak:
                 scheduler_policy=self.source.choice(POLICIES),
                 sampler=Sampler(),
                 backend=self.source.choice(["sdpa", "reference"]),
+                proposer=self.source.choice(
+                    ["off", NGram(4, max_n=2), RandomTrees(1, vocab=12), SuffixAutomaton(pool=2)]
+                ),
             )
         elif kind == "checkpoint":
             self.saved = self.engine.checkpoint(), dict(self.order)

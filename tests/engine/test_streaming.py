@@ -62,7 +62,7 @@ def test_no_half_character_is_shown(make_engine: MakeEngine) -> None:
 
 
 def _say(ids, sequences):
-    from workbench.batch import SampledTokens
+    from workbench.results import SampledTokens
 
     return SampledTokens([ids[sequence.num_output_tokens] for sequence in sequences])
 

@@ -11,8 +11,9 @@ from drive import MakeEngine, drawn, greedy
 from tiny import random_prompts
 
 from workbench import events
-from workbench.batch import ForwardOutput, StepPlan
+from workbench.batch import StepPlan
 from workbench.request import Sequence
+from workbench.results import ForwardOutput
 from workbench.sampling_params import SamplingParams
 from workbench.trace import Trace
 

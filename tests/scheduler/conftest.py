@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 from shadow import ShadowModel
 
-from workbench.batch import SampledTokens, StepPlan
+from workbench.batch import StepPlan
 from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
+from workbench.results import SampledTokens
 from workbench.scheduler import Scheduler
 
 Made = tuple[Scheduler, ShadowModel]

@@ -16,13 +16,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from shadow import ShadowModel, TransferFailed, make_sequence, watch_passed
 from snapshots import Follower
 
-from workbench.batch import SampledTokens
 from workbench.cache import KVCache, room
 from workbench.cache.dropping import KeptBlocks, SinkWindow, keep_all
 from workbench.config import SchedulerConfig
 from workbench.engine.record import new_tokens, step_done
 from workbench.events import Event, Preempted
 from workbench.request import Sequence, Status
+from workbench.results import SampledTokens
 from workbench.retention import Retention, resolve
 from workbench.scheduler import POLICIES, Scheduler, added
 
@@ -193,9 +193,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         plan = self.plan()
         self.model.transfers_left = 10**9
         sampled = self.model.run(plan) if plan else SampledTokens([])
-        new = new_tokens([plan.sequences[row] for row in plan.sampled], sampled)
         finished = self.scheduler.commit(plan, sampled)
-        self.bus.emit(step_done(plan, new, sampled, {}, self.cache.blocks.num_free))
+        new = new_tokens(plan, sampled)
+        self.bus.emit(step_done(plan, new, sampled, {}, self.cache.blocks))
         for sequence in plan.sequences:
             made = sequence.num_tokens - before[sequence.sequence_id]
             assert made in (0, 1)

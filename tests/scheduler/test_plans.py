@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from shadow import ShadowModel, make_sequence
 
-from workbench.batch import SampledTokens
 from workbench.cache import KVCache
 from workbench.request import Status
+from workbench.results import SampledTokens
 from workbench.scheduler import Scheduler
 from workbench.scheduler.books import Books, StalePlan, StepInProgress
 

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shadow import ShadowModel, make_sequence, watch_passed
 
-from workbench.batch import SampledTokens, StepPlan
+from workbench.batch import StepPlan
 from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
 from workbench.events import Event, PrefixAwaited, PrefixHit
 from workbench.request import Sequence, Status
+from workbench.results import SampledTokens
 from workbench.scheduler import Scheduler, planner
 from workbench.scheduler.prefix_waits import common_blocks
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from drafting import Decoyed
 
 from workbench.cache.dropping import HeavyHitter, SinkWindow
 from workbench.engine import Engine
@@ -22,6 +23,7 @@ from workbench.request import CompletionOutput, Status
 from workbench.retention import Retention
 from workbench.sample import Sampler
 from workbench.sampling_params import SamplingParams
+from workbench.speculation import DraftModel
 
 MAX_TOKENS = 10
 END = 7  # a stop token
@@ -169,6 +171,13 @@ def _time_travel(run: Run) -> None:
     elif run.step == 5:
         run.notes.add("restored")
         run.engine.restore(run.state)
+
+
+def _draft(run: Run) -> None:
+    engine = run.engine
+    windows = any(group.window for group in engine.cache.groups)  # these verify chains alone
+    model, settings = engine.model, {"backend": "sdpa"}
+    engine.swap(proposer=DraftModel(model, 3, **settings) if windows else Decoyed(model))
 
 
 def _pause(run: Run) -> None:
@@ -424,6 +433,14 @@ FEATURES = [
         "every third step fails after its forward pass",
         prepare=_failing,
         happened=lambda run: run.faults > 5,
+    ),
+    Feature(
+        "speculation",
+        "trees of drafts are verified, one path of each mostly right (under windows: chains)",
+        prepare=_draft,
+        happened=lambda run: (
+            sum(run.engine.requests[name].metrics.num_accepted for name in run.names) > 0
+        ),
     ),
     Feature("swap", "sampler, backend and policy swapped after each step", between=_swap),
     Feature(

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from workbench.batch import SampledTokens, StepPlan
+from workbench.batch import StepPlan
 from workbench.cache import Blocks, PrefixLookup
 from workbench.metrics import RequestMetrics
 from workbench.request import Request, Sequence
+from workbench.results import SampledTokens
 from workbench.retention import KeptRange
 from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Scheduler

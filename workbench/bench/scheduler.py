@@ -13,12 +13,13 @@ from typing import Any, cast
 
 import torch
 
-from workbench.batch import ForwardOutput, SampledTokens, StepPlan
+from workbench.batch import StepPlan
 from workbench.bench.measure import Samples
 from workbench.cache import KVCache
 from workbench.config import ModelConfig, SchedulerConfig
 from workbench.engine import Engine
 from workbench.request import Sequence
+from workbench.results import ForwardOutput, SampledTokens
 from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Scheduler
 

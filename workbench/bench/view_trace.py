@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 
-from workbench.batch import SampledTokens
 from workbench.bench.scheduler import NoRunner
 from workbench.cache import KVCache
 from workbench.config import ModelConfig, SchedulerConfig
@@ -21,6 +20,7 @@ from workbench.engine import Engine
 from workbench.models.resolve import resolve_model
 from workbench.models.tokenizer import Tokenizer
 from workbench.request import Sequence
+from workbench.results import SampledTokens
 from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Scheduler
 from workbench.trace import Trace

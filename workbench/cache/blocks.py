@@ -127,8 +127,8 @@ class BlockManager(PoolFacts):
     def _restore(self, sequence_id: int, table: BlockTable, slots: tuple[int, ...]) -> None:
         if self.host is None:
             return
-        for slot in slots:  # held before a block is evicted to the host for one of them
-            self.host.hold(slot)
+        for slot in slots:
+            self.host.hold(slot)  # before a block is evicted to the host for one of them
         for index, slot in enumerate(slots, table.stop):
             block_id = self.pool.restore(slot, sequence_id, table.keep(index, self.block_size))
             table.block_ids.append(block_id)
@@ -141,10 +141,21 @@ class BlockManager(PoolFacts):
         table = self.tables[sequence_id]
         count = first_block(start, self.window, self.block_size) - table.first
         if count > 0:
-            outside = table.block_ids[:count]
-            del table.block_ids[:count]
+            self._let_go(sequence_id, slice(0, count))
             table.first += count
-            self._release_all(outside, sequence_id)
+
+    def shrink(self, sequence_id: int, num_tokens: int) -> None:
+        """Let go of the blocks behind the first `num_tokens`, which a draft was given."""
+        table, stop = self.tables[sequence_id], self.blocks_for(num_tokens)
+        if table.stop > stop:
+            self._let_go(sequence_id, slice(stop - table.begin, None))
+            table.writable_to = min(table.writable_to, table.stop * self.block_size)
+
+    def _let_go(self, sequence_id: int, places: slice) -> None:
+        block_ids = self.tables[sequence_id].block_ids
+        outside = block_ids[places]
+        del block_ids[places]
+        self._release_all(outside, sequence_id)
 
     def drop(self, sequence_id: int, indices: Tokens[int]) -> None:
         """Let go of these computed blocks of a sequence, given in order; others may still use them.
@@ -245,7 +256,8 @@ class BlockManager(PoolFacts):
         The tail goes first, so that of a prefix the end is evicted before what it rests on.
         """
         self.holed.discard(sequence_id)
-        self._release_all(self.tables.pop(sequence_id).block_ids, sequence_id)
+        self._let_go(sequence_id, slice(None))
+        del self.tables[sequence_id]
 
     def clear_cached(self) -> int:
         """Forget all cached content of free blocks and the host's; return how many became blank."""

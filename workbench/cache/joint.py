@@ -134,6 +134,11 @@ class JointBlocks(Described):
         for group in self.groups:
             group.grow(sequence_id, start, stop)
 
+    def shrink(self, sequence_id: int, num_tokens: int) -> None:
+        """Let go of the blocks behind the first `num_tokens` in every group."""
+        for group in self.groups:
+            group.shrink(sequence_id, num_tokens)
+
     def publish(self, sequence_id: int, token_ids: Tokens[int], num_computed: int) -> None:
         """Make every full block of the first `num_computed` tokens findable."""
         for group in self.groups:

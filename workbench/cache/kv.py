@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from workbench.cache.blocks import BlockManager
+from workbench.cache.copies import copy_blocks, move_slots
 from workbench.cache.eviction_policy import EvictionPolicy
 from workbench.cache.groups import KVGroup, group_layers, groups_of
 from workbench.cache.host import HostTier
@@ -199,22 +200,23 @@ class KVCache(Described):
         self.copy_blocks(copies)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
-        """Copy the KV of each (source, destination) pair of blocks, in every layer and in order.
-
-        In order matters where a source is the destination of an earlier pair (a fork of a fork).
-        """
-        if not copies:
-            return
-        for manager, tensor in zip(self.blocks.groups, self.tensors, strict=True):
+        """Copy the KV of each (source, destination) pair of blocks, in every layer and in order."""
+        for manager, tensor in zip(self.blocks.groups, self.tensors, strict=True) if copies else ():
             ids = manager.pool.ids
-            mine = [(ids.index(a), ids.index(b)) for a, b in copies if a in ids]
-            together: dict[int, int] = {}  # {destination: source} that do not build on each other
-            for source, destination in mine:
-                if source in together:
-                    _copy_at_once(tensor, together)
-                    together = {}
-                together[destination] = source
-            _copy_at_once(tensor, together)
+            copy_blocks(tensor, [(ids.index(a), ids.index(b)) for a, b in copies if a in ids])
+
+    def move_tokens(self, moves: list[tuple[int, int, int]]) -> None:
+        """Copy the KV of tokens within their sequences, in every layer and all at once.
+
+        moves: (sequence id, position, position it goes to); all are read before one is written.
+        """
+        for manager, tensor in zip(self.blocks.groups, self.tensors, strict=True) if moves else ():
+            tables, size, first = manager.tables, manager.block_size, manager.pool.ids.start
+            slots = [
+                (tables[i].slot(source, size, first), tables[i].slot(destination, size, first))
+                for i, source, destination in moves
+            ]
+            move_slots(tensor, slots)
 
     def stats(self) -> CacheStats:
         """Return what the cache has done since it was made."""
@@ -250,14 +252,6 @@ class KVCache(Described):
             facts |= self.blocks.host.describe()
             facts["host memory"] = human_bytes(self.host_memory.num_bytes)
         return facts
-
-
-def _copy_at_once(tensor: Tensor, source_of: dict[int, int]) -> None:
-    if not source_of:
-        return
-    pairs = torch.tensor(list(source_of.items()), device=tensor.device)
-    destinations, sources = pairs.unbind(1)
-    tensor[:, :, destinations] = tensor[:, :, sources]
 
 
 def require_host_possible(groups: tuple[KVGroup, ...], field: str, value: int) -> None:

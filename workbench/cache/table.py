@@ -65,6 +65,11 @@ class BlockTable:
         """Return where in `block_ids` a block lies that is no hole."""
         return index - self.first - bisect_left(self.holes, index)
 
+    def slot(self, position: int, block_size: int, first_id: int) -> int:
+        """Return where a token lies in the tensor of a group whose blocks begin at `first_id`."""
+        index, offset = divmod(position, block_size)
+        return (self.block_ids[self.place(index)] - first_id) * block_size + offset
+
     def branch(self, first: int, num_tokens: int, block_size: int) -> BlockTable:
         """Return a table of the same blocks, from `first` to that of token `num_tokens` - 1.
 

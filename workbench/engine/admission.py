@@ -8,7 +8,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from workbench.activations import Activations
@@ -172,7 +171,7 @@ def make_branch(
         request=request,
         token_ids=tokens,
         num_prompt_tokens=parent.num_prompt_tokens,
-        metrics=replace(parent.metrics, num_preemptions=0),
+        metrics=parent.metrics.branch(),
         seed=seed + index,
         stop_ids=stop_ids,
         num_tracked=tracked_by(params, stop_ids),

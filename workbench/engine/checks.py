@@ -5,8 +5,9 @@ Called by `Engine` before it keeps or queues anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from workbench.cache import KVCache
@@ -19,11 +20,12 @@ from workbench.engine.requests import RequestRecord
 from workbench.errors import ConfigError, RequestError
 from workbench.errors import RequestFinished as AlreadyFinished
 from workbench.models import DecoderLM
+from workbench.ops import Backend, get_backend
 from workbench.request import Prompt, Request, Sequence
 from workbench.run import Runner
 from workbench.sample import check_params
 from workbench.sampling_params import SamplingParams
-from workbench.scheduler import Scheduler
+from workbench.scheduler import Policy, Scheduler, get_policy
 
 
 def check_parts(
@@ -48,6 +50,18 @@ def check_seed(seed: int | None) -> None:
     """Raise `ConfigError` unless `seed` is None or a whole number from 0."""
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
         raise ConfigError("seed", seed, "must be a whole number of at least 0", "Or leave it out.")
+
+
+def swapped(
+    policy: str | Policy | None, backend: str | None, sampler: object, device: torch.device
+) -> tuple[Policy | None, Backend | None]:
+    """Return what `swap` was given, None where it was not; `ConfigError` if any is unknown."""
+    if sampler is not None and not callable(sampler):
+        raise ConfigError("sampler", sampler, "is not callable", "Pass a `Sampler`.")
+    return (
+        None if policy is None else get_policy(policy),
+        None if backend is None else get_backend(backend, device),
+    )
 
 
 def check_fork(
@@ -116,14 +130,19 @@ def check_loaded(
 
 
 def check_limits(
-    records: Iterable[RequestRecord], config: SchedulerConfig, cache: KVCache, model: DecoderLM
+    records: Mapping[str, RequestRecord],
+    config: SchedulerConfig | None,
+    cache: KVCache,
+    model: DecoderLM,
 ) -> None:
-    """Raise `ConfigError` if, under these settings, an unfinished request could not run to its
-    end."""
+    """Raise `ConfigError` if, under these settings (None: as they are), an unfinished request could
+    not run to its end."""
+    if config is None:
+        return
     if not isinstance(config, SchedulerConfig):
         fix = "Pass `dataclasses.replace(engine.scheduler.config, …)`."
         raise ConfigError("scheduler_config", config, "is no SchedulerConfig", fix)
-    for record in records:
+    for record in records.values():
         if not record.finished:
             try:
                 check_loaded(record.request, cache, model, config)

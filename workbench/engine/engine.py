@@ -12,20 +12,19 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from workbench.batch import ForwardOutput, SampledTokens
 from workbench.cache import DroppingPolicy, EvictionPolicy, KVCache
 from workbench.config import SchedulerConfig
 from workbench.describe import Described
-from workbench.engine import files, loops
+from workbench.engine import checks, files, loops
 from workbench.engine.admission import make_request, make_sequence
 from workbench.engine.brancher import Brancher
-from workbench.engine.checks import check_beams, check_fork, check_limits, check_loaded, check_parts
 from workbench.engine.guides import GuideDesk
 from workbench.engine.output import make_output
-from workbench.engine.record import Laps, NewToken, StepRecord, new_tokens, step_done
+from workbench.engine.record import Laps, StepRecord, named, new_tokens, step_done
 from workbench.engine.requests import RequestBook, RequestRecord
+from workbench.engine.speculator import Speculator
 from workbench.engine.state import EngineState, in_order, pack, unpack
 from workbench.engine.strategies import make_strategy
 from workbench.engine.swapping import replacing
@@ -37,11 +36,13 @@ from workbench.interrupts import shielded
 from workbench.models import DecoderLM
 from workbench.models.tokenizer import Tokenizer
 from workbench.request import Prompt, RequestOutput
+from workbench.results import ForwardOutput
 from workbench.retention import Retention
 from workbench.run import Runner
 from workbench.sample import Sampler
 from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Policy, Scheduler, added
+from workbench.speculation import Proposer, SpeculationConfig
 
 
 class Engine(Described):
@@ -50,7 +51,8 @@ class Engine(Described):
     The parts are public attributes and share `bus`. `add` queues a request, `step` runs one
     iteration, `run` steps until nothing is left, `stream` and `generate` are loops over `step`.
     `seed`: base of the seeds of requests that bring none. `grammars`: compiles the constraints of
-    guided requests (None: its own, made when one comes).
+    guided requests (None: its own, made when one comes). `proposer`: guesses tokens that are
+    verified several at once, see `workbench.speculation`; `speculation`: how far that goes.
     """
 
     def __init__(
@@ -61,18 +63,20 @@ class Engine(Described):
         runner: Runner,
         sampler: Sampler | None = None,
         *,
+        proposer: Proposer | None = None,
+        speculation: SpeculationConfig | None = None,
         grammars: GrammarCompiler | None = None,
         seed: int | None = None,
         bus: EventBus | None = None,
     ) -> None:
         """Raise `ConfigError` if the parts were not made for each other."""
-        check_parts(model, cache, scheduler, runner, seed)
+        checks.check_parts(model, cache, scheduler, runner, seed)
         self.model, self.cache, self.scheduler, self.runner = model, cache, scheduler, runner
-        self.sampler = sampler or Sampler()
-        self.seed = seed
+        self.sampler, self.seed = sampler or Sampler(), seed
         self.bus = EventBus() if bus is None else bus  # one that nobody listens to is false
         self.bus.source = weakref.ref(self)
         cache.blocks.bus = scheduler.bus = self.bus
+        self.speculator = Speculator(model, cache, scheduler, runner, proposer, speculation)
         self.closed = False
         self._book = RequestBook()
         self._desk = GuideDesk(model, scheduler, grammars)
@@ -93,27 +97,23 @@ class Engine(Described):
         self._require_between_steps("step")
         laps = Laps()
         refused = self._desk.settle()
-        plan = self.scheduler.schedule()
+        drafts, failed = self.speculator.propose()
+        plan = self.scheduler.schedule(drafts)
         laps.lap("schedule")
         output = self.runner.run(plan) if plan else ForwardOutput()
         laps.lap("run")
-        rows = [plan.sequences[row] for row in plan.sampled]
-        sampled = SampledTokens([])
-        if output.logits is not None:
-            with self.scheduler.books.open("sampling"):  # users' processors run in there
-                sampled = self.sampler(output.logits, rows)
+        sampled = self.speculator.choose(plan, output, self.sampler)
         laps.lap("sample")
-        new = new_tokens(rows, sampled)
         with shielded():  # a step that is committed is also told
-            finished = refused + self.scheduler.commit(plan, sampled, output.reports)
+            finished = refused + failed + self.scheduler.commit(plan, sampled, output.reports)
+            self.speculator.committed(plan, output, sampled, laps.seconds)
+            new = new_tokens(plan, sampled)
             finished += self._book.advance(self._brancher)
             laps.lap("commit")
             if self.bus:
-                free = self.cache.blocks.num_free
-                told = step_done(plan, new, sampled, laps.seconds, free, output.timer)
+                told = step_done(plan, new, sampled, laps.seconds, self.cache.blocks, output.timer)
                 self.bus.emit(told)
-        tokens = [NewToken(s.request.request_id, s.index, token) for s, token in new]
-        return StepRecord(plan, tokens, finished, laps.seconds)
+        return StepRecord(plan, named(new), finished, laps.seconds)
 
     @property
     def has_work(self) -> bool:
@@ -123,10 +123,7 @@ class Engine(Described):
     def run(self, max_steps: int | None = None) -> list[StepRecord]:
         """Step until nothing is left, or `max_steps` times; return the records."""
         self.require_open()
-        records: list[StepRecord] = []
-        while self.has_work and (max_steps is None or len(records) < max_steps):
-            records.append(self.step())
-        return records
+        return loops.run(self, max_steps)
 
     # --- requests -----------------------------------------------------------------------------
 
@@ -158,7 +155,7 @@ class Engine(Described):
         number, limits = self._book.next_number(), self.scheduler.config
         sequence = make_sequence(request, number, self.model, self.cache, limits, self.seed)
         self._desk.check(sequence)
-        check_beams(sequence.max_num_tokens, request, self.cache, limits)
+        checks.check_beams(sequence.max_num_tokens, request, self.cache, limits)
         record = RequestRecord(request, [sequence], make_strategy(params, sequence))
         with shielded():
             self._book.add(record)
@@ -187,7 +184,7 @@ class Engine(Described):
         new_id = self._book.free_name() if new_id is None else new_id
         self._book.require_free(new_id)
         params = original.request.params if params is None else params
-        parent = check_fork(original, branch, params, self.scheduler, self.model)
+        parent = checks.check_fork(original, branch, params, self.scheduler, self.model)
         self._brancher.twin(parent, replace(original.request, request_id=new_id, params=params))
         return new_id
 
@@ -299,7 +296,7 @@ class Engine(Described):
         if request_id is not None:
             state = replace(state, request=replace(state.request, request_id=request_id))
         self._book.require_free(state.request.request_id)
-        check_loaded(state.request, self.cache, self.model, self.scheduler.config)
+        checks.check_loaded(state.request, self.cache, self.model, self.scheduler.config)
         record = unpack(state, self.model, self._book.next_number)
         with shielded():
             self._brancher.enter(record)
@@ -337,17 +334,20 @@ class Engine(Described):
         backend: str | None = None,
         eviction: str | EvictionPolicy | None = None,
         dropping: str | DroppingPolicy | None = None,
+        proposer: Proposer | Literal["off"] | None = None,
+        speculation: SpeculationConfig | None = None,
     ) -> None:
-        """Replace parts between two steps, while requests run.
+        """Replace parts between two steps, while requests run; what is left out stays.
 
         scheduler_config: other budgets, say `replace(engine.scheduler.config, max_sequences=4)`.
-        Raises `ConfigError`, with nothing replaced, for what is unknown, and for settings under
-        which a request could not run to its end.
+        proposer: "off" speculates no more. Raises `ConfigError`, with nothing replaced, for what is
+        unknown, and for settings under which a request could not run to its end.
         """
         self._require_between_steps("swap")
         put_in = replacing(self, scheduler_policy, sampler, backend, eviction, dropping)
+        checks.check_limits(self._book.records, scheduler_config, self.cache, self.model)
+        self.speculator.swap(proposer, speculation)
         if scheduler_config is not None:
-            check_limits(self._book.records.values(), scheduler_config, self.cache, self.model)
             self.scheduler.configure(scheduler_config)
         put_in()
 
@@ -362,7 +362,8 @@ class Engine(Described):
             self.cache.close()
             self.runner.close()
             self._desk.close()
-            del self.model, self.runner, self.sampler, self._brancher, self._desk
+            self.speculator.close()
+            del self.model, self.runner, self.sampler, self._brancher, self._desk, self.speculator
 
     def __enter__(self) -> Engine:
         """Use the engine as a context manager: it is closed at the end."""
@@ -388,10 +389,12 @@ class Engine(Described):
         return {
             "model": self.model.config.architecture,
             "step": self.scheduler.step,
-            "waiting": len(self.scheduler.waiting),
-            "running": len(self.scheduler.running),
-            "paused": len(self.scheduler.paused),
+            **{
+                name: len(getattr(self.scheduler, name))
+                for name in ("waiting", "running", "paused")
+            },
             "blocks used": f"{self.cache.blocks.num_used}/{self.cache.num_blocks}",
             "backend": self.runner.backend.name,
             "device": self.runner.device,
+            **self.speculator.describe(),
         }

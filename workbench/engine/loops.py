@@ -38,6 +38,14 @@ class Steppable(Protocol):
     def discard(self, request_ids: Iterable[str]) -> None: ...
 
 
+def run(engine: Steppable, max_steps: int | None) -> list[StepRecord]:
+    """Step until nothing is left, or `max_steps` times; return the records."""
+    records: list[StepRecord] = []
+    while engine.has_work and (max_steps is None or len(records) < max_steps):
+        records.append(engine.step())
+    return records
+
+
 def stream(engine: Steppable, request_id: str) -> Iterator[RequestOutput]:
     """Step the engine until this request ends, yielding its output after each of its tokens.
 

@@ -6,13 +6,16 @@ Made by `Engine.step` with the stopwatch `Laps`; kept by whoever wants it, never
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from workbench.batch import PassTimer, SampledTokens, StepPlan
+from workbench.batch import StepPlan
+from workbench.cache import Blocks
 from workbench.describe import Described
 from workbench.events import StepDone
-from workbench.request import Sequence, Status, TokenLogprobs
+from workbench.request import Sequence, TokenLogprobs
+from workbench.results import PassTimer, SampledTokens
 
 
 class NewToken(NamedTuple):
@@ -27,9 +30,9 @@ class NewToken(NamedTuple):
 class StepRecord(Described):
     """The account of one `Engine.step()`.
 
-    tokens: every token made. finished: the sequences that ended. seconds:
-    wall time of `schedule`, `run` (forward), `sample` (on CUDA this one waits for the forward) and
-    `commit`.
+    tokens: every token made. finished: the sequences that ended. seconds: wall time of `schedule`
+    (and of asking for drafts), `run` (forward), `sample` (on CUDA this one waits for the forward)
+    and `commit`.
     """
 
     plan: StepPlan
@@ -55,13 +58,33 @@ class StepRecord(Described):
         }
 
 
-def new_tokens(rows: list[Sequence], sampled: SampledTokens) -> list[tuple[Sequence, int]]:
-    """Return the tokens that a step is about to append: of rows that still run, without an error,
-    and without a chooser that decides later."""
-    pairs = list(zip(rows, sampled.token_ids, strict=True))
-    for place in sorted(sampled.errors, reverse=True):
-        del pairs[place]
-    return [(s, t) for s, t in pairs if s.chooser is None and s.status is Status.RUNNING]
+def new_tokens(plan: StepPlan, sampled: SampledTokens) -> list[tuple[Sequence, int]]:
+    """Return the tokens that a step has appended, in order of its rows; asked right after its
+    commit. A row with a chooser has none yet, and one with a draft may have several."""
+    rows = plan.sampled
+    if sampled.accepted:
+        return [
+            (plan.sequences[row], token_id)
+            for row in rows
+            for token_id in plan.sequences[row].token_ids[_end(plan, row) :]
+        ]
+    starts, counts, sequences = plan.starts, plan.num_new, plan.sequences
+    pairs = zip(rows, sampled.token_ids, strict=True)
+    return [
+        (sequences[row], token_id)
+        for row, token_id in pairs
+        if len(sequences[row].token_ids) > starts[row] + counts[row]
+    ]
+
+
+def named(new: list[tuple[Sequence, int]]) -> list[NewToken]:
+    """Return new tokens by request and branch."""
+    return [NewToken(s.request.request_id, s.index, token) for s, token in new]
+
+
+def _end(plan: StepPlan, row: int) -> int:
+    """Return how many tokens a row's sequence had before the step."""
+    return plan.starts[row] + (1 if row in plan.drafts else plan.num_new[row])
 
 
 def step_done(
@@ -69,24 +92,27 @@ def step_done(
     new: list[tuple[Sequence, int]],
     sampled: SampledTokens,
     seconds: dict[str, float],
-    num_free_blocks: int,
+    blocks: Blocks,
     timer: PassTimer | None = None,
 ) -> StepDone:
     """Return the event of a committed step, whose new tokens are `new`."""
     computed = tuple([sequence.num_computed for sequence in plan.sequences])
     tokens = tuple([(sequence.sequence_id, token) for sequence, token in new])
-    told = () if sampled.logprobs is None else _told(plan, new, sampled.logprobs)
+    told = () if sampled.logprobs is None else _told(plan, new, sampled)
     on_device = None if timer is None else timer.seconds
-    return StepDone(plan.step, tokens, seconds, num_free_blocks, computed, told, on_device)
+    return StepDone(plan.step, tokens, seconds, blocks.num_free, computed, told, on_device)
 
 
 def _told(
-    plan: StepPlan, new: list[tuple[Sequence, int]], entries: list[TokenLogprobs | None]
+    plan: StepPlan, new: list[tuple[Sequence, int]], sampled: SampledTokens
 ) -> tuple[tuple[float, tuple[tuple[int, float], ...]] | None, ...]:
     """Return what is reported of each new token."""
-    rows = zip(plan.sampled, entries, strict=True)
-    entry_of = {plan.sequences[row].sequence_id: entry for row, entry in rows}
-    found = [entry_of[sequence.sequence_id] for sequence, _ in new]
+    entries: dict[int, Iterator[TokenLogprobs | None]] = {}
+    for place, (row, entry) in enumerate(zip(plan.sampled, sampled.logprobs or (), strict=True)):
+        run = sampled.accepted.get(place)
+        before = () if run is None else run.logprobs or (None,) * len(run.token_ids)
+        entries[plan.sequences[row].sequence_id] = iter((*before, entry))
+    found = [next(entries[sequence.sequence_id]) for sequence, _ in new]
     return tuple([None if entry is None else (entry.logprob, entry.top) for entry in found])
 
 

@@ -41,6 +41,8 @@ class Batch(ctypes.Structure):
         *((name, _LONG) for name in ("rows", "tokens", "table_width")),
         *((name, _LONG) for name in ("num_blocks", "block_size", "kv_heads", "dim")),
         *((name, _LONG) for name in ("kv_is_bf16", "threads")),
+        ("ancestors", _POINTER),
+        *((name, _LONG) for name in ("first_tree", "tree_tokens", "tree_words")),
     ]
 
 

@@ -66,6 +66,7 @@ class NativeBackend(SDPABackend):
             *kv.shape[1:],
             kv.dtype is torch.bfloat16,
             torch.get_num_threads(),
+            *_trees(ctx),
         )
 
     def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
@@ -234,6 +235,14 @@ class NativeBackend(SDPABackend):
         )
         check(failure)
         return out
+
+
+def _trees(ctx: ForwardContext) -> tuple[int | None, int, int, int]:
+    """Return the address of the trees' masks, their first token, and how many tokens and words."""
+    if ctx.trees is None:
+        return None, 0, 0, 0
+    first_row, _, ancestors = ctx.trees
+    return ancestors.data_ptr(), sum(ctx.query_lens[:first_row]), *ancestors.shape
 
 
 def _packed_heads(x: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class ReferenceBackend(Described):
             q, k = self.rope(q, k, *rope)
         outputs = []
         for row, keys, values, queries in self._rows(q, k, v, layer, ctx):
-            mask = causal_mask(ctx.query_lens[row], ctx.kv_lens[row], window, q.device)
+            mask = row_mask(ctx, row, window)
             outputs.append(attend(queries, keys, values, mask, scale))
         return torch.cat(outputs) if outputs else torch.empty_like(q)
 
@@ -147,6 +147,20 @@ def causal_mask(
     keys = torch.arange(num_keys, device=device).unsqueeze(0)
     mask = keys <= ends
     return mask if window is None else mask & (keys > ends - window)
+
+
+def row_mask(ctx: ForwardContext, row: int, window: int | None) -> Tensor:
+    """Return [new tokens, keys] bool of a row: True where a token may look."""
+    num_new, num_keys, device = ctx.query_lens[row], ctx.kv_lens[row], ctx.positions.device
+    mask = causal_mask(num_new, num_keys, window, device)
+    trees = ctx.trees
+    if trees is None or not trees.first_row <= row < trees.first_row + trees.num_rows:
+        return mask
+    begin = sum(ctx.query_lens[trees.first_row : row])
+    words = trees.ancestors[begin : begin + num_new]
+    bits = torch.arange(num_new, device=device)
+    mask[:, num_keys - num_new :] &= ((words[:, bits // 32] >> (bits % 32)) & 1).bool()
+    return mask
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workbench.batch import ForwardContext
 from workbench.ops.paging import gather, write
-from workbench.ops.reference import ReferenceBackend, causal_mask
+from workbench.ops.reference import ReferenceBackend, row_mask
 
 # Rows whose context is within this factor of the group's shortest share a padded batch: a larger
 # factor pads (copies) more, a smaller one makes more calls.
@@ -42,6 +42,8 @@ class _Chunk:
     tokens: slice
     block_ids: Tensor | None  # [1, B]; None without a cache
     length: int
+    tree: bool  # whether its tokens do not all see those before them
+    mask: dict[int | None, Tensor]  # window -> [new, length] bool
 
 
 @dataclass(slots=True)
@@ -76,7 +78,9 @@ class SDPABackend(ReferenceBackend):
                 assert ctx.block_tables is not None, "a context with a cache has block tables"
                 num_blocks = -(-ctx.kv_lens[row] // ctx.any_kv.shape[2])
                 block_ids = ctx.block_tables[row : row + 1, :num_blocks]
-            chunks.append(_Chunk(row, slice(start, stop), block_ids, ctx.kv_lens[row]))
+            trees = ctx.trees
+            tree = trees is not None and row < trees.first_row + trees.num_rows
+            chunks.append(_Chunk(row, slice(start, stop), block_ids, ctx.kv_lens[row], tree, {}))
             start = stop
         return _Prepared(self._decode_groups(ctx) if num_decodes else [], chunks)
 
@@ -230,8 +234,10 @@ class SDPABackend(ReferenceBackend):
             keys, values = (side[0, : chunk.length].to(q.dtype) for side in gathered)
         if window is not None and window >= chunk.length:
             window = None
-        plain = window is None and chunk.length == num_new
-        mask = None if plain else causal_mask(num_new, chunk.length, window, q.device)
+        plain = window is None and chunk.length == num_new and not chunk.tree
+        if not plain and window not in chunk.mask:
+            chunk.mask[window] = row_mask(ctx, chunk.row, window)
+        mask = None if plain else chunk.mask[window]
         out = F.scaled_dot_product_attention(
             queries.transpose(0, 1).unsqueeze(0),
             keys.transpose(0, 1).unsqueeze(0),

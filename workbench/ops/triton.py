@@ -16,6 +16,7 @@ from operator import is_not
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.batch import ForwardContext
@@ -41,16 +42,19 @@ class _Rows:
 
 @dataclass(slots=True)
 class _Prepared:
-    """num_decodes rows go to the decode kernel in num_splits parts; chunks are the other rows.
+    """num_decodes rows go to the decode kernel in num_splits parts; then come trees, then chunks.
 
-    fresh: no chunk has an older context, so its keys are the new tokens' own.
+    fresh: no chunk has an older context, so its keys are the new tokens' own. ancestors [T, W]: the
+    trees' masks at their packed positions; None where there are no trees.
     """
 
     num_decodes: int
     num_splits: int
     decodes: _Rows
+    trees: _Rows
     chunks: _Rows
     fresh: bool
+    ancestors: Tensor | None
 
 
 class TritonBackend(ReferenceBackend):
@@ -102,14 +106,20 @@ class TritonBackend(ReferenceBackend):
         splits = 1
         if lens:
             splits = self._splits(lens, ctx.any_kv)
-        chunk_lens = ctx.query_lens[decodes:]
-        fresh = not cached or chunk_lens == ctx.kv_lens[decodes:]
+        first, ancestors = decodes, None
+        if ctx.trees is not None:
+            first = decodes + ctx.trees.num_rows
+            ancestors = F.pad(ctx.trees.ancestors, (0, 0, decodes, 0))
+        chunk_lens = ctx.query_lens[first:]
+        fresh = not cached or chunk_lens == ctx.kv_lens[first:]
         return _Prepared(
             decodes,
             splits,
             _rows(ctx, slice(0, decodes), decodes),
-            _rows(ctx, slice(decodes, None), sum(chunk_lens)),
+            _rows(ctx, slice(decodes, first), sum(ctx.query_lens[decodes:first])),
+            _rows(ctx, slice(first, None), sum(chunk_lens)),
             fresh,
+            ancestors,
         )
 
     def _splits(self, lens: list[int], kv: Tensor) -> int:
@@ -156,8 +166,11 @@ class TritonBackend(ReferenceBackend):
         settings: dict[str, Any] = {"scale": scale, "window": window}
         if prepared.num_decodes:
             self._decode(q, kv, prepared, settings, out)
+        if prepared.trees.num_tokens:
+            seen = {**settings, "ancestors": prepared.ancestors}
+            self._chunks(q, k, v, kv, prepared.trees, False, seen, out)
         if prepared.chunks.num_tokens:
-            self._chunks(q, k, v, kv, prepared, settings, out)
+            self._chunks(q, k, v, kv, prepared.chunks, prepared.fresh, settings, out)
         return out
 
     def _decode(
@@ -182,13 +195,13 @@ class TritonBackend(ReferenceBackend):
         k: Tensor,
         v: Tensor,
         kv: Tensor | None,
-        prepared: _Prepared,
+        rows: _Rows,
+        fresh: bool,
         settings: Any,
         out: Tensor,
     ) -> None:
-        rows = prepared.chunks
         # What a cache of another dtype holds is not what the new tokens say: read it back.
-        fresh = kv is None or (prepared.fresh and kv.dtype == k.dtype)
+        fresh = kv is None or (fresh and kv.dtype == k.dtype)
         keys, values = (k, v) if kv is None or fresh else kv.unbind(0)
         self._run(
             "prefill_attention",

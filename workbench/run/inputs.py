@@ -17,13 +17,14 @@ from torch import Tensor
 
 from workbench.batch import Backend, EmbeddedRows, ForwardContext, StepPlan
 from workbench.cache import BlockManager, KVCache
+from workbench.run.trees import logit_rows, rotary_positions, tree_masks
 
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 @dataclass(slots=True)
 class StepInputs:
-    """token_ids [T] int64; ctx; logit_rows [R] int64: packed positions that sample."""
+    """token_ids [T] int64; ctx; logit_rows [R] int64: packed positions that give logits."""
 
     token_ids: Tensor
     ctx: ForwardContext
@@ -59,8 +60,12 @@ class InputBuilder:
             self._placed(group, plan, positions, row_of, starts + num_new)
             for group in self.cache.blocks.groups
         ]
-        logit_rows = ends[plan.sampled] - 1
-        columns = [self._token_ids(plan), positions, logit_rows, *(p.slots for p in places)]
+        trees = None
+        if plan.drafts:
+            positions = rotary_positions(plan, positions, ends - num_new)
+            trees = tree_masks(plan, self.device)
+        asked = logit_rows(plan, ends)
+        columns = [self._token_ids(plan), positions, asked, *(p.slots for p in places)]
         if self.needs_rope_lens:
             prompts = np.array([s.num_prompt_tokens for s in plan.sequences])
             columns.append(np.maximum(prompts[row_of], positions + 1))
@@ -87,6 +92,7 @@ class InputBuilder:
                 first_layer=members[0] if members else 0,
                 rope_lens=rope_lens,
                 embeds=embeds,
+                trees=trees,
             )
             ctx.prepared = backend.prepare(ctx)
             contexts.append(ctx)
@@ -117,9 +123,13 @@ class InputBuilder:
 
     def _token_ids(self, plan: StepPlan) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         flat: list[int] = []
-        for sequence, start, count in zip(plan.sequences, plan.starts, plan.num_new, strict=True):
+        rows = zip(plan.sequences, plan.starts, plan.num_new, strict=True)
+        for row, (sequence, start, count) in enumerate(rows):
             if count == 1:
                 flat.append(sequence.token_ids[start])
+            elif row in plan.drafts:
+                flat.append(sequence.token_ids[start])
+                flat.extend(plan.drafts[row].token_ids)
             else:
                 flat.extend(sequence.token_ids[start : start + count])
         return np.array(flat, dtype=np.int64)

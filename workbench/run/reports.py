@@ -16,9 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workbench.batch import ForwardContext, RowReport, StepPlan
+from workbench.batch import ForwardContext, StepPlan
 from workbench.models import DecoderLM
 from workbench.request import Sequence, TokenLogprobs
+from workbench.results import RowReport
 from workbench.sample import token_logprobs
 
 # Logits of a slice: 16 MiB as float32, and a few times that while they are ranked.

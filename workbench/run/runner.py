@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from workbench.batch import Backend, ForwardOutput, RowReport, StepPlan
+from workbench.batch import Backend, StepPlan
 from workbench.cache import KVCache, KVGroup, groups_of
 from workbench.describe import Described
 from workbench.errors import ConfigError
@@ -20,6 +20,7 @@ from workbench.layers import probe
 from workbench.models import DecoderLM
 from workbench.ops import NativeBackend, get_backend
 from workbench.ops.watched import WatchedBackend
+from workbench.results import ForwardOutput, RowReport
 from workbench.run.block_masses import BlockMasses
 from workbench.run.device_timer import DeviceTimer
 from workbench.run.graphs import DecodeGraphs, resolve_sizes
@@ -34,7 +35,8 @@ class Runner(Described):
     cuda_graphs: `"auto"` replays batches of decodes from graphs on a GPU, with a backend that can
     be captured; True insists on that, False never does; batch sizes say which to capture (and
     insist). tape: the same on a CPU, with a backend that can be recorded. `graphs` and `tapes` are
-    None where there are none.
+    None where there are none. `captured`: points of the model (see `workbench.layers.probe`) whose
+    rows each pass gives out in `ForwardOutput.states`.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Runner(Described):
         """Raise `ConfigError` if model and cache do not fit together, the backend is unknown, or
         CUDA graphs or a tape are wanted where they cannot be had."""
         self.model, self.cache = model, cache
+        self.captured: tuple[str, ...] = ()
         self.device = next(model.parameters()).device
         self._check_fit()
         self.backend = get_backend(backend, self.device) if isinstance(backend, str) else backend
@@ -93,8 +96,13 @@ class Runner(Described):
         replays = self.graphs or self.tapes
         if replays is not None:
             why = replays.why_eager(plan, self.backend)
+            if any(self.captured):
+                why = "a proposer looks into the model"
             if not why:
-                return ForwardOutput(self.model.logits(*replays.run(plan, self.backend)))
+                hidden, ctx = replays.run(plan, self.backend)
+                # Copied: the next replay writes over them.
+                states = {point: hidden.clone() for point in self.captured}
+                return ForwardOutput(self.model.logits(hidden, ctx), states=states)
             replays.eager[why] += 1
         return self._run_eagerly(plan)
 
@@ -103,17 +111,18 @@ class Runner(Described):
         if plan.weighed:
             backend = WatchedBackend(backend, masses)
         inputs = self.inputs.build(plan, backend)
-        with probe(self.model, points_of(plan)) as seen:
+        with probe(self.model, {*points_of(plan), *self.captured}) as seen:
             hidden = self.model(inputs.token_ids, inputs.ctx)
         reports = make_reports(plan, self.model, hidden, inputs.ctx, seen)
+        states = {point: seen[point] for point in self.captured}
         if plan.weighed:
             for row, sums in masses.by_row().items():
                 reports.setdefault(row, RowReport()).block_masses = sums
         if not plan.sampled:
-            return ForwardOutput(None, reports)
-        if len(plan.sampled) < hidden.shape[0]:
+            return ForwardOutput(None, reports, states)
+        if len(inputs.logit_rows) < hidden.shape[0]:
             hidden = hidden[inputs.logit_rows]
-        return ForwardOutput(self.model.logits(hidden, inputs.ctx), reports)
+        return ForwardOutput(self.model.logits(hidden, inputs.ctx), reports, states)
 
     def close(self) -> None:
         """Drop the graphs, the tape, the model and the cache."""

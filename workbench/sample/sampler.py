@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from workbench.batch import SampledTokens
 from workbench.describe import Described
 from workbench.errors import ConfigError
 from workbench.request import Sequence, TokenLogprobs
+from workbench.results import SampledTokens
 from workbench.sample import filters
 from workbench.sample.greedy import argmax
 from workbench.sample.logprobs import token_logprobs
@@ -65,6 +65,18 @@ class Sampler(Described):
         the whole batch. Log-probabilities are of the model's own distribution; those of a sequence
         with a chooser are processed, since that is what it chooses from (see `Processing`).
         """
+        return self._sample(logits, sequences)[0]
+
+    def with_probabilities(
+        self, logits: Tensor, sequences: list[Sequence]
+    ) -> tuple[SampledTokens, Tensor]:
+        """Return what calling does, and what `probabilities` does, from one processing."""
+        sampled, processed, tensors = self._sample(logits, sequences)
+        return sampled, self._distributions(processed, tensors, sampled.errors)
+
+    def _sample(
+        self, logits: Tensor, sequences: list[Sequence]
+    ) -> tuple[SampledTokens, Tensor, SamplingTensors]:
         tensors = self._tensors_for(logits, sequences)
         processed, errors = self._processing(logits, sequences)
         tokens = self._choose(processed, tensors)
@@ -76,7 +88,7 @@ class Sampler(Described):
         logprobs = None
         if tensors.logprob_rows:
             logprobs = self._logprobs(logits, processed, tokens, tensors, errors)
-        return SampledTokens(token_ids, logprobs, errors)
+        return SampledTokens(token_ids, logprobs, errors), processed, tensors
 
     def probabilities(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
         """Return the distribution each row is drawn from, [R, V] float64: everything applied.
@@ -85,7 +97,12 @@ class Sampler(Described):
         NaN throughout. Raises as calling does.
         """
         tensors = self._tensors_for(logits, sequences)
-        logits, errors = self._processing(logits, sequences)
+        processed, errors = self._processing(logits, sequences)
+        return self._distributions(processed, tensors, errors)
+
+    def _distributions(
+        self, logits: Tensor, tensors: SamplingTensors, errors: Iterable[int]
+    ) -> Tensor:
         best = argmax(logits)[:, None]
         result = torch.zeros(logits.shape, dtype=torch.float64, device=logits.device)
         result.scatter_(1, best, 1.0)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 
-from workbench.batch import RowReport, StepPlan
+from workbench.batch import StepPlan
 from workbench.cache import Blocks, BlockTable
 from workbench.cache.dropping import (
     DroppingPolicy,
@@ -24,6 +24,7 @@ from workbench.cache.dropping import (
 from workbench.errors import ConfigError
 from workbench.events import warn
 from workbench.request import Sequence, Status
+from workbench.results import RowReport
 
 
 class Dropper:

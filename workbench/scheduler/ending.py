@@ -7,9 +7,34 @@ from __future__ import annotations
 
 import time
 
-from workbench.batch import RowReport
+from workbench.batch import StepPlan
 from workbench.errors import GuideFailed
 from workbench.request import FinishReason, Sequence, Status, TokenLogprobs
+from workbench.results import Accepted, RowReport, SampledTokens
+
+
+def append_step(plan: StepPlan, sampled: SampledTokens) -> list[Sequence]:
+    """Append what a step has made to its sequences; return those that end by it.
+
+    Rows that were aborted while the step ran are left alone.
+    """
+    finished: list[Sequence] = []
+    entries = sampled.logprobs or [None] * len(plan.sampled)
+    for place, accepted in sampled.accepted.items():
+        sequence = plan.sequences[plan.sampled[place]]
+        if sequence.status is Status.RUNNING and append_accepted(sequence, accepted):
+            finished.append(sequence)
+    for place, message in sampled.errors.items():
+        sequence = plan.sequences[plan.sampled[place]]
+        if sequence.status is Status.RUNNING and sequence.finish_reason is None:
+            sequence.error = message
+    for row, token_id, entry in zip(plan.sampled, sampled.token_ids, entries, strict=True):
+        sequence = plan.sequences[row]
+        if sequence.status is not Status.RUNNING or sequence.finish_reason is not None:
+            continue
+        if append(sequence, token_id, entry):
+            finished.append(sequence)
+    return finished
 
 
 def append(sequence: Sequence, token_id: int, entry: TokenLogprobs | None) -> bool:
@@ -30,6 +55,16 @@ def append(sequence: Sequence, token_id: int, entry: TokenLogprobs | None) -> bo
         sequence.error, sequence.finish_reason = f"guided_decoding: {error.problem}", "error"
         return True
     return ends(sequence, token_id)
+
+
+def append_accepted(sequence: Sequence, accepted: Accepted) -> bool:
+    """Append what was accepted of a draft, token by token; return whether one ended the sequence.
+
+    What follows the end is dropped, as it would never have been made.
+    """
+    entries = accepted.logprobs or [None] * len(accepted.token_ids)
+    pairs = zip(accepted.token_ids, entries, strict=True)
+    return any(append(sequence, token_id, entry) for token_id, entry in pairs)
 
 
 def append_token(sequence: Sequence, token_id: int, entry: TokenLogprobs | None) -> None:

@@ -7,11 +7,13 @@ books.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from workbench.batch import StepPlan
 from workbench.cache import PrefixLookup, room
 from workbench.config import SchedulerConfig
+from workbench.draft import Draft
 from workbench.request import Sequence, Status
 from workbench.scheduler.capacity import CAPACITIES
 from workbench.scheduler.chunking import sharing
@@ -41,8 +43,11 @@ class Planner:
         self.sharing = sharing(config)
         self.prefix_wait = config.prefix_reuse and config.prefix_wait
 
-    def fill(self, plan: StepPlan) -> None:
-        """Add rows to an empty plan, with blocks allocated for everything in it."""
+    def fill(self, plan: StepPlan, drafts: Mapping[int, Draft]) -> None:
+        """Add rows to an empty plan, with blocks allocated for everything in it.
+
+        drafts: by sequence id, what its next row would verify.
+        """
         prompts = self._decodes(plan)
         # Below zero where the limits were lowered under what runs: that goes on, and prompts wait.
         budget = max(0, self.config.max_batch_tokens - plan.num_decodes)
@@ -53,6 +58,8 @@ class Planner:
         while not prompts and not plan.num_decodes and self._make_way(plan):
             self._admit(prompts, budget)
         self._chunks(plan, prompts, budget)
+        if drafts:
+            self._drafts(plan, drafts)
         plan.copies = list(self.blocks.pending_copies)
 
     def _decodes(self, plan: StepPlan) -> list[Sequence]:
@@ -157,6 +164,33 @@ class Planner:
             plan.drop_waiting()
             if grown:
                 plan.append(sequence, num_new)
+
+    def _drafts(self, plan: StepPlan, drafts: Mapping[int, Draft]) -> None:
+        """Give decode rows their drafts, as far as tokens and blocks are left that nobody wants.
+
+        Nobody is put off or preempted for a guess: a draft is cut to what there is room for.
+        """
+        left = self.config.max_batch_tokens - plan.num_tokens
+        given: dict[int, Draft] = {}
+        for row, sequence in enumerate(plan.sequences[: plan.num_decodes]):
+            draft = drafts.get(sequence.sequence_id)
+            if draft is None:
+                continue
+            draft, stop = draft.first(left), plan.starts[row] + 1
+            while len(draft) and self.blocks.lacks(sequence.sequence_id, stop, stop + len(draft)):
+                draft = draft.first(len(draft) - 1)
+            if len(draft):
+                self.blocks.grow(sequence.sequence_id, stop, stop + len(draft))
+                given[row], left = draft, left - len(draft)
+        if given:
+            plan.draft(given)
+
+    def retract(self, plan: StepPlan) -> None:
+        """Take back the blocks that the drafts of a plan were given."""
+        for row in plan.drafts:
+            sequence = plan.sequences[row]
+            if sequence.sequence_id in self.blocks.tables:
+                self.blocks.shrink(sequence.sequence_id, sequence.num_computed)
 
     def _lookup(self, sequence: Sequence, reserved: list[int]) -> PrefixLookup:
         """Return the cached prefix that a sequence may use.

@@ -10,22 +10,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from workbench.batch import RowReport, SampledTokens, StepPlan
+from workbench.batch import StepPlan
 from workbench.cache import KVCache
 from workbench.cache.dropping import DroppingPolicy, dropping_name, get_dropping
 from workbench.config import SchedulerConfig
 from workbench.describe import Described
+from workbench.draft import Draft
 from workbench.errors import ConfigError
 from workbench.events import EventBus, PolicyFailed, SequenceExtended, StepPlanned
 from workbench.request import FinishReason, Sequence, Status, TokenLogprobs
+from workbench.results import RowReport, SampledTokens
 from workbench.scheduler.books import Books, StalePlan
 from workbench.scheduler.dropping import Dropper, check_droppable
-from workbench.scheduler.ending import append, append_token, note
+from workbench.scheduler.ending import append_token, note
 from workbench.scheduler.facts import forked
 from workbench.scheduler.guard import GuardedPolicy
 from workbench.scheduler.planner import Planner
 from workbench.scheduler.policy import Policy, get_policy, policy_name
 from workbench.scheduler.queues import Queues
+from workbench.scheduler.step_results import StepResults
 
 
 class Scheduler(Described):
@@ -47,6 +50,7 @@ class Scheduler(Described):
         self._dropper = Dropper(cache.blocks, self._policy_failed)
         self._dropper.policy = get_dropping(self.config.dropping)
         self._planner = Planner(self._queues, self.config, self._order, self._dropper)
+        self._results = StepResults(self._queues, self.config)
         self._plan: StepPlan | None = None  # planned and not yet committed
 
     def _check(self, config: SchedulerConfig) -> None:
@@ -74,6 +78,7 @@ class Scheduler(Described):
                 self.dropping = get_dropping(config.dropping)
             self.config, self._queues.preemption = config, config.preemption
             self._planner.configure(config)
+            self._results.config = config
 
     @property
     def bus(self) -> EventBus:
@@ -103,6 +108,11 @@ class Scheduler(Described):
     @dropping.setter
     def dropping(self, policy: DroppingPolicy) -> None:
         self._dropper.policy = policy
+
+    @property
+    def drops(self) -> bool:
+        """Whether a policy may drop blocks. It is asked after each token: drafts are left out."""
+        return self._dropper.active
 
     @property
     def waiting(self) -> list[Sequence]:
@@ -162,17 +172,22 @@ class Scheduler(Described):
             if child.request.deadline is not None:
                 queues.timed[child.sequence_id] = child
 
-    def schedule(self) -> StepPlan:
-        """Return the next step's batch, with blocks allocated for everything in it."""
+    def schedule(self, drafts: Mapping[int, Draft] | None = None) -> StepPlan:
+        """Return the next step's batch, with blocks allocated for everything in it.
+
+        drafts: by sequence id, guesses to verify where tokens and blocks are left over.
+        """
         queues = self._queues
         self._order.sort(queues.waiting)
         with self.books.open("schedule"):
             self.step += 1
             self.blocks.step = queues.step = self.step
+            if self._plan is not None and self._plan.drafts:  # its step failed
+                self._planner.retract(self._plan)
             plan = StepPlan(self.step, ended=queues.expire())
-            if self._dropper.active:
+            if self.drops:
                 self._dropper.apply(queues.running.values())
-            self._planner.fill(plan)
+            self._planner.fill(plan, {} if self.drops else drafts or {})
             plan.weighed = self._dropper.weighed(plan)
             if self.bus:
                 ids = [sequence.sequence_id for sequence in plan.sequences]
@@ -199,38 +214,13 @@ class Scheduler(Described):
             self._plan = None
             if plan:  # an empty one was not run: a copy for a paused sequence is still owed
                 self.blocks.finish_copies()
-            self._advance(plan)
+            self._results.advance(plan)
             if plan.weighed:
                 self._dropper.take_in(plan, reports or {})
             for row, report in (reports or {}).items():
                 note(plan.sequences[row], report)
             self._order.committed(plan)
-            return plan.ended + self._append_tokens(plan, sampled)
-
-    def _advance(self, plan: StepPlan) -> None:
-        block_size, reuse = self.blocks.block_size, self.config.prefix_reuse
-        for sequence, start, num_new in zip(plan.sequences, plan.starts, plan.num_new, strict=True):
-            if sequence.status is not Status.RUNNING:
-                continue  # aborted while the step ran
-            computed = sequence.num_computed = start + num_new
-            if reuse and computed // block_size > start // block_size:
-                self.blocks.publish(sequence.sequence_id, sequence.token_ids, computed)
-
-    def _append_tokens(self, plan: StepPlan, sampled: SampledTokens) -> list[Sequence]:
-        finished: list[Sequence] = []
-        entries = sampled.logprobs or [None] * len(plan.sampled)
-        for place, message in sampled.errors.items():
-            sequence = plan.sequences[plan.sampled[place]]
-            if sequence.status is Status.RUNNING:
-                sequence.error = message
-        for row, token_id, entry in zip(plan.sampled, sampled.token_ids, entries, strict=True):
-            sequence = plan.sequences[row]
-            if sequence.status is Status.RUNNING and append(sequence, token_id, entry):
-                finished.append(sequence)
-        for sequence in finished:
-            assert sequence.finish_reason is not None
-            self._queues.finish(sequence, sequence.finish_reason)
-        return finished
+            return plan.ended + self._results.append(plan, sampled)
 
     def extend(self, sequence: Sequence, entry: TokenLogprobs) -> None:
         """Append the token of `entry`, which a chooser decided on, between two steps.
@@ -261,10 +251,14 @@ class Scheduler(Described):
             self._queues.resume(sequence, has_place)
 
     def refuse(self, sequence: Sequence, error: str) -> None:
-        """End a sequence that has not run, with an error."""
+        """End a sequence between two steps, queued or not, with an error."""
         with self.books.open("refuse"):
             sequence.error = error
             self._queues.finish(sequence, "error")
+
+    def decode_plainly(self, sequence: Sequence, why: str) -> None:
+        """Note why a sequence goes on without drafts."""
+        sequence.metrics.proposer_error = why
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence in any state and release its blocks; idempotent."""

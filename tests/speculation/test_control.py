@@ -1,0 +1,113 @@
+"""The controller on virtual time: it never loses more than it may, and finds what pays."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from workbench.speculation import SpeculationConfig
+from workbench.speculation.control import Control
+
+PLAIN = 0.010
+
+
+def simulate(
+    rate: float,
+    cost: float,
+    steps: int = 3000,
+    *,
+    rows: int = 4,
+    config: SpeculationConfig | None = None,
+    noise: float = 0.0,
+) -> tuple[float, float, list[int], Control]:
+    """Return (time taken, plain time for as many tokens, depths, the control).
+
+    Each draft token is right with `rate` if all before it are, and makes a step longer by `cost`
+    plain steps.
+    """
+    control = Control(config or SpeculationConfig(adaptive=True, max_depth=8))
+    source = random.Random(0)
+    spent = plain = 0.0
+    depths = []
+    for _ in range(steps):
+        depth = control.depth(rows)
+        accepted = 0
+        for _ in range(rows if depth else 0):
+            run = next((i for i in range(depth) if source.random() >= rate), depth)
+            accepted += run
+        seconds = PLAIN * (1 + cost * depth) * source.uniform(1 - noise, 1 + noise)
+        control.observe(rows, depth, rows + accepted, rows * depth, accepted, seconds)
+        spent += seconds
+        plain += PLAIN * (rows + accepted) / rows
+        depths.append(depth)
+        # One try may be longer than a plain step, which is what it was allowed for.
+        assert spent <= 1.02 * plain + PLAIN * cost * 8, "slower than promised"
+    return spent, plain, depths, control
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.5])
+def test_what_does_not_pay_costs_at_most_two_percent(rate: float, noise: float) -> None:
+    spent, plain, depths, _ = simulate(rate, cost=1.0, noise=noise)
+    # With noise the plain steps themselves add up to some tenths of a percent more or less.
+    assert spent <= (1.02 if noise == 0 else 1.025) * plain
+    assert depths.count(0) > 0.9 * len(depths)
+
+
+def test_what_pays_is_found() -> None:
+    spent, plain, depths, _ = simulate(0.8, cost=0.05)
+    assert plain / spent > 2.2  # the best depth's: sum of 0.8^i up to 8 is 4.3, over 1.4
+    assert depths[-1] >= 6
+
+
+def test_the_best_depth_is_no_deeper_than_it_pays() -> None:
+    _, _, depths, _ = simulate(0.6, cost=0.2)
+    used = [d for d in depths[1500:] if d]
+    # Tokens per time: 1.33 at 1, 1.4 at 2, 1.36 at 3, 1.28 at 4.
+    assert max(set(used), key=used.count) in (1, 2, 3)
+
+
+def test_a_change_is_noticed() -> None:
+    control = Control(SpeculationConfig(adaptive=True, max_depth=4))
+    source = random.Random(1)
+    late = []
+    for step in range(6000):
+        rate = 0.9 if step < 3000 else 0.0
+        depth = control.depth(1)
+        accepted = next((i for i in range(depth) if source.random() >= rate), depth)
+        seconds = PLAIN * (1 + 0.2 * depth)
+        control.observe(1, depth, 1 + accepted, depth, accepted, seconds)
+        if step > 4000:
+            late.append(depth)
+    assert late.count(0) > 0.8 * len(late)
+
+
+def test_acceptance_below_the_threshold_switches_off_and_a_better_one_on() -> None:
+    config = SpeculationConfig(min_acceptance=0.3, max_depth=4)
+    _, _, depths, control = simulate_free(0.05, config)
+    assert depths.count(0) > 0.9 * len(depths)
+    assert max(depths) == 4  # and it goes on looking
+    for _ in range(3000):
+        depth = control.depth(2)
+        control.observe(2, depth, 2 + 2 * depth, 2 * depth, 2 * depth, PLAIN)
+    assert control.depth(2) == 4
+
+
+def simulate_free(
+    rate: float, config: SpeculationConfig
+) -> tuple[float, float, list[int], Control]:
+    control, source, depths = Control(config), random.Random(2), []
+    for _ in range(1000):
+        depth = control.depth(2)
+        accepted = sum(source.random() < rate for _ in range(2 * depth))
+        control.observe(2, depth, 2 + accepted, 2 * depth, accepted, PLAIN)
+        depths.append(depth)
+    return 0.0, 0.0, depths, control
+
+
+def test_a_schedule_by_load() -> None:
+    config = SpeculationConfig(lengths=((16, 2), (1, 8), (64, 0)))
+    assert [config.depth(n) for n in (1, 15, 16, 63, 64, 500)] == [8, 8, 2, 2, 0, 0]
+    control = Control(config)
+    assert [control.depth(n) for n in (1, 16, 64)] == [8, 2, 0]

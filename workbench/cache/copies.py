@@ -1,0 +1,38 @@
+"""Copies within a KV tensor: whole blocks (copy-on-write), and single slots (accepted drafts).
+
+A tensor is [layers, 2, blocks, block_size, K, D]. Called by `KVCache` alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def copy_blocks(tensor: Tensor, copies: list[tuple[int, int]]) -> None:
+    """Copy each (source, destination) pair of blocks, in order.
+
+    In order matters where a source is the destination of an earlier pair (a fork of a fork).
+    """
+    together: dict[int, int] = {}  # {destination: source} that do not build on each other
+    for source, destination in copies:
+        if source in together:
+            _copy_at_once(tensor, together)
+            together = {}
+        together[destination] = source
+    _copy_at_once(tensor, together)
+
+
+def move_slots(tensor: Tensor, moves: list[tuple[int, int]]) -> None:
+    """Copy each (source, destination) pair of slots; all are read before one is written."""
+    sources, destinations = torch.tensor(moves, device=tensor.device).unbind(1)
+    slots = tensor.flatten(2, 3)  # a view
+    slots[:, :, destinations] = slots[:, :, sources]
+
+
+def _copy_at_once(tensor: Tensor, source_of: dict[int, int]) -> None:
+    if not source_of:
+        return
+    pairs = torch.tensor(list(source_of.items()), device=tensor.device)
+    destinations, sources = pairs.unbind(1)
+    tensor[:, :, destinations] = tensor[:, :, sources]

@@ -1,0 +1,300 @@
+"""`Speculator`: an engine's speculation. Asks the proposer before a step, decides after its pass.
+
+    propose ─► drafts ─► schedule ─► run ─► choose ─► commit ─► told
+
+Without a proposer it does nothing but call the sampler. Beams, prompts with embeddings, requests
+that keep activations and a sequence's last token are decoded plainly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from workbench.batch import StepPlan
+from workbench.cache import KVCache
+from workbench.describe import Described
+from workbench.draft import Draft, DraftError
+from workbench.errors import ConfigError
+from workbench.events import DraftVerified, warn
+from workbench.interrupts import exposed
+from workbench.models import DecoderLM
+from workbench.request import Sequence
+from workbench.results import ForwardOutput, SampledTokens
+from workbench.run import Runner
+from workbench.sample import Sampler
+from workbench.sample.user_code import last_line
+from workbench.scheduler import Scheduler
+from workbench.speculation import (
+    Candidate,
+    ProposalContext,
+    Proposer,
+    ProposerFailed,
+    SpeculationConfig,
+    States,
+    Verifier,
+)
+from workbench.speculation.control import Control
+from workbench.speculation.states import StateStore
+
+
+class Proposed(NamedTuple):
+    """Drafts by sequence id, and the sequences that ended because their proposer failed."""
+
+    drafts: dict[int, Draft]
+    failed: list[Sequence]
+
+
+class Speculator(Described):
+    """What an engine does about drafts. `proposer` is None while there is none."""
+
+    def __init__(
+        self,
+        model: DecoderLM,
+        cache: KVCache,
+        scheduler: Scheduler,
+        runner: Runner,
+        proposer: Proposer | None = None,
+        config: SpeculationConfig | None = None,
+    ) -> None:
+        self.model, self.cache, self.scheduler, self.runner = model, cache, scheduler, runner
+        self.proposer: Proposer | None = None
+        self.config = SpeculationConfig()
+        self.control = Control(self.config)
+        self._depth = 0  # of the drafts that were asked for last
+        self._states = StateStore()
+        self.use(proposer, SpeculationConfig() if config is None else config)
+
+    def swap(
+        self, proposer: Proposer | Literal["off"] | None, config: SpeculationConfig | None
+    ) -> None:
+        """Change what is given; see `Engine.swap`."""
+        if proposer == "off":
+            self.use(None, config or self.config)
+        else:
+            self.use(proposer or self.proposer, config or self.config)
+
+    def use(self, proposer: Proposer | None, config: SpeculationConfig) -> None:
+        """Take another proposer, or none; raise `ConfigError` if it is none or does not fit."""
+        if not isinstance(config, SpeculationConfig):
+            raise ConfigError("speculation", config, "is no SpeculationConfig", "Pass one.")
+        needs: tuple[str, ...] = ()
+        if proposer is not None:
+            needs = check_proposer(proposer, self.model)
+            if proposer is not self.proposer and hasattr(proposer, "bind"):
+                proposer.bind(self.model, self.cache)
+        if proposer is not self.proposer:
+            self._let_go()
+        if proposer is not self.proposer or config is not self.config:
+            self.control = Control(config)
+        self.proposer, self.config = proposer, config
+        self.verifier = Verifier(config.make_rule())
+        if needs != self.runner.captured:
+            self._states.clear()
+        self.runner.captured = needs
+
+    def propose(self) -> Proposed:
+        """Return drafts for the sequences that decode in the next step."""
+        if self.proposer is None or self.scheduler.drops:
+            return _NOTHING
+        candidates = self._candidates()
+        if not candidates:
+            return _NOTHING
+        drafts: dict[int, Draft] = {}
+        failed: list[Sequence] = []
+        with self.scheduler.books.open("proposing"):  # a user's code runs in there
+            answers = self._ask(self.proposer, candidates)
+        for candidate, answer in zip(candidates, answers, strict=True):
+            sequence = candidate.sequence
+            if isinstance(answer, ProposerFailed):
+                if self._failed(sequence, answer):
+                    failed.append(sequence)
+            elif answer is not None and len(answer):
+                drafts[sequence.sequence_id] = answer
+        return Proposed(drafts, failed)
+
+    def choose(self, plan: StepPlan, output: ForwardOutput, sampler: Sampler) -> SampledTokens:
+        """Return what each sampled row goes on with; accepted tokens' KV lies in place then."""
+        if output.logits is None:
+            return SampledTokens([])
+        rows = [plan.sequences[row] for row in plan.sampled]
+        with self.scheduler.books.open("sampling"):  # users' processors run in there
+            if not plan.drafts:
+                return sampler(output.logits, rows)
+            sampled = self.verifier(plan, output.logits, sampler)
+        moves = []
+        for place, accepted in sampled.accepted.items():
+            row = plan.sampled[place]
+            first, number = plan.starts[row] + 1, plan.sequences[row].sequence_id
+            nodes = enumerate(accepted.nodes)
+            moves += [(number, first + node, first + i) for i, node in nodes if node != i]
+        self.cache.move_tokens(moves)
+        return sampled
+
+    def committed(
+        self,
+        plan: StepPlan,
+        output: ForwardOutput,
+        sampled: SampledTokens,
+        seconds: Mapping[str, float],
+    ) -> None:
+        """Keep what the proposer needs of a committed step, tell of its drafts, count its cost."""
+        if self.proposer is not None:
+            self._measure(plan, sampled, sum(seconds.values()))
+        if output.states:
+            self._keep(plan, output, sampled)
+        if plan.drafts and self.scheduler.bus:
+            for place, accepted in sampled.accepted.items():
+                row = plan.sampled[place]
+                number, draft = plan.sequences[row].sequence_id, plan.drafts[row]
+                facts = draft.proposer, draft.token_ids, draft.parents, chosen(draft)
+                verdict = accepted.nodes, sampled.token_ids[place]
+                self.scheduler.bus.emit(DraftVerified(plan.step, number, *facts, *verdict))
+
+    def _measure(self, plan: StepPlan, sampled: SampledTokens, seconds: float) -> None:
+        """Tell the control of a step in which all rows decode."""
+        count = plan.num_decodes + len(plan.drafts)
+        if not count or count < len(plan.sequences):
+            return
+        accepted = sum(len(run.nodes) for run in sampled.accepted.values())
+        drafted = sum(len(draft) for draft in plan.drafts.values())
+        self.control.observe(count, self._depth, count + accepted, drafted, accepted, seconds)
+
+    def close(self) -> None:
+        """Let go of the proposer."""
+        self._let_go()
+        self.proposer = None
+        self._states.clear()
+        del self.model, self.cache, self.scheduler, self.runner
+
+    def _let_go(self) -> None:
+        if self.proposer is not None and hasattr(self.proposer, "close"):
+            self.proposer.close()
+
+    def _candidates(self) -> tuple[Candidate, ...]:
+        """Return who decodes in the next step and may be drafted for."""
+        running = self.scheduler.running
+        depth = self._depth = self.control.depth(len(running))
+        if depth < 1:
+            return ()
+        found = []
+        for sequence in running:
+            room = sequence.max_num_tokens - sequence.num_tokens - 1
+            if room > 0 and sequence.num_tokens - sequence.num_computed == 1 and _drafts(sequence):
+                states = self._states.take(sequence.sequence_id)
+                bounds = self.config.max_tokens, min(room, depth)
+                found.append(Candidate(sequence, *bounds, states))
+        return tuple(found)
+
+    def _ask(
+        self, proposer: Proposer, candidates: tuple[Candidate, ...]
+    ) -> list[Draft | ProposerFailed | None]:
+        """Return a checked draft, None, or what was wrong, for each candidate."""
+        context = ProposalContext(self.scheduler.step + 1, candidates, self.model, self.cache)
+        try:
+            with exposed():
+                answers: Any = proposer.propose(context)
+        except Exception as error:  # noqa: BLE001 - user code
+            return [ProposerFailed(name_of(proposer), f"raised {last_line(error)}")] * len(
+                candidates
+            )
+        if not isinstance(answers, list | tuple) or len(answers) != len(candidates):
+            got = len(answers) if isinstance(answers, list | tuple) else type(answers).__name__
+            problem = f"returned {got} for {len(candidates)} candidates; return a list of as many"
+            return [ProposerFailed(name_of(proposer), problem)] * len(candidates)
+        pairs = zip(candidates, answers, strict=True)
+        return [self._checked(proposer, candidate, answer) for candidate, answer in pairs]
+
+    def _checked(
+        self, proposer: Proposer, candidate: Candidate, answer: Any
+    ) -> Draft | ProposerFailed | None:
+        if answer is None:
+            return None
+        try:
+            if not isinstance(answer, Draft):
+                raise DraftError("draft", answer, "is no Draft", "Return a `Draft`, or None.")
+            vocab_size = self.model.config.vocab_size
+            answer.check(vocab_size, candidate.max_tokens, candidate.max_depth)
+            if not answer.is_chain and any(group.window for group in self.cache.groups):
+                problem = "is a tree, and layers with a window verify chains alone"
+                raise DraftError("Draft.parents", answer.parents, problem, "Propose a chain.")
+        except DraftError as error:
+            return ProposerFailed(name_of(proposer), str(error))
+        return answer
+
+    def _failed(self, sequence: Sequence, error: ProposerFailed) -> bool:
+        """End a sequence, or note that it goes on plainly; return whether it ended."""
+        if self.config.on_proposer_error == "plain":
+            self.scheduler.decode_plainly(sequence, str(error))
+            warn(f"{error}; {sequence.request.request_id} goes on without drafts", stacklevel=4)
+            return False
+        self.scheduler.refuse(sequence, str(error))
+        return True
+
+    def _keep(self, plan: StepPlan, output: ForwardOutput, sampled: SampledTokens) -> None:
+        """Keep the rows of committed tokens for the next time the proposer is asked."""
+        accepted = {plan.sampled[place]: a.nodes for place, a in sampled.accepted.items()}
+        offset = 0
+        for row, (sequence, start, count) in enumerate(
+            zip(plan.sequences, plan.starts, plan.num_new, strict=True)
+        ):
+            begin, offset = offset, offset + count
+            if sequence.finished or not _drafts(sequence):
+                self._states.drop(sequence.sequence_id)
+                continue
+            states = {point: rows[begin:offset] for point, rows in output.states.items()}
+            if row in accepted:
+                kept = [0, *(node + 1 for node in accepted[row])]
+                states = {point: rows[kept] for point, rows in states.items()}
+            self._states.add(sequence.sequence_id, States(start, states))
+
+    def describe(self) -> dict[str, Any]:
+        """Return who proposes and who decides."""
+        if self.proposer is None:
+            return {"proposer": "none"}
+        plainly = "beams, prompts with embeddings, requests that keep activations"
+        facts = {"proposer": name_of(self.proposer), **self.verifier.describe()}
+        facts |= self.control.describe()
+        return {**facts, "decoded plainly": plainly}
+
+
+_NOTHING = Proposed({}, [])
+
+
+def _drafts(sequence: Sequence) -> bool:
+    """Whether a sequence may be drafted for at all."""
+    return (
+        sequence.chooser is None
+        and sequence.activations is None
+        and sequence.request.embeds is None
+        and not sequence.metrics.proposer_error
+    )
+
+
+def chosen(draft: Draft) -> tuple[float, ...] | None:
+    """Return how likely the proposer held each token of a draft, where it says so."""
+    rows = draft.probabilities
+    if rows is None:
+        return None
+    if draft.is_drawn:
+        rows = rows[range(len(draft)), list(draft.token_ids)]
+    return tuple(rows.tolist())
+
+
+def check_proposer(proposer: Any, model: DecoderLM) -> tuple[str, ...]:
+    """Return what a proposer needs; raise `ConfigError` if it is none, or that is not there."""
+    if not callable(getattr(proposer, "propose", None)):
+        fix = "Give an object with `propose(context)`, see `workbench.speculation.Proposer`."
+        raise ConfigError("proposer", proposer, "has no `propose`", fix)
+    needs = tuple(getattr(proposer, "needs", ()))
+    known = ("", *model.activation_points) if needs else ()
+    for point in needs:
+        if point not in known:
+            problem = "is no point of the model with a row for each token"
+            raise ConfigError(f"proposer.needs of {name_of(proposer)}", point, problem, "")
+    return needs
+
+
+def name_of(proposer: Proposer) -> str:
+    """Return what a proposer is called."""
+    return str(getattr(proposer, "name", type(proposer).__name__))

@@ -1,0 +1,56 @@
+"""Drafts as tensors: rotary positions, ancestor masks, and which tokens give logits.
+
+Called by `InputBuilder`. A draft's tokens lie in the cache one after the other, at the slots behind
+the sequence's last token; in the text a node stands as deep as its path is long.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from workbench.batch import StepPlan, TreeMasks
+
+Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
+_WORD = 32
+
+
+def rotary_positions(plan: StepPlan, positions: Ints, offsets: Ints) -> Ints:
+    """Return positions [T] with every draft token at its depth behind the committed one.
+
+    offsets [S]: where each row begins in the batch.
+    """
+    trees = {row: draft for row, draft in plan.drafts.items() if not draft.is_chain}
+    if not trees:
+        return positions
+    positions = positions.copy()
+    for row, draft in trees.items():
+        begin = int(offsets[row]) + 1
+        positions[begin : begin + len(draft)] = plan.starts[row] + np.array(draft.depths)
+    return positions
+
+
+def logit_rows(plan: StepPlan, ends: Ints) -> Any:
+    """Return the packed positions whose logits are asked for: the last token of every row that
+    samples, and all of a row with a draft. ends [S]: where each row ends in the batch."""
+    if not plan.drafts:
+        return ends[plan.sampled] - 1
+    spans = [
+        np.arange(ends[row] - 1 - len(plan.drafts.get(row, ())), ends[row]) for row in plan.sampled
+    ]
+    return np.concatenate(spans)
+
+
+def tree_masks(plan: StepPlan, device: torch.device) -> TreeMasks | None:
+    """Return the masks of all drafted rows; None where these are chains, which need none."""
+    if all(draft.is_chain for draft in plan.drafts.values()):
+        return None
+    rows = list(plan.drafts)
+    bits = [seen for draft in plan.drafts.values() for seen in draft.ancestors()]
+    num_words = -(-max(len(draft) + 1 for draft in plan.drafts.values()) // _WORD)
+    octets = b"".join(seen.to_bytes(4 * num_words, "little") for seen in bits)
+    words = np.frombuffer(octets, dtype="<i4").reshape(len(bits), num_words).copy()
+    ancestors = torch.from_numpy(words).to(device, non_blocking=True)
+    return TreeMasks(rows[0], len(rows), ancestors)
