@@ -277,8 +277,10 @@ def test_embeddings_hooks_sizes_and_backends_run_eagerly() -> None:
     engine.step()
     plan = engine.scheduler.schedule()
     assert why() == "more than 2 rows"
-    graphs.sizes = (1, 2, 4)
+    graphs = DecodeGraphs(engine.model, engine.cache, (1, 2, 4))
     assert "embeddings" in why()
+    plan.weighed = [0]
+    assert "a dropping policy" in why()
     engine.discard(list(engine.requests))
 
 
