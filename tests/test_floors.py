@@ -27,7 +27,7 @@ FLOORS = {
     **dict.fromkeys(("run", "sample", "guided", "speculation"), 5),
     **dict.fromkeys(("engine", "async_engine", "build", "llm", "memory_plan"), 6),
     **dict.fromkeys(("train", "serve", "simulate"), 7),
-    **dict.fromkeys(("trace", "bench", "playground", "views", "cli", "__main__"), 8),
+    **dict.fromkeys(("trace", "bench", "debug", "playground", "views", "cli", "__main__"), 8),
 }
 # On one floor, who may know whom, and why. The folder of top-level modules is `TOP_FOLDER`.
 SIBLINGS = {

@@ -28,7 +28,8 @@ class StepPlan:
     sequences[i]. The first `num_decodes` rows have one new token. `sampled` lists the rows whose
     last token is computed here, in order: each gets a new token. `copies`: (source, destination)
     blocks to copy before anything is written. `preempted`: sequences that lost their blocks for
-    this plan. `ended`: sequences that ended without running in it (their time was up).
+    this plan. `ended`: sequences that ended without running in it (their time was up). `weighed`:
+    rows of whose last token a policy wants to know where its attention goes.
     """
 
     step: int
@@ -40,6 +41,7 @@ class StepPlan:
     copies: list[tuple[int, int]] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
     ended: list[Sequence] = field(default_factory=list)
+    weighed: list[int] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -100,11 +102,22 @@ class RowReport:
     """What a row's request asked to know of its new tokens, as far as nothing is known of them yet.
 
     prompt_logprobs: of the next prompt tokens, None where an embedding stands. activations: rows
-    [n, …] on the CPU by point, of the next n positions.
+    [n, …] on the CPU by point, of the next n positions. block_masses: of a row in
+    `StepPlan.weighed`, its last token's attention to each block of its table, summed over layers
+    and heads.
     """
 
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     activations: dict[str, Tensor] = field(default_factory=dict)
+    block_masses: list[float] = field(default_factory=list)
+
+
+class PassTimer(Protocol):
+    """Tells, once a step is committed, what its pass took."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds on the device; None where it is not over."""
 
 
 @dataclass(slots=True)
@@ -112,11 +125,13 @@ class ForwardOutput:
     """What a forward pass gives out.
 
     logits [R, vocab] of `StepPlan.sampled`, in the model's dtype, on its device; None where no row
-    samples. reports: by row of the plan, for rows whose requests ask for more than tokens.
+    samples. reports: by row of the plan, for rows whose requests ask for more than tokens. timer:
+    knows what the pass took on a GPU, where somebody listens.
     """
 
     logits: Tensor | None = None
     reports: dict[int, RowReport] = field(default_factory=dict)
+    timer: PassTimer | None = None
 
 
 class Backend(Protocol):
@@ -158,6 +173,15 @@ class Backend(Protocol):
 
         rope: (cos, sin) that q and k are rotated by first, as by `rope`.
         """
+
+    def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
+        """Return the rows of weight [vocab, N] that token_ids [T] int64 name: [T, N]."""
+
+    def angles(
+        self, positions: Tensor, frequencies: Tensor, amplitude: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return (cos, sin) times amplitude, each [T, D/2] float32, of the angles by which heads
+        turn: positions [T] int64 times frequencies [D/2], or [T, D/2] where tokens differ."""
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return x W^T + b [..., out] for x [..., in], weight [out, in] and bias [out]."""

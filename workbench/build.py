@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from workbench.cache import KVCache
+from workbench.cache import KVCache, get_dropping, get_eviction
 from workbench.config import EngineConfig, require_positive
 from workbench.engine import Engine
 from workbench.engine.checks import check_seed
@@ -19,6 +19,7 @@ from workbench.models.loader import resolve_device
 from workbench.ops import get_backend
 from workbench.run import Runner
 from workbench.run.graphs import resolve_sizes
+from workbench.run.tapes import resolve_tape
 from workbench.sample import Sampler
 from workbench.scheduler import Scheduler, get_policy
 
@@ -41,7 +42,8 @@ def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None)
         window_blocks=plan.window_blocks,
         host_bytes=config.host_cache_bytes,
     )
-    runner = Runner(model, cache, backend=config.backend, cuda_graphs=config.cuda_graphs)
+    cache.eviction = get_eviction(config.eviction)
+    runner = Runner(model, cache, config.backend, config.cuda_graphs, config.tape)
     scheduler = Scheduler(cache, scheduler_config)
     return Engine(model, cache, scheduler, runner, Sampler(), seed=config.seed)
 
@@ -50,9 +52,13 @@ def check(config: EngineConfig) -> None:
     """Raise `ConfigError` for what can be seen to be wrong before anything is loaded."""
     check_seed(config.seed)
     get_policy(config.policy)
+    get_dropping(config.dropping)
+    get_eviction(config.eviction)
     device = resolve_device(config.device)
-    if config.backend != "auto" or config.cuda_graphs != "auto":
-        resolve_sizes(config.cuda_graphs, device, get_backend(config.backend, device))
+    if (config.backend, config.cuda_graphs, config.tape) != ("auto", "auto", "auto"):
+        backend = get_backend(config.backend, device)
+        resolve_sizes(config.cuda_graphs, device, backend)
+        resolve_tape(config.tape, device, backend)
     require_positive("block_size", config.block_size)
     if config.num_blocks is not None:
         require_positive("num_blocks", config.num_blocks)

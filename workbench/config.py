@@ -126,7 +126,8 @@ class SchedulerConfig:
     full length. preemption: whether a preempted sequence's blocks are computed anew (`recompute`)
     or kept in the cache's host tier (`swap`). chunking: whether prompts get the step's tokens one
     after the other (`first_come`) or in equal parts (`equal_progress`). max_prefill_tokens: how
-    many of them prompts may take in all (None: what decodes leave).
+    many of them prompts may take in all (None: what decodes leave). dropping: what a running
+    sequence's KV is reduced by, a name in `workbench.cache.dropping` or a function of its blocks.
     """
 
     max_batch_tokens: int = 2048
@@ -140,6 +141,7 @@ class SchedulerConfig:
     preemption: Preemption = "recompute"
     chunking: Chunking = "first_come"
     max_prefill_tokens: int | None = None
+    dropping: str | Callable[[Any], Any] = "keep_all"
 
     def __post_init__(self) -> None:
         """Refuse budgets under which no step could run, and words that mean nothing."""
@@ -169,8 +171,9 @@ class EngineConfig:
 
     num_blocks x block_size is the cache's capacity in tokens. `host_cache_bytes` of host memory
     take in what is evicted or swapped out of it (0: none). `seed` fixes the draw of every request
-    that names no seed of its own. `cuda_graphs` is explained at `Runner`, the rest at
-    `SchedulerConfig`.
+    that names no seed of its own. `eviction`: which cached block goes next, a name in
+    `workbench.cache.eviction_policy` or a function. `cuda_graphs` and `tape` are explained at
+    `Runner`, the rest at `SchedulerConfig`.
     """
 
     model: str = "tinypy"
@@ -178,6 +181,7 @@ class EngineConfig:
     dtype: str = "auto"
     backend: str = "auto"
     cuda_graphs: str | bool | Sequence[int] = "auto"
+    tape: str | bool = "auto"
     block_size: int = 16
     num_blocks: int | None = None
     host_cache_bytes: int = 0
@@ -192,6 +196,8 @@ class EngineConfig:
     preemption: Preemption = "recompute"
     chunking: Chunking = "first_come"
     max_prefill_tokens: int | None = None
+    dropping: str | Callable[[Any], Any] = "keep_all"
+    eviction: str | Callable[[Any], Any] = "lru"
     seed: int | None = None
 
     def scheduler(self) -> SchedulerConfig:

@@ -140,6 +140,11 @@ class Sequence(Described):
         return known if self.activations is None else min(known, self.activations.num_positions)
 
     @property
+    def awaits_guide(self) -> bool:
+        """Whether its grammar is still being compiled: only then is it queued."""
+        return self.guide is None and self.request.params.guided_decoding is not None
+
+    @property
     def num_tokens(self) -> int:
         """Prompt and output tokens."""
         return len(self.token_ids)

@@ -8,8 +8,9 @@
  */
 #include <stdlib.h>
 
-#include "heads.h"
+#include "calls.h"
 
+#define LINE         64        /* bytes that memory gives at once */
 #define SPAN         64        /* keys for which scores are held at once */
 #define PART         2048      /* keys after which another task takes over */
 #define LEAST        (1 << 16) /* products that are worth more than the calling thread */
@@ -22,74 +23,92 @@ typedef struct {
 } Tile;
 
 /* The products of up to 4 queries with 4 keys: out[i * SPAN + j]. */
-INLINE void score(const Call *c, const float *q, const char *const keys[4], float *out,
+INLINE void score(const Call *c, const char *q, const char *const keys[4], float *out,
                   const int queries, const int kv_is_bf16) {
-    const long dim = c->batch->dim, size = kv_is_bf16 ? 2 : 4;
+    const int size = kv_is_bf16 ? 2 : 4;
+    const long bytes = c->batch->dim * size, step = c->padded * size;
     vec sums[4][4] = {0};
-    for (long at = 0; at < dim; at += PAIR) {
-        vec k[4][2];
-        for (int j = 0; j < 4; j++) load_pair(keys[j] + at * size, dim - at, k[j], kv_is_bf16);
+    for (long at = 0; at < bytes; at += VECTOR_BYTES) {
+        vec k[4];
+        for (int j = 0; j < 4; j++) k[j] = load_left(keys[j] + at, bytes - at);
         for (int i = 0; i < queries; i++) {
-            vec low = load(q + i * c->padded + at), high = load(q + i * c->padded + at + LANES);
-            for (int j = 0; j < 4; j++) sums[i][j] += low * k[j][0];
-            for (int j = 0; j < 4; j++) sums[i][j] += high * k[j][1];
+            const vec query = load(q + i * step + at);
+            for (int j = 0; j < 4; j++) sums[i][j] = dot(sums[i][j], query, k[j], kv_is_bf16);
         }
     }
     for (int i = 0; i < queries; i++)
         put_quad(out + i * SPAN, lane_sums(sums[i][0], sums[i][1], sums[i][2], sums[i][3]), 0);
 }
 
-/* out[i] += sum over keys [low, high) of weights[i][key] * value[key], for up to 4 queries. */
-INLINE void mix(const Call *c, float *out, const float *weights, const char *const *values,
-                long low, long high, const int queries, const int kv_is_bf16) {
-    const long dim = c->batch->dim, size = kv_is_bf16 ? 2 : 4;
-    for (long at = 0; at < dim; at += PAIR) {
-        vec sums[4][2];
-        for (int i = 0; i < queries; i++)
-            for (int half = 0; half < 2; half++)
-                sums[i][half] = load(out + i * c->padded + at + half * LANES);
-        for (long key = low; key < high; key++) {
-            vec v[2];
-            load_pair(values[key] + at * size, dim - at, v, kv_is_bf16);
-            for (int i = 0; i < queries; i++) {
-                vec weight = spread(weights[i * SPAN + key]);
-                sums[i][0] += weight * v[0];
-                sums[i][1] += weight * v[1];
-            }
-        }
-        for (int i = 0; i < queries; i++)
-            for (int half = 0; half < 2; half++)
-                store(out + i * c->padded + at + half * LANES, sums[i][half]);
-    }
+/* Two registers of what weights are multiplied with: bytes from `at` of two values as pairs in
+ * bfloat16, or of one value in float32. */
+INLINE void load_values(const char *value, const char *next, long at, long bytes, vec v[2],
+                        const int kv_is_bf16) {
+    if (kv_is_bf16)
+        interleave(load_left(value + at, bytes - at), load_left(next + at, bytes - at), v);
+    else
+        for (int half = 0; half < 2; half++, at += VECTOR_BYTES)
+            v[half] = load_left(value + at, bytes - at);
 }
 
-/* Scores to weights e^(score - top), in place; rescale what was mixed under a smaller top. Keys
- * outside [low, high) of the span get weight 0. */
-INLINE void soften(float *scores, float *top, float *total, float *out, long padded, long low,
-                   long high) {
-    for (long i = 0; i < SPAN; i++) scores[i] = i >= low && i < high ? scores[i] : -INFINITY;
-    float tops[LANES];
-    for (int j = 0; j < LANES; j++) tops[j] = *top;
-    for (long i = 0; i < SPAN; i += LANES)
-        for (int j = 0; j < LANES; j++) tops[j] = scores[i + j] > tops[j] ? scores[i + j] : tops[j];
-    for (int width = LANES / 2; width; width /= 2)
-        for (int j = 0; j < width; j++)
-            tops[j] = tops[j + width] > tops[j] ? tops[j + width] : tops[j];
-    const float new_top = tops[0], reference = new_top == -INFINITY ? 0.0f : new_top;
-    const float shrink = *top == -INFINITY ? 0.0f : fast_exp(*top - reference);
-    float sums[LANES] = {0};
-    for (long i = 0; i < SPAN; i += LANES)
-        for (int j = 0; j < LANES; j++) {
-            float weight = fast_exp(scores[i + j] - reference);
-            scores[i + j] = weight = scores[i + j] == -INFINITY ? 0.0f : weight;
-            sums[j] += weight;
+/* out[i] += sum over keys [low, high) of weights[i][key] * value[key], for up to 4 queries and 1 or
+ * 2 PAIRs of the values from element `at`. */
+INLINE void mix_at(const Call *c, float *out, const char *weights, const char *const *keys,
+                   long low, long high, long at, const int queries, const int pairs,
+                   const int kv_is_bf16) {
+    const int size = kv_is_bf16 ? 2 : 4;
+    const long to_values = c->values - c->keys, bytes = c->batch->dim * size;
+    vec sums[4][4];
+    for (int i = 0; i < queries; i++)
+        for (int part = 0; part < 2 * pairs; part++)
+            sums[i][part] = load(out + i * c->padded + at + part * LANES);
+    for (long key = low; key < high; key += kv_is_bf16 ? 2 : 1) {
+        vec v[4];
+        for (int pair = 0; pair < pairs; pair++)
+            load_values(keys[key] + to_values, keys[key + 1] + to_values,
+                        (at + pair * PAIR) * size, bytes, v + 2 * pair, kv_is_bf16);
+        for (int i = 0; i < queries; i++) {
+            float weight; /* of a key, or a pair of them */
+            memcpy(&weight, weights + (i * SPAN + key) * size, 4);
+            for (int part = 0; part < 2 * pairs; part++)
+                sums[i][part] = dot(sums[i][part], spread(weight), v[part], kv_is_bf16);
         }
-    for (int width = LANES / 2; width; width /= 2)
-        for (int j = 0; j < width; j++) sums[j] += sums[j + width];
-    if (shrink != 1.0f)
-        for (long d = 0; d < padded; d++) out[d] *= shrink;
-    *total = *total * shrink + sums[0];
-    *top = new_top;
+    }
+    for (int i = 0; i < queries; i++)
+        for (int part = 0; part < 2 * pairs; part++)
+            store(out + i * c->padded + at + part * LANES, sums[i][part]);
+}
+
+/* The same for whole values. Keys in bfloat16 come in pairs: low and high are even. */
+INLINE void mix(const Call *c, float *out, const char *weights, const char *const *keys, long low,
+                long high, const int queries, const int kv_is_bf16) {
+    long at = 0;
+    for (; at + PAIR < c->batch->dim; at += 2 * PAIR)
+        mix_at(c, out, weights, keys, low, high, at, queries, 2, kv_is_bf16);
+    if (at < c->batch->dim) mix_at(c, out, weights, keys, low, high, at, queries, 1, kv_is_bf16);
+}
+
+/* Scores to weights e^(score - top), rounded to the cache's dtype; `totals` adds them up. What was
+ * mixed under a smaller top is rescaled. Keys outside [low, high) of the span get 0. */
+INLINE void soften(float *scores, char *weights, float *top, vec *totals, float *out, long padded,
+                   int low, int high, const int kv_is_bf16) {
+    if (low > 0 || high < SPAN)
+        for (int i = 0; i < SPAN; i++) scores[i] = i >= low && i < high ? scores[i] : -INFINITY;
+    vec tops = load(scores);
+    for (int i = LANES; i < SPAN; i += LANES) tops = higher(tops, load(scores + i));
+    const float new_top = highest(tops);
+    if (new_top > *top) {
+        const float shrink = *top == -INFINITY ? 0.0f : fast_exp(*top - new_top);
+        for (long d = 0; d < padded; d += LANES) store(out + d, load(out + d) * shrink);
+        *totals *= shrink;
+        *top = new_top;
+    }
+    const vec reference = spread(*top == -INFINITY ? 0.0f : *top);
+    for (int i = 0; i < SPAN; i += LANES) {
+        const vec weight = exp_below(load(scores + i) - reference);
+        *totals += weight;
+        put_vec(weights + i * (kv_is_bf16 ? 2 : 4), weight, kv_is_bf16);
+    }
 }
 
 #define BY_FOURS(count, call)                                                                      \
@@ -102,9 +121,32 @@ INLINE void soften(float *scores, float *top, float *total, float *out, long pad
         }                                                                                          \
     }
 
-/* Attend from a tile's queries to one part of their context. q, out: [queries, padded] scratch. */
-INLINE void attend(const Call *c, const Tile *t, long head, const float *q, float *out, float *tops,
-                   float *totals, const int kv_is_bf16) {
+/* Find where the keys [low, high) of a span lie, fill up what is read around them, and have them
+ * and their values brought near: the span before it is worked on meanwhile. */
+INLINE void locate(const Call *c, const int32_t *table, long head, long start, long low, long high,
+                   const char **keys, const int kv_is_bf16) {
+    const Batch *b = c->batch;
+    const long row = b->dim * (kv_is_bf16 ? 2 : 4), step = b->kv_heads * row;
+    long block = (start + low) / b->block_size, offset = (start + low) % b->block_size;
+    for (long j = low; j < high; block++, offset = 0) {
+        const char *key = c->keys + (table[block] * b->block_size + offset) * step + head * row;
+        const long end = least(high, j + b->block_size - offset);
+        for (; j < end; j++, key += step) {
+            keys[j] = key;
+            for (long at = 0; at < row; at += LINE) {
+                __builtin_prefetch(key + at);
+                __builtin_prefetch(key + (c->values - c->keys) + at);
+            }
+        }
+    }
+    for (long j = low / 4 * 4; j < low; j++) keys[j] = keys[low];
+    for (long j = high; j < high + 3; j++) keys[j] = keys[high - 1];
+}
+
+/* Attend from a tile's queries to one part of their context. q [queries, padded] is in the cache's
+ * dtype, out [queries, padded] and totals [queries] in float32. */
+INLINE void attend(const Call *c, const Tile *t, long head, const char *q, float *out, float *tops,
+                   vec *totals, const int kv_is_bf16) {
     const Batch *b = c->batch;
     const long queries = t->count * c->group, size = kv_is_bf16 ? 2 : 4;
     const long num_new = b->query_starts[t->row + 1] - b->query_starts[t->row];
@@ -113,29 +155,34 @@ INLINE void attend(const Call *c, const Tile *t, long head, const float *q, floa
     const long seen_from = most(t->part * PART, most(0, position - c->window + 1));
     const long seen_to = least((t->part + 1) * PART, position + t->count);
     float scores[most(TILE_QUERIES, c->group) * SPAN];
-    for (long start = seen_from / SPAN * SPAN; start < seen_to; start += SPAN) {
+    bf16 halves[most(TILE_QUERIES, c->group) * SPAN];
+    char *weights = kv_is_bf16 ? (char *)halves : (char *)scores;
+    const char *located[2][SPAN + 3];
+    long start = seen_from / SPAN * SPAN;
+    locate(c, table, head, start, seen_from - start, least(seen_to - start, SPAN), located[0],
+           kv_is_bf16);
+    for (int span = 0; start < seen_to; start += SPAN, span ^= 1) {
         const long low = most(seen_from - start, 0), high = least(seen_to - start, SPAN);
-        const char *keys[SPAN + 3], *values[SPAN];
-        for (long j = low; j < high; j++) {
-            const long slot =
-                table[(start + j) / b->block_size] * b->block_size + (start + j) % b->block_size;
-            const long at = (slot * b->kv_heads + head) * b->dim * size;
-            keys[j] = c->keys + at, values[j] = c->values + at;
-        }
-        for (int j = 0; j < 3; j++) keys[high + j] = keys[high - 1]; /* fill the last four */
-        for (long j = 0; j < low; j++) keys[j] = keys[low];
+        const long next = start + SPAN;
+        if (next < seen_to)
+            locate(c, table, head, next, 0, least(seen_to - next, SPAN), located[!span],
+                   kv_is_bf16);
+        const char *const *keys = located[span];
         for (long key = low / 4 * 4; key < high; key += 4) {
-#define SCORE(n) score(c, q + i * c->padded, keys + key, scores + i * SPAN + key, n, kv_is_bf16)
+#define SCORE(n)                                                                                   \
+    score(c, q + i * c->padded * size, keys + key, scores + i * SPAN + key, n, kv_is_bf16)
             BY_FOURS(queries, SCORE)
         }
         for (long i = 0; i < queries; i++) {
             const long last = position + i / c->group; /* the newest key that this query sees */
             const long from = most(last - c->window + 1 - start, low),
                        to = least(last + 1 - start, high);
-            soften(scores + i * SPAN, tops + i, totals + i, out + i * c->padded, c->padded, from,
-                   to);
+            soften(scores + i * SPAN, weights + i * SPAN * size, tops + i, totals + i,
+                   out + i * c->padded, c->padded, from, to, kv_is_bf16);
         }
-#define MIX(n) mix(c, out + i * c->padded, scores + i * SPAN, values, low, high, n, kv_is_bf16)
+#define MIX(n)                                                                                     \
+    mix(c, out + i * c->padded, weights + i * SPAN * size, keys, low & ~1, (high + 1) & ~1, n,     \
+        kv_is_bf16)
         BY_FOURS(queries, MIX)
     }
 }
@@ -159,15 +206,18 @@ INLINE void run(const Call *c, const Tile *t, long head, float *partials, const 
     const Batch *b = c->batch;
     const long queries = t->count * c->group, width = c->padded;
     float q[queries * width], out[queries * width], tops[queries], totals[queries], buffer[width];
+    vec parts[queries];
     memset(out, 0, sizeof out);
+    memset(parts, 0, sizeof parts);
     memset(buffer, 0, sizeof buffer);
     for (long i = 0; i < queries; i++) {
         const long token = b->query_starts[t->row] + t->first + i / c->group;
         read_head(c, c->q, c->q_stride, token, head * c->group + i % c->group, 1, buffer);
-        split(buffer, q + i * width, width, c->scale, kv_is_bf16);
-        tops[i] = -INFINITY, totals[i] = 0;
+        for (long d = 0; d < width; d++) put(q, i * width + d, buffer[d] * c->scale, kv_is_bf16);
+        tops[i] = -INFINITY;
     }
-    attend(c, t, head, q, out, tops, totals, kv_is_bf16);
+    attend(c, t, head, (const char *)q, out, tops, parts, kv_is_bf16);
+    for (long i = 0; i < queries; i++) totals[i] = sum(parts[i]);
     if (t->parts == 1) {
         finish(c, t, head, out, totals);
         return;

@@ -1,5 +1,5 @@
 /* What attention is given, and its way in and out: heads read from packed tokens, rotated, written
- * to the cache, and brought into the order in which registers of the cache split.
+ * to the cache, and brought back from the order in which registers of the cache split.
  */
 #pragma once
 #include "vector.h"
@@ -32,19 +32,9 @@ typedef struct {
 INLINE long least(long a, long b) { return a < b ? a : b; }
 INLINE long most(long a, long b) { return a > b ? a : b; }
 
-/* PAIR elements (or the `left` last ones, then zeros) as two registers of float32. */
-INLINE void load_pair(const char *from, long left, vec pair[2], const int is_bf16) {
-    const long bytes = left * (is_bf16 ? 2 : 4);
-    if (is_bf16) {
-        vec both = bytes >= VECTOR_BYTES ? load(from) : load_part(from, bytes);
-        pair[0] = evens(both), pair[1] = odds(both);
-    } else {
-        pair[0] = bytes >= VECTOR_BYTES ? load(from) : load_part(from, bytes);
-        const long rest = bytes - VECTOR_BYTES;
-        pair[1] = rest >= VECTOR_BYTES ? load(from + VECTOR_BYTES)
-                  : rest > 0           ? load_part(from + VECTOR_BYTES, rest)
-                                       : (vec){0};
-    }
+/* A register from `left` bytes of memory, or all that it holds; zeros after them. */
+INLINE vec load_left(const char *from, long left) {
+    return left >= VECTOR_BYTES ? load(from) : left > 0 ? load_part(from, left) : (vec){0};
 }
 
 /* A head as float32, turned by its token's angles (halves convention: d pairs with d + dim / 2). */
@@ -91,16 +81,7 @@ static void write_token(const Call *c, long token) {
     }
 }
 
-/* Reorder `padded` elements as `load_pair` splits what it loads from the cache, and back. */
-INLINE void split(const float *restrict head, float *restrict to, long padded, float factor,
-                  int kv_is_bf16) {
-    for (long at = 0; at < padded; at += PAIR)
-        for (long i = 0; i < LANES; i++) {
-            to[at + i] = head[at + (kv_is_bf16 ? 2 * i : i)] * factor;
-            to[at + LANES + i] = head[at + (kv_is_bf16 ? 2 * i + 1 : LANES + i)] * factor;
-        }
-}
-
+/* Put `padded` elements in order: of bfloat16, `interleave` has parted even and odd ones. */
 INLINE void join(const float *restrict from, float *restrict head, long padded, float factor,
                  int kv_is_bf16) {
     for (long at = 0; at < padded; at += PAIR)

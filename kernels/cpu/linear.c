@@ -5,7 +5,7 @@
  * sums stays in registers. Each sum adds its products in one order, whatever the tile, the batch or
  * the number of threads: a row's result has the same bits alone and among others.
  */
-#include "vector.h"
+#include "calls.h"
 
 #if VECTOR_BYTES == 64 || defined(__aarch64__) /* 32 registers: 24 sums, 4 weights, 1 input */
 #define TILE_ROWS 6
@@ -15,6 +15,7 @@
 #define TILE_COLUMNS  4
 #define LEAST         (1 << 16)   /* products that are worth more than the calling thread */
 #define ROWS_IN_L1    (24 << 10)  /* bytes of x that stay while weights pass */
+#define L1            (44 << 10)  /* bytes that rows of x and two strips of weights share */
 #define WEIGHTS_IN_L2 (384 << 10) /* bytes of W that stay while rows of x pass */
 
 typedef struct {
@@ -26,7 +27,7 @@ typedef struct {
 
 /* Sums of `rows` x `columns` outputs from (row, column) on. */
 INLINE void tile(const Linear *l, long row, long column, const int rows, const int columns,
-                 const int is_bf16) {
+                 const int ahead, const int is_bf16) {
     const int size = is_bf16 ? 2 : 4;
     const long bytes = l->inputs * size;
     const char *x = l->x + row * l->x_stride * size, *w = l->weight + column * bytes;
@@ -36,6 +37,9 @@ INLINE void tile(const Linear *l, long row, long column, const int rows, const i
     for (; at + VECTOR_BYTES <= bytes; at += VECTOR_BYTES) {
         vec weights[TILE_COLUMNS];
         for (int c = 0; c < columns; c++) weights[c] = load(w + c * bytes + at);
+        if (ahead)
+            for (int c = 0; c < columns; c++)
+                __builtin_prefetch(w + (c + TILE_COLUMNS) * bytes + at);
         for (int r = 0; r < rows; r++) {
             vec input = load(x + r * step + at);
             for (int c = 0; c < columns; c++)
@@ -58,19 +62,24 @@ INLINE void tile(const Linear *l, long row, long column, const int rows, const i
     }
 }
 
-/* The rows [row, end) of `columns` outputs, in tiles. */
+/* The rows [row, end) of `columns` outputs, in tiles. With `ahead` the first asks for the next strip's
+ * weights, which come while others compute; a single row is as quick as memory without it. */
 INLINE void strip(const Linear *l, long row, long end, long column, const int columns,
-                  const int is_bf16) {
+                  const int ahead, const int is_bf16) {
+    if (row + TILE_ROWS <= end) {
+        tile(l, row, column, TILE_ROWS, columns, ahead, is_bf16);
+        row += TILE_ROWS;
+    }
     for (; row + TILE_ROWS <= end; row += TILE_ROWS)
-        tile(l, row, column, TILE_ROWS, columns, is_bf16);
+        tile(l, row, column, TILE_ROWS, columns, 0, is_bf16);
     switch (end - row) {
 #if TILE_ROWS > 2
-    case 5: tile(l, row, column, 5, columns, is_bf16); break;
-    case 4: tile(l, row, column, 4, columns, is_bf16); break;
-    case 3: tile(l, row, column, 3, columns, is_bf16); break;
-    case 2: tile(l, row, column, 2, columns, is_bf16); break;
+    case 5: tile(l, row, column, 5, columns, 1, is_bf16); break;
+    case 4: tile(l, row, column, 4, columns, 1, is_bf16); break;
+    case 3: tile(l, row, column, 3, columns, 1, is_bf16); break;
+    case 2: tile(l, row, column, 2, columns, 1, is_bf16); break;
 #endif
-    case 1: tile(l, row, column, 1, columns, is_bf16); break;
+    case 1: tile(l, row, column, 1, columns, 0, is_bf16); break;
     }
 }
 
@@ -86,9 +95,10 @@ INLINE void share(const Linear *l, long rows, long first, long last, const int i
         for (long row = 0; row < rows; row += row_block) {
             long row_end = row + row_block < rows ? row + row_block : rows;
             long column = start;
+            const int ahead = row == 0 || (row_block + 2 * TILE_COLUMNS) * bytes <= L1;
             for (; column + TILE_COLUMNS <= end; column += TILE_COLUMNS)
-                strip(l, row, row_end, column, TILE_COLUMNS, is_bf16);
-            for (; column < end; column++) strip(l, row, row_end, column, 1, is_bf16);
+                strip(l, row, row_end, column, TILE_COLUMNS, ahead, is_bf16);
+            for (; column < end; column++) strip(l, row, row_end, column, 1, ahead, is_bf16);
         }
     }
 }

@@ -2,7 +2,7 @@
  *
  * Rows are independent; a row's sum is always formed in the same order.
  */
-#include "vector.h"
+#include "calls.h"
 
 #define LEAST (1 << 14) /* elements that are worth more than the calling thread */
 #define PARTS 32        /* partial sums, so that the sum of squares is vector code */

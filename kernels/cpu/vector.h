@@ -30,6 +30,7 @@ int64_t now(void); /* in nanoseconds */
 typedef uint16_t bf16;
 typedef float vec __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint32_t uvec __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t ivec __attribute__((vector_size(VECTOR_BYTES)));
 typedef float vec_in_memory __attribute__((vector_size(VECTOR_BYTES), aligned(1), may_alias));
 typedef float quad __attribute__((vector_size(16)));
 
@@ -52,6 +53,13 @@ INLINE vec load_part(const void *from, long bytes) {
 INLINE vec evens(vec pairs) { return (vec)((uvec)pairs << 16); }
 INLINE vec odds(vec pairs) { return (vec)((uvec)pairs & 0xffff0000u); }
 
+/* Two registers of bfloat16 as pairs of an element of each: the even elements, and the odd ones. */
+INLINE void interleave(vec first, vec second, vec pairs[2]) {
+    const uvec a = (uvec)first, b = (uvec)second;
+    pairs[0] = (vec)((a & 0xffffu) | (b << 16));
+    pairs[1] = (vec)((a >> 16) | (b & 0xffff0000u));
+}
+
 /* sum + a * b: LANES products of float32, or two bfloat16 products in each lane. */
 INLINE vec dot(vec sum, vec a, vec b, int is_bf16) {
     if (!is_bf16) return sum + a * b;
@@ -66,18 +74,17 @@ INLINE vec dot(vec sum, vec a, vec b, int is_bf16) {
 /* The sums over the lanes of four registers. Every one adds its lanes in the same order. */
 INLINE quad lane_sums(vec a, vec b, vec c, vec d) {
 #if VECTOR_BYTES == 64
-    vec ab =
-        __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-        __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    vec cd =
-        __builtin_shufflevector(c, d, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-        __builtin_shufflevector(c, d, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    vec all =
-        __builtin_shufflevector(ab, cd, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
-        __builtin_shufflevector(ab, cd, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    /* Halves, then quarters: what stays in place is blended, which is cheaper than a shuffle. */
+#define HALVES(x, y)                                                                               \
+    ((vec)_mm512_mask_blend_ps(0xff00, (__m512)x, (__m512)y) +                                     \
+     __builtin_shufflevector(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23))
+#define QUARTERS(x, y)                                                                             \
+    ((vec)_mm512_mask_blend_ps(0xf0f0, (__m512)x, (__m512)y) +                                     \
+     __builtin_shufflevector(x, y, 4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27))
+    vec ab = HALVES(a, b), cd = HALVES(c, d), all = QUARTERS(ab, cd); /* a c b d, four lanes each */
     all += (vec)_mm512_permute_ps((__m512)all, 0x4e);
     all += (vec)_mm512_permute_ps((__m512)all, 0xb1);
-    return __builtin_shufflevector(all, all, 0, 4, 8, 12);
+    return __builtin_shufflevector(all, all, 0, 8, 4, 12);
 #else
     quad part[4];
     vec whole[4] = {a, b, c, d};
@@ -135,6 +142,45 @@ INLINE void put_quad(void *to, quad value, int is_bf16) {
 #endif
 }
 
+INLINE vec higher(vec a, vec b) {
+#if VECTOR_BYTES == 64
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    for (int j = 0; j < LANES; j++) a[j] = a[j] > b[j] ? a[j] : b[j];
+    return a;
+#endif
+}
+
+INLINE float highest(vec values) {
+#if VECTOR_BYTES == 64
+    return _mm512_reduce_max_ps((__m512)values);
+#else
+    float top = values[0];
+    for (int j = 1; j < LANES; j++) top = values[j] > top ? values[j] : top;
+    return top;
+#endif
+}
+
+/* A register of float32 to memory, as bfloat16 rounded as `narrow` does. */
+INLINE void put_vec(void *to, vec value, int is_bf16) {
+    if (!is_bf16) {
+        store(to, value);
+        return;
+    }
+#if defined(__AVX512BF16__)
+    __m256bh halves = _mm512_cvtneps_pbh((__m512)value);
+    memcpy(to, &halves, 32);
+#else
+    for (int j = 0; j < LANES; j++) put(to, j, value[j], 1);
+#endif
+}
+
+INLINE float sum(vec values) {
+    for (int width = LANES / 2; width; width /= 2)
+        for (int j = 0; j < width; j++) values[j] += values[j + width];
+    return values[0];
+}
+
 /* e^x to about 2 ulp, without a branch, so that a loop over it becomes vector code. */
 INLINE float fast_exp(float x) {
     float clamped = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
@@ -152,4 +198,19 @@ INLINE float fast_exp(float x) {
     float scale;
     memcpy(&scale, &bits, 4);
     return p * scale;
+}
+
+/* e^x for x <= 0, to about 2 ulp; 0 where that is below 1e-37. NaN stays NaN. */
+INLINE vec exp_below(vec x) {
+    const float round = 12582912.0f;
+    vec n = (x * 1.44269504f + round) - round;
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    uvec scale = (uvec)(__builtin_convertvector(n, ivec) + 127) << 23;
+    return (vec)((uvec)(p * (vec)scale) & ~(uvec)(x <= -85.0f));
 }

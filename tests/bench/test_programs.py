@@ -60,6 +60,14 @@ def test_scheduler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert [line.split()[0] for line in lines[1:]] == ["1", "3"]
 
 
+def test_recording(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--sequences", "2", "--output", "4", "--rounds", "1"]
+    assert main(["bench", "recording", *small]) in (0, 1)  # 1: over the bound
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:4]] == ["tinypy", "no"]
+    assert all(float(line.split()[-1]) > 2 for line in lines[2:4]), "events of a step"
+
+
 def test_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     """On a GPU one kernel; without one it says so before anything else."""
     status = main(["bench", "kernels", "--kernel", "rms_norm"])

@@ -353,3 +353,48 @@ def test_describe(blocks: BlockManager) -> None:
     assert (facts["used"], facts["cached"], facts["blank"], facts["sequences"]) == (3, 2, 3, 1)
     assert "cached" in blocks._repr_html_()
     blocks.free(1)
+
+
+def test_dropped_blocks_leave_holes_and_what_is_shared_stays() -> None:
+    blocks = BlockManager(8, 4)
+    blocks.open(1, None)
+    blocks.grow(1, 0, 18)
+    blocks.publish(1, list(range(18)), 18)
+    ids = list(blocks.tables[1].block_ids)
+    blocks.fork(1, 2, 18)
+    blocks.drop(1, [0, 2])
+    table = blocks.tables[1]
+    assert (table.block_ids, table.indices) == ([ids[1], ids[3], ids[4]], [1, 3, 4])
+    assert (table.holes, table.begin, table.stop) == ([0, 2], 2, 5)
+    assert blocks.tables[2].block_ids == ids, "the other one still has them"
+    assert [blocks.ref_counts[block] for block in ids] == [1, 2, 1, 2, 2]
+    blocks.check()
+    blocks.grow(1, 18, 22)  # copies the block that it writes, and takes one more
+    assert table.indices == [1, 3, 4, 5]
+    assert table.block_ids[2] not in ids
+    blocks.publish(1, list(range(22)), 22)
+    assert len(table.hashes) == 4, "nothing is published behind a hole"
+    blocks.drop(1, [4])
+    blocks.fork(1, 3, 22)
+    assert blocks.tables[3].holes == [0, 2, 4]
+    blocks.finish_copies()
+    for number in (1, 2, 3):
+        blocks.free(number)
+        blocks.check()
+    assert blocks.num_used == 0
+
+
+def test_a_fork_goes_no_further_back_than_what_a_policy_knows() -> None:
+    blocks = BlockManager(8, 4)
+    blocks.open(1, None)
+    blocks.grow(1, 0, 9)
+    assert blocks.can_fork(1, 3)
+    blocks.tables[1].asked_at = 8
+    assert (blocks.can_fork(1, 7), blocks.can_fork(1, 8)) == (False, True)
+    blocks.tables[1].weigh([1.0, 2.0, 3.0], 9)
+    assert (blocks.can_fork(1, 8), blocks.can_fork(1, 9)) == (False, True)
+    blocks.tables[1].weigh([1.0, 2.0], 9)
+    assert blocks.tables[1].masses == {0: 2.0, 1: 4.0, 2: 3.0}
+    blocks.drop(1, [1])
+    assert blocks.tables[1].masses == {0: 2.0, 2: 3.0}
+    blocks.free(1)

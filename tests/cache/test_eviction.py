@@ -32,7 +32,7 @@ def drain(queue: EvictionQueue) -> list[int]:
     order = []
     while queue:
         queue.check()
-        order.append(queue.pop())
+        order.append(queue.pop().block_id)
     queue.check()
     return order
 
@@ -62,7 +62,7 @@ def test_after_its_time_a_block_has_the_default_priority() -> None:
     queue.add(3, content(3), Keep(40))
     queue.add(4, content(4))
     clock.now += 4.9
-    assert queue.pop() == 2, "its low priority still holds"
+    assert queue.pop().block_id == 2, "its low priority still holds"
     queue.add(2, content(2), Keep(0, seconds=5))
     clock.now += 5.1
     # 1 and 2 fell back to 35 and are as old as they are: 1 before 4 before 2 before 3.
@@ -78,7 +78,7 @@ def test_time_runs_from_the_last_use() -> None:
     queue.add(1, content(1), Keep(90, seconds=10))
     queue.add(2, content(2))
     clock.now += 9
-    assert queue.pop() == 2
+    assert queue.pop().block_id == 2
     clock.now += 2
     queue.add(3, content(3), Keep(34))
     assert drain(queue) == [3, 1]
@@ -109,7 +109,7 @@ def test_against_a_plain_list() -> None:
         elif source.random() < 0.6:
             leaves = [n for n in model if all(parents[child] != n for child in model)]
             expected = min(leaves, key=lambda n: (priority(n), model[n][1]))
-            assert queue.pop() == expected
+            assert queue.pop().block_id == expected
             del model[expected]
         assert set(queue) == set(model)
         if turn % 50 == 0:

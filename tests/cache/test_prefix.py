@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from workbench.cache import BlockManager, PrefixIndex, block_hash
+from workbench.cache import BlockManager, HostTier, PrefixIndex, block_hash
 from workbench.cache import prefix as module
+from workbench.cache.lookup import find_prefix
 from workbench.cache.prefix import Content, root_hash
 
 SIZE = 4
@@ -141,3 +142,19 @@ def test_evictions_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) 
     forgotten = "block 0 was never computed, or evicted before what is remembered"
     evicted = ("evicted", "block 0 was evicted at step 4 by hand")
     assert reasons == [("unknown", forgotten), evicted, evicted]
+
+
+def test_a_block_behind_the_host_tiers_is_not_copied() -> None:
+    """Part of a block is copied only right behind what the device holds: the host tier's blocks lie
+    in between, and get theirs later."""
+    tokens = TOKENS[: 3 * SIZE]
+    first = Content.of(root_hash(""), tokens[:SIZE])
+    second = Content.of(first.name, tokens[SIZE : 2 * SIZE])
+    third = Content.of(second.name, tokens[2 * SIZE :])
+    index, host = PrefixIndex(), HostTier(4)
+    for content, block_id in ((first, 5), (third, 6)):  # the second one's only copy is on the host
+        index.add(content, block_id)
+    slot = host.keep(second, 7)
+    found = find_prefix([(index, None)], tokens, SIZE, "", set(), partial=True, host=host)
+    assert (found.block_ids, found.slots) == ((5,), (slot,))
+    assert (found.num_tokens, found.num_copied) == (2 * SIZE, 0)

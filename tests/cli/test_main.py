@@ -35,6 +35,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[list[str]]]
     [
         (["bench", "cpu"], "workbench.bench.cpu"),
         (["bench", "scheduler"], "workbench.bench.scheduler"),
+        (["bench", "recording"], "workbench.bench.recording"),
         (["train", "base"], "workbench.train.base"),
     ],
 )

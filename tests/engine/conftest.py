@@ -112,6 +112,7 @@ def make_engine(
         seed: int | None = None,
         guided: bool = False,
         cuda_graphs: Any = "auto",
+        tape: Any = "auto",
         **scheduling: Any,
     ) -> Engine:
         model = model_of(model, device) if isinstance(model, str) else model
@@ -126,7 +127,7 @@ def make_engine(
         settings = {"max_batch_tokens": 512, **scheduling}
         settings.setdefault("max_sequences", min(32, settings["max_batch_tokens"]))
         scheduler = Scheduler(cache, SchedulerConfig(**settings))
-        runner = Runner(model, cache, backend, cuda_graphs)
+        runner = Runner(model, cache, backend, cuda_graphs, tape)
         grammars = _grammars(model) if guided else None
         return Engine(model, cache, scheduler, runner, seed=seed, grammars=grammars)
 

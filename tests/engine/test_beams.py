@@ -220,3 +220,24 @@ def test_beams_that_cannot_be(make_engine: MakeEngine) -> None:
     with pytest.raises(RequestError, match="may need 40 blocks and the whole cache has 24"):
         engine.add([1, 2], beams(4, 38))
     assert not engine.requests
+
+
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+def test_beams_that_share_nothing_any_more_take_turns(
+    make_engine: MakeEngine, preemption: str
+) -> None:
+    """Without prefix reuse, beams that lost their blocks come back with blocks of their own each,
+    more than the cache has: one that has reported gives way to one that has not, and stays away."""
+    params = SamplingParams(beam_width=3, n=3, max_tokens=14, ignore_eos=True)
+    prompt = random_prompts(1, seed=3, longest=40)[0][:1] * 28
+    plain = make_engine(block_size=4)
+    [expected] = plain.generate([prompt], params)
+    settings = {"block_size": 4, "num_blocks": 25, "prefix_reuse": False}
+    engine = make_engine(**settings, preemption=preemption, host_blocks=60)
+    name = engine.add(prompt, params)
+    engine.run(11)
+    engine.pause(name, release=True)
+    engine.resume(name)
+    engine.run(600)
+    assert not engine.has_work, "the beams keep each other from running"
+    assert engine.output(name).outputs == expected.outputs

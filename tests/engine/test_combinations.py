@@ -12,14 +12,26 @@ from typing import Any
 
 import pytest
 from drive import MakeEngine
-from features import FEATURES, PROMPTS, Feature, refusal, run, table, together, use_samplers
+from features import (
+    FEATURES,
+    PROMPTS,
+    Feature,
+    exist_together,
+    model_of,
+    refusal,
+    run,
+    settings_of,
+    table,
+    together,
+    use_samplers,
+)
 
-from workbench.errors import RequestError
+from workbench.errors import ConfigError, RequestError
 from workbench.request import CompletionOutput
 from workbench.sampling_params import SamplingParams
 
 Plain = Callable[[int, SamplingParams, tuple[Feature, ...]], list[CompletionOutput]]
-PAIRS = list(combinations(FEATURES, 2))
+PAIRS = [pair for pair in combinations(FEATURES, 2) if exist_together(*pair)]
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +46,14 @@ def plain(make_engine: MakeEngine, _plain: dict[Any, list[CompletionOutput]]) ->
     def outputs(
         place: int, params: SamplingParams, features: tuple[Feature, ...]
     ) -> list[CompletionOutput]:
-        key = place, params, tuple(f.name for f in features if f.sampler is not None)
+        model, asked = model_of(features), settings_of(features)
+        settings: dict[str, Any] = {"guided": params.guided_decoding is not None}
+        if "dropping" in asked:
+            settings |= {name: asked[name] for name in ("dropping", "block_size")}
+        samplers = tuple(f.name for f in features if f.sampler is not None)
+        key = model, place, params, samplers, tuple(settings.values())
         if key not in _plain:
-            guided = params.guided_decoding is not None
-            engine = make_engine(backend="reference", prefix_reuse=False, guided=guided)
+            engine = make_engine(model, backend="reference", prefix_reuse=False, **settings)
             use_samplers(engine, features)
             _plain[key] = engine.generate([PROMPTS[place]], params)[0].outputs
         return _plain[key]
@@ -92,7 +108,7 @@ def test_every_pair(make_engine: MakeEngine, plain: Plain, a: Feature, b: Featur
     if reason is None:
         check(make_engine, plain, a, b)
         return
-    with pytest.raises(RequestError, match=reason):
+    with pytest.raises((RequestError, ConfigError), match=reason):
         run(make_engine, (a, b))
 
 

@@ -112,7 +112,7 @@ def test_finished_traces_and_text_that_looks_like_html(
             engine.add(PROMPTS[1], greedy(3), request_id=f"only {name}")
             engine.run()
         trace.header["texts"] = {str(i): evil for i in range(320)}
-        trace._tokenizer = None
+        trace.tokenizer = None
         paths.append(trace.save(tmp_path / f"{name}.trace"))
     found = wb.compare(*map(Trace.load, paths), names=(evil, "b"))
     assert [pair.request_id for pair in found.pairs] == [evil]

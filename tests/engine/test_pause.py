@@ -10,6 +10,7 @@ from tiny import random_prompts
 
 from workbench.errors import ConfigError, RequestError, RequestFinished, UnknownRequest
 from workbench.events import SequencePaused, SequenceResumed, StepDone
+from workbench.guided_params import GuidedDecodingParams
 from workbench.llm import LLM
 from workbench.scheduler.books import StepInProgress
 from workbench.trace import Trace
@@ -170,3 +171,24 @@ def test_the_settings_of_llm(checkpoint: Any) -> None:
             engine.add([1], greedy(1), tenant=3)
         engine.run()
         assert engine.cache.blocks.host.num_slots > 16
+
+
+def test_pausing_while_the_grammar_is_compiled(make_engine: MakeEngine) -> None:
+    """It is paused once it is ready, and goes on, with its guide, when it is resumed."""
+    guide = GuidedDecodingParams(regex="[ab]{1,8}")
+    params = greedy(6, guided_decoding=guide, ignore_eos=False)
+    engine = make_engine(guided=True)
+    name = engine.add("def", params)
+    engine.pause(name)
+    engine.resume(name)
+    engine.pause(name)
+    for _ in range(2000):
+        if engine.scheduler.paused:
+            break
+        engine.step()
+    assert [s.request.request_id for s in engine.scheduler.paused] == [name]
+    assert engine.output(name).outputs[0].token_ids == []
+    engine.resume(name)
+    engine.run()
+    assert set(engine.output(name).outputs[0].text) <= set("ab")
+    assert engine.output(name).outputs[0].text

@@ -17,7 +17,7 @@ from tiny import VOCAB
 
 from workbench import events
 from workbench.engine import Engine
-from workbench.errors import RequestError, TraceError
+from workbench.errors import ConfigError, RequestError, TraceError
 from workbench.events import StepDone
 from workbench.guided_params import GuidedDecodingParams
 from workbench.sampling_params import SamplingParams
@@ -88,10 +88,7 @@ class Walk:
             self.engine.abort(name)
 
     def pause(self) -> None:
-        queued = {s.sequence_id for s in self.engine.scheduler.waiting}
-        queued |= {s.sequence_id for s in self.engine.scheduler.running}
-        name = self.one(lambda record: {s.sequence_id for s in record.sequences} <= queued)
-        if name is not None:
+        if (name := self.one()) is not None:
             self.engine.pause(name, release=self.source.random() < 0.4)
 
     def resume(self) -> None:
@@ -145,9 +142,12 @@ class Walk:
             self.compare()
         for sequence in self.engine.scheduler.paused:
             self.engine.resume(sequence.request.request_id)
-        while self.engine.has_work:
+        for _ in range(3000):
+            if not self.engine.has_work:
+                return
             self.engine.step()
             self.compare()
+        raise AssertionError(f"a request never ends: {self.engine!r}")
 
 
 def settings_of(source: random.Random, family: str) -> dict[str, Any]:
@@ -280,3 +280,24 @@ def test_a_trace_that_grows(make_engine: MakeEngine) -> None:
             kept[step] = state, of_replayed(state)
     for step, (state, shown) in kept.items():
         assert of_replayed(state) == shown == of_replayed(trace.at(step))
+
+
+def test_a_bounded_recording(make_engine: MakeEngine, tmp_path: Path) -> None:
+    """Of a long run the latest steps are kept, and rebuilt as exactly as ever."""
+    engine = make_engine(num_blocks=24, block_size=4, preemption="swap", host_blocks=12)
+    walk = Walk(engine, random.Random(9), guided=False)
+    with Trace.record(engine, max_events=300) as trace:
+        for _ in range(6):
+            for _ in range(4):
+                walk.add()
+            engine.run()
+            assert len(trace) <= 301 + 200, "no more than one step above it"
+    kept = {step: state for step, state in walk.live.items() if step >= trace.steps[0]}
+    assert len(walk.live) > len(kept) > 3
+    assert isinstance(trace.events[0], events.StateSeen)
+    check(trace, kept)
+    check(Trace.load(trace.save(tmp_path / "t.trace")), kept)
+    with pytest.raises(TraceError, match="is not in the trace"):
+        trace.at(1)
+    with pytest.raises(ConfigError, match="max_events=0"), Trace.record(engine, max_events=0):
+        pass

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from drive import MakeEngine, drawn, greedy
 from tiny import random_prompts
 
 from workbench import events
+from workbench.batch import ForwardOutput, StepPlan
 from workbench.request import Sequence
 from workbench.sampling_params import SamplingParams
 from workbench.trace import Trace
@@ -115,3 +119,76 @@ def test_texts_are_saved(make_engine: MakeEngine, tmp_path: Path) -> None:
     assert [loaded.text_of(i) for i in ids + top] == [trace.text_of(i) for i in ids + top]
     unknown = next(i for i in range(320) if str(i) not in loaded.header["texts"])
     assert loaded.text_of(unknown) == f"<{unknown}>"
+
+
+def test_perfetto_shows_requests_and_kv_use(make_engine: MakeEngine, tmp_path: Path) -> None:
+    engine = make_engine(num_blocks=24, block_size=4)
+    with Trace.record(engine) as trace:
+        names = [engine.add(prompt, greedy(9)) for prompt in PROMPTS]
+        engine.run(3)
+        engine.pause(names[0], release=True)
+        engine.run(2)
+        engine.resume(names[0])
+        engine.run()
+    written = json.loads(trace.to_perfetto(tmp_path / "t.json").read_text())["traceEvents"]
+    tracks = {r["tid"]: r["args"]["name"] for r in written if r["name"] == "thread_name"}
+    assert tracks == dict(enumerate(names))
+    states = [(r["name"], r["ts"], r["dur"]) for r in written if (r["pid"], r["ph"]) == (2, "X")]
+    of_first = [
+        (r["name"], r["ts"], r["ts"] + r["dur"])
+        for r in written
+        if (r["pid"], r["ph"], r.get("tid")) == (2, "X", 0)
+    ]
+    expected = ["waiting", "running", "paused", "waiting", "running"]
+    assert [name for name, *_ in of_first] == expected
+    ends = [end for *_, end in of_first]
+    assert [begin for _, begin, _ in of_first[1:]] == pytest.approx(ends[:-1])
+    assert all(duration >= 0 for *_, duration in states)
+    rows = [r for r in written if (r["pid"], r["ph"]) == (3, "X")]
+    assert len(rows) == sum(len(plan.rows) for plan in trace.of(events.StepPlanned))
+    used = [r["args"]["used"] for r in written if r["name"] == "blocks"]
+    assert used == [trace.at(step).num_used for step in trace.steps]
+    [preempted] = [r for r in written if r["name"] == "preempted"]
+    assert preempted["args"]["cause"] == "paused and released"
+
+
+def test_a_data_frame_of_each_kind(make_engine: MakeEngine) -> None:
+    pytest.importorskip("pandas", reason="the extra `notebook` brings it")
+    engine = make_engine(num_blocks=24, block_size=4)
+    with Trace.record(engine) as trace:
+        engine.add(PROMPTS[0], greedy(9))
+        engine.run()
+    frame = trace.to_pandas(events.BlockAllocated)
+    assert list(frame.columns) == ["seconds", "step", "block_id", "sequence_id", "index"]
+    assert list(frame["index"]) == [event.index for event in trace.of(events.BlockAllocated)]
+    assert frame["seconds"].is_monotonic_increasing
+    assert len(trace.to_pandas(events.Preempted)) == 0
+
+
+def test_what_the_device_says_is_told(make_engine: MakeEngine) -> None:
+    """A stand-in for the timer: on a CPU there is none."""
+    engine = make_engine()
+    run = engine.runner.run
+
+    def timed(plan: StepPlan) -> ForwardOutput:
+        output = run(plan)
+        output.timer = SimpleNamespace(seconds=0.25)
+        return output
+
+    engine.add(PROMPTS[0], greedy(4))
+    with Trace.record(engine) as trace:
+        engine.run(2)
+        engine.runner.run = timed  # type: ignore[method-assign]
+        engine.run()
+    assert [done.device_seconds for done in trace.of(events.StepDone)] == [None, None, 0.25, 0.25]
+
+
+@pytest.mark.gpu
+def test_a_gpu_counts_its_passes(make_engine: MakeEngine) -> None:
+    engine = make_engine(device="cuda", backend="triton")
+    engine.add(PROMPTS[0], greedy(8))
+    with Trace.record(engine) as trace:
+        engine.run()
+    for done in trace.of(events.StepDone):
+        assert done.device_seconds is not None
+        assert 0 < done.device_seconds < sum(done.seconds.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,17 @@ from typing import Any
 import jsonschema
 import pytest
 from guiding import BOTH, accepts, compiled
+from snapshots import Follower
 
 from workbench.cache import KVCache
 from workbench.config import SchedulerConfig
 from workbench.engine import Engine
+from workbench.engine.record import StepRecord
 from workbench.errors import RequestError
 from workbench.guided import CompiledGrammar, GrammarCompiler
 from workbench.guided_params import GuidedDecodingParams
 from workbench.models import DecoderLM
-from workbench.request import RequestOutput
+from workbench.request import RequestOutput, Status
 from workbench.run import Runner
 from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Scheduler
@@ -214,13 +217,19 @@ def test_a_grammar_that_cannot_be_ends_its_request_alone(
         guided(plain, json={"$ref": "#"}),
         guided(plain, grammar='root ::= "a" root'),
         guided(replace(plain, n=1, min_tokens=6), choice=["ab"]),
+        guided(replace(plain, n=3, temperature=1.0), regex="(a"),
+        guided(replace(plain, best_of=3, temperature=1.0), regex="(a"),
+        guided(replace(plain, beam_width=3, n=2), regex="(a"),
     ]
     outputs = generate(model, compiler, [*bad, plain])
     (alone,) = generate(model, compiler, [plain])
     assert outputs[-1].outputs[0].token_ids == alone.outputs[0].token_ids
     for output in outputs[:-1]:
-        assert output.outputs[0].finish_reason == "error"
-        assert "guided_decoding" in output.outputs[0].error
+        for one in output.outputs:
+            assert one.finish_reason == "error"
+            assert "guided_decoding" in one.error
+            assert not one.token_ids or output is outputs[3]
+    assert [len(output.outputs) for output in outputs[4:-1]] == [3, 1, 1]
 
 
 def test_a_request_that_waits_for_its_grammar_can_be_aborted(model: DecoderLM) -> None:
@@ -237,6 +246,111 @@ def test_a_request_that_waits_for_its_grammar_can_be_aborted(model: DecoderLM) -
         replace(params, ignore_eos=True)
     with pytest.raises(RequestError, match="is not a GuidedDecodingParams"):
         SamplingParams(guided_decoding="json")
+
+
+class Stalled:
+    """An engine beside a compiler whose answers come when they are asked for."""
+
+    def __init__(
+        self, model: DecoderLM, compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.future: Future[CompiledGrammar] = Future()
+        self.grammar = compiled(compiler, choice=["yes", "no"])
+        monkeypatch.setattr(compiler, "compile", lambda _: self.future)
+        cache = KVCache.for_model(model, num_blocks=64, block_size=16)
+        parts = model, cache, Scheduler(cache, SchedulerConfig()), Runner(model, cache)
+        self.engine = Engine(*parts, grammars=compiler)
+        self.params = guided(SamplingParams(max_tokens=6), choice=["yes", "no"])
+        self.follower = Follower(cache)
+        self.engine.bus.subscribe(self.follower)
+
+    def step(self) -> StepRecord:
+        """Step, and compare what the events say of the sequences with what is."""
+        record = self.engine.step()
+        alive = [s for r in self.engine.requests.values() for s in r.sequences if not s.finished]
+        self.follower.compare(self.engine.cache, self.engine.scheduler, alive)
+        return record
+
+    def answer(self) -> None:
+        self.future.set_result(self.grammar)
+
+
+@pytest.fixture
+def stalled(
+    model: DecoderLM, compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Stalled]:
+    made = Stalled(model, compiler, monkeypatch)
+    with made.engine as engine:
+        yield made
+        assert not engine.has_work
+        engine.cache.check()
+        assert engine.cache.blocks.num_used == 0
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_time_out_does_not_wait_for_the_grammar(stalled: Stalled, paused: bool) -> None:
+    engine = stalled.engine
+    late = engine.add(PROMPT, stalled.params, timeout=1e-9)
+    early = engine.add(PROMPT, stalled.params, timeout=1e6)
+    branched = replace(stalled.params, n=3)
+    branches = engine.add(PROMPT, branched, timeout=1e-9)
+    if paused:
+        engine.pause(late)
+    record = stalled.step()
+    assert {s.request.request_id for s in record.finished} == {late, branches}
+    for name in (late, branches):
+        assert engine.output(name).finished
+        assert {o.finish_reason for o in engine.output(name).outputs} == {"timeout"}
+    assert engine.has_work
+    stalled.answer()
+    engine.run()
+    assert engine.output(early).outputs[0].text in ("yes", "no")
+
+
+@pytest.mark.parametrize("release", [False, True])
+@pytest.mark.parametrize("resumed", ["before", "after"])
+def test_a_pause_while_the_grammar_is_compiled(
+    stalled: Stalled, release: bool, resumed: str
+) -> None:
+    engine = stalled.engine
+    name = engine.add(PROMPT, stalled.params)
+    engine.pause(name, release=release)
+    stalled.step()
+    if resumed == "before":
+        engine.resume(name)
+        stalled.step()
+    stalled.answer()
+    stalled.step()
+    engine.run()
+    if resumed == "after":
+        assert engine.output(name).outputs[0].token_ids == []
+        engine.resume(name)
+        engine.run()
+    assert engine.output(name).outputs[0].text in ("yes", "no")
+    assert engine.scheduler.paused == []
+
+
+def test_a_paused_request_from_a_checkpoint_resumes_before_its_grammar(stalled: Stalled) -> None:
+    engine = stalled.engine
+    name = engine.add(PROMPT, stalled.params)
+    engine.pause(name)
+    engine.restore(engine.checkpoint())
+    engine.step()
+    assert engine.requests[name].sequences[0].status is Status.PAUSED
+    engine.resume(name)
+    engine.step()
+    stalled.answer()
+    engine.run()
+    assert engine.output(name).outputs[0].text in ("yes", "no")
+
+
+def test_a_request_paused_before_its_grammar_can_be_aborted(stalled: Stalled) -> None:
+    name = stalled.engine.add(PROMPT, stalled.params)
+    stalled.engine.pause(name)
+    assert stalled.engine.abort(name).outputs[0].finish_reason == "abort"
+    assert stalled.engine.scheduler.paused == []
+    stalled.engine.step()
+    stalled.answer()
 
 
 def test_whatever_breaks_a_compilation_ends_only_who_waits_for_it(

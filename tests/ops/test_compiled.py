@@ -26,7 +26,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(compiled, "load_library", compiled.load_library.__wrapped__)
-    monkeypatch.setattr("workbench.ops.native.load_library", compiled.load_library)
+    monkeypatch.setattr("workbench.ops.calls.load_library", compiled.load_library)
 
 
 @pytest.mark.usefixtures("_fresh")
@@ -121,7 +121,7 @@ def test_every_width_of_vector_computes_the_same(
         pytest.skip(f"this CPU lacks {needed[march]}: run it on one that has it")
     path = tmp_path / "kernels.so"
     compiled.compile_library(compiled.find_compiler(), compiled._loaded_openmp(), path, march)
-    monkeypatch.setattr("workbench.ops.native.load_library", lambda: ctypes.CDLL(str(path)))
+    monkeypatch.setattr("workbench.ops.calls.load_library", lambda: ctypes.CDLL(str(path)))
     narrow = NativeBackend(torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):

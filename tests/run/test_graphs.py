@@ -85,7 +85,7 @@ def expected_inputs(engine: Engine, plan: Any, buffers: DecodeBuffers) -> dict[s
     want["slot_mapping"] = [-1] * buffers.rows
     for row, (sequence, start) in enumerate(zip(plan.sequences, plan.starts, strict=True)):
         table = engine.cache.blocks.tables[sequence.sequence_id]
-        ids, place = table.block_ids, start - table.first * size
+        ids, place = table.block_ids, start - (table.first + len(table.holes)) * size
         want["token_ids"][row] = sequence.token_ids[start]
         want["positions"][row] = start
         want["slot_mapping"][row] = ids[place // size] * size + place % size
@@ -105,10 +105,22 @@ def check_inputs(engine: Engine, plan: Any, buffers: DecodeBuffers) -> None:
         assert buffers.views[name].tolist() == values, name
 
 
-@WINDOWS
-def test_buffers_hold_the_plan_through_growth_forks_and_ends(windows: Windows) -> None:
+def every_other(kept: Any) -> list[int]:
+    """A dropping policy."""
+    return [b.index for b in kept.blocks if b.index % 2 == 0 and b.stop < kept.num_tokens - 2]
+
+
+@pytest.mark.parametrize(
+    ("windows", "dropping"),
+    [((), "keep_all"), ((6, 6), "keep_all"), ((), every_other)],
+    ids=["full", "window", "dropped"],
+)
+def test_buffers_hold_the_plan_through_growth_forks_and_ends(
+    windows: Windows, dropping: Any
+) -> None:
     """Step after step one object is filled; nothing of an earlier batch may be left in it."""
     engine = make_engine(windows=windows)
+    engine.swap(dropping=dropping)
     buffers = DecodeBuffers(8, 24, CPU, rope_lens=True)
     decoding(engine, [3, 9, 1, 14])
     first = next(iter(engine.requests))
@@ -132,6 +144,7 @@ def test_buffers_hold_the_plan_through_growth_forks_and_ends(windows: Windows) -
         assert logits is not None
         rows = [plan.sequences[row] for row in plan.sampled]
         engine.scheduler.commit(plan, engine.sampler(logits, rows))
+    assert (engine.cache.stats().dropped > 5) == (dropping is every_other)
     engine.discard(list(engine.requests))
 
 

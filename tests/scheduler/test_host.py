@@ -232,6 +232,23 @@ def test_what_is_hardly_worth_keeping_is_not_offloaded(make, drain, priority: in
     assert len(found.block_ids) + len(found.slots) == (3 if priority >= 35 else 0)
 
 
+@pytest.mark.parametrize("expired", [False, True])
+def test_a_low_priority_whose_time_is_over_no_longer_counts(make, drain, expired: bool) -> None:
+    """Then its blocks go to the host as any other's."""
+    scheduler, model = make(num_blocks=6, host_blocks=8)
+    (pool,) = (group.pool for group in scheduler.blocks.groups)
+    now = 100.0
+    pool.cached.clock = lambda: now
+    kept = resolve([Retention(priority=0, seconds=5)], 13)
+    scheduler.add(make_sequence(0, PROMPT, 3, retention=kept))
+    drain(scheduler, model)
+    now += 4.9 + 0.2 * expired
+    for i in (1, 2):
+        scheduler.add(make_sequence(i, [i] * 18, 6))
+        drain(scheduler, model)
+    assert len(scheduler.blocks.lookup(PROMPT).slots) == (3 if expired else 0)
+
+
 def test_a_whole_block_on_the_host_comes_before_part_of_one_here(make, drain) -> None:
     """Device: another block that begins alike. Host: the very block, whole."""
     scheduler, model = make(num_blocks=4, host_blocks=8)

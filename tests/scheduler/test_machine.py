@@ -18,6 +18,7 @@ from snapshots import Follower
 
 from workbench.batch import SampledTokens
 from workbench.cache import KVCache, room
+from workbench.cache.dropping import KeptBlocks, SinkWindow, keep_all
 from workbench.config import SchedulerConfig
 from workbench.engine.record import new_tokens, step_done
 from workbench.events import Event, Preempted
@@ -50,6 +51,17 @@ RETENTION = st.one_of(
 )
 
 
+def some(kept: KeptBlocks) -> list[int]:
+    """A dropping policy that drops whatever it hits on, and all of it now and then."""
+    source = random.Random(f"{kept.request_id} {kept.num_tokens}")
+    share = source.choice([0.0, 0.0, 0.2, 1.0])
+    return [block.index for block in kept.blocks if source.random() < share]
+
+
+# The scheduler asks each of these of sequences that run; `keep_all` more often than not.
+DROPPINGS = [keep_all, keep_all, some, some, SinkWindow(2, 5)]
+
+
 def among(sequences: list[Sequence], pick: int) -> Sequence:
     """Return one of them."""
     return sequences[pick % len(sequences)]
@@ -74,6 +86,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         swap=st.booleans(),
         chunking=st.sampled_from(["first_come", "equal_progress"]),
         max_prefill=st.sampled_from([None, 3]),
+        dropping=st.sampled_from(DROPPINGS),
     )
     def build(
         self,
@@ -92,6 +105,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         swap,
         chunking,
         max_prefill,
+        dropping,
     ):
         if windows != (None,):
             host_blocks = 0
@@ -117,6 +131,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             preemption="swap" if swap and host_blocks else "recompute",
             chunking=chunking,
             max_prefill_tokens=max_prefill,
+            dropping=dropping if windows == (None,) else keep_all,
         )
         self.scheduler = Scheduler(self.cache, config)
         self.passed = watch_passed(self.scheduler)
@@ -264,6 +279,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def swap_policy(self, name):
         self.scheduler.policy = POLICIES[name]
 
+    @rule(dropping=st.sampled_from(DROPPINGS))
+    def swap_dropping(self, dropping):
+        if len(self.groups) == 1 and self.groups[0].window is None:
+            self.scheduler.dropping = dropping
+
     @precondition(lambda self: self.count > 12)
     @rule()
     def drain(self):
@@ -339,6 +359,7 @@ class Met(Counter[str]):
         if isinstance(event, Preempted):
             self[event.kind] += 1
             self["host full"] += "host tier is full" in event.cause
+            self["not swapped"] += "were dropped" in event.cause
             self["reclaimed"] += "nothing else can run" in event.cause
 
 
@@ -364,6 +385,7 @@ def walk(source: random.Random, met: Met, **fixed: Any) -> None:
         "swap": source.random() < 0.7,
         "chunking": source.choice(["first_come", "equal_progress"]),
         "max_prefill": source.choice([None, 3]),
+        "dropping": source.choice(DROPPINGS),
     }
     machine.build(**{**drawn, **fixed})
     machine.bus.subscribe(met)
@@ -383,6 +405,7 @@ def walk(source: random.Random, met: Met, **fixed: Any) -> None:
         lambda: machine.resume(pick()): 1,
         lambda: machine.abort(pick()): 1,
         lambda: machine.swap_policy(source.choice(sorted(POLICIES))): 1,
+        lambda: machine.swap_dropping(source.choice(DROPPINGS)): 0.5,
         lambda: machine.clear_cached(): 0.2,
     }
     for action in source.choices(list(actions), list(actions.values()), k=60):
@@ -435,4 +458,6 @@ def test_walks_in_which_everything_happens() -> None:
     for name in ("swap", "recompute", "host full", "reclaimed", "SwappedIn", "BlockCopied"):
         assert met[name] >= 5, (name, met)
     assert met["BlockRestored"] > met["SwappedIn"], "also evicted blocks come back"
-    assert met["PrefixAwaited"] >= 500, met
+    assert met["PrefixAwaited"] >= 200, met
+    assert met["BlocksDropped"] >= 500, met
+    assert met["not swapped"] >= 5, "what has dropped blocks is not swapped out"

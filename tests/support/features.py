@@ -14,9 +14,12 @@ from typing import Any
 
 import torch
 
+from workbench.cache.dropping import HeavyHitter, SinkWindow
 from workbench.engine import Engine
+from workbench.events import Event, PrefixAwaited
 from workbench.guided_params import GuidedDecodingParams
 from workbench.request import CompletionOutput, Status
+from workbench.retention import Retention
 from workbench.sample import Sampler
 from workbench.sampling_params import SamplingParams
 
@@ -24,6 +27,12 @@ MAX_TOKENS = 10
 END = 7  # a stop token
 BANNED = tuple(range(0, 320, 3))
 BASE = {"max_tokens": MAX_TOKENS, "temperature": 0.8, "seed": 11, "ignore_eos": True}
+RETENTION = [
+    Retention(0, 4, priority=90),
+    Retention(4, priority=10, seconds=1e6),
+    Retention(priority=0, seconds=1e-9, part="decode"),
+]
+NO_HOST_TIER = "there is no host tier for layers with a window"
 # Tokens repeat in them, so that penalties and n-grams have work; they share a beginning.
 PROMPTS = [[9, 8, 9, 8, 5, 6, 7, 8], [9, 8, 9, 8, 9, 8, 9], [9, 8, 9, 8, *range(40, 50)]]
 
@@ -49,9 +58,11 @@ class Run:
 @dataclass(frozen=True)
 class Feature:
     """One feature. What it promises is that tokens are those of the plain counterpart: the same
-    parameters and sampler, each prompt alone on the reference backend, with nothing else going on.
+    parameters and sampler (and, where blocks of KV are dropped, the same policy and block size),
+    each prompt alone on the reference backend, with nothing else going on.
 
-    params: settings of a request. engine: settings of the engine. sampler: makes the engine's.
+    params: settings of a request. add: what else it is queued with. engine: settings of the engine.
+    model: another family than the plain one's. sampler: makes the engine's.
     prepare: called with a run before its first step; between: after every step. holds: what an
     output of it must satisfy besides. happened: whether a run on its own met what it is about.
     refused: other features it cannot be with -> the part of the error's text that says why.
@@ -60,6 +71,8 @@ class Feature:
     name: str
     what: str
     params: dict[str, Any] = field(default_factory=dict)
+    add: dict[str, Any] = field(default_factory=dict)
+    model: str | None = None
     engine: dict[str, Any] = field(default_factory=dict)
     sampler: Callable[[], Sampler] | None = None
     prepare: Callable[[Run], None] | None = None
@@ -94,6 +107,26 @@ def _warm(run: Run) -> None:
     engine = run.engine
     for prompt in PROMPTS:
         engine.generate([prompt], SamplingParams(max_tokens=1, temperature=0))
+
+
+def _warm_alike(run: Run) -> None:
+    for prompt in PROMPTS:
+        run.engine.generate([[*prompt[:6], 300, 301, 302]], SamplingParams(max_tokens=1))
+
+
+def _watch_waits(run: Run) -> None:
+    def note(event: Event) -> None:
+        if isinstance(event, PrefixAwaited):
+            run.notes.add("waited")
+
+    run.engine.bus.subscribe(note)
+
+
+def _watch_windows(run: Run) -> None:
+    """Note when a window has let go of a block that a sequence is past."""
+    groups = [group for group in run.engine.cache.blocks.groups if group.window is not None]
+    if any(table.first for group in groups for table in group.tables.values()):
+        run.notes.add("let go")
 
 
 def _neighbour(run: Run) -> None:
@@ -153,6 +186,10 @@ def _offloads(run: Run) -> bool:
 
 def _all_new(tokens: list[int], prompt: list[int]) -> bool:
     return len({*tokens, *prompt}) == len(tokens) + len(set(prompt))
+
+
+def _drops(run: Run) -> bool:
+    return run.engine.cache.stats().dropped > 10
 
 
 def _preemptions(run: Run) -> bool:
@@ -296,7 +333,7 @@ FEATURES = [
     Feature(
         "host tier",
         "evicted blocks kept on the host",
-        engine={"num_blocks": 24, "block_size": 2, "host_blocks": 40},
+        engine={"num_blocks": 20, "block_size": 2, "host_blocks": 40},
         happened=_offloads,
     ),
     Feature(
@@ -328,6 +365,45 @@ FEATURES = [
             run.engine.requests[name].metrics.num_cached_tokens > 0 for name in run.names
         ),
     ),
+    Feature(
+        "partial reuse",
+        "the cache has blocks that begin alike and go on differently",
+        engine={"block_size": 8},
+        prepare=_warm_alike,
+        happened=lambda run: run.engine.cache.stats().copies >= len(PROMPTS),
+    ),
+    Feature(
+        "prefix wait",
+        "prompts wait for what they share while another computes it",
+        engine={"block_size": 2},
+        prepare=_watch_waits,
+        happened=lambda run: "waited" in run.notes,
+    ),
+    Feature(
+        "retention",
+        "parts kept longer than others in a cache too small for all",
+        add={"retention": RETENTION},
+        engine={"num_blocks": 20, "block_size": 2},
+        happened=lambda run: run.engine.cache.stats().evictions > 0,
+    ),
+    Feature(
+        "windows",
+        "every layer sees a window of eight tokens",
+        model="mistral",
+        engine={"block_size": 2},
+        between=_watch_windows,
+        happened=lambda run: "let go" in run.notes,
+        refused={"swapping": NO_HOST_TIER, "host tier": NO_HOST_TIER},
+    ),
+    Feature(
+        "KV groups",
+        "one layer sees everything, the others a window of eight tokens",
+        model="qwen2-windows",
+        engine={"block_size": 2},
+        between=_watch_windows,
+        happened=lambda run: "let go" in run.notes,
+        refused={"swapping": NO_HOST_TIER, "host tier": NO_HOST_TIER},
+    ),
     Feature("no reuse", "prefix reuse off", engine={"prefix_reuse": False}),
     Feature("one by one", "one sequence at a time", engine={"max_sequences": 1}),
     Feature(
@@ -356,6 +432,20 @@ FEATURES = [
         between=_time_travel,
         happened=lambda run: "restored" in run.notes,
     ),
+    Feature(
+        "sinks and window",
+        "all but the first and the last blocks of a sequence's KV dropped",
+        engine={"dropping": SinkWindow(3, 6), "block_size": 2},
+        happened=_drops,
+        refused=dict.fromkeys(("windows", "KV groups"), "layers have a window already"),
+    ),
+    Feature(
+        "heavy hitters",
+        "all but the last and the most attended blocks dropped",
+        engine={"dropping": HeavyHitter(4, 4), "block_size": 2},
+        happened=_drops,
+        refused=dict.fromkeys(("windows", "KV groups"), "layers have a window already"),
+    ),
 ]
 
 
@@ -367,29 +457,43 @@ def together(features: tuple[Feature, ...]) -> SamplingParams:
     return SamplingParams(**settings)
 
 
-def run(make_engine: Callable[..., Engine], features: tuple[Feature, ...]) -> Run:
-    """Run the prompts with all of these features, to the end."""
+def settings_of(features: tuple[Feature, ...]) -> dict[str, Any]:
+    """Return the settings of an engine with all of these features."""
     settings: dict[str, Any] = {}
     for feature in features:
         settings |= feature.engine
-    engine = make_engine(**settings)
+    return settings
+
+
+def run(make_engine: Callable[..., Engine], features: tuple[Feature, ...]) -> Run:
+    """Run the prompts with all of these features, to the end."""
+    engine = make_engine(model_of(features), **settings_of(features))
     use_samplers(engine, features)
     params, state = together(features), Run(engine, [])
     for feature in features:
         if feature.prepare is not None:
             feature.prepare(state)
-    state.names = [engine.add(prompt, params) for prompt in PROMPTS]
+    wishes = {name: wish for feature in features for name, wish in feature.add.items()}
+    state.names = [engine.add(prompt, params, **wishes) for prompt in PROMPTS]
     while engine.has_work:
         assert state.step < 500, "it does not end"
+        idle = not engine.scheduler.num_unfinished
         try:
             engine.step()
         except Fault:
             engine.cache.check()
+        if idle and not engine.scheduler.num_unfinished:
+            continue  # nothing but grammars was waited for, which takes as long as it takes
         state.step += 1
         for feature in features:
             if feature.between is not None:
                 feature.between(state)
     return state
+
+
+def model_of(features: tuple[Feature, ...]) -> str:
+    """Return the model family that the features run with."""
+    return next((feature.model for feature in features if feature.model is not None), "llama")
 
 
 def use_samplers(engine: Engine, features: tuple[Feature, ...]) -> None:
@@ -404,6 +508,13 @@ def refusal(a: Feature, b: Feature) -> str | None:
     return a.refused.get(b.name) or b.refused.get(a.name)
 
 
+def exist_together(a: Feature, b: Feature) -> bool:
+    """Whether an engine can have both: one engine has one model, and one dropping policy."""
+    if "dropping" in a.engine and "dropping" in b.engine:
+        return a == b
+    return a.model is None or b.model is None or a.model == b.model
+
+
 def table() -> str:
     """Return COMBINATIONS.md."""
     names = [feature.name for feature in FEATURES]
@@ -411,9 +522,10 @@ def table() -> str:
         "# Combinations",
         "",
         "What happens when two features meet. `=`: every token, reason to end and log-probability "
-        "equals that of the plain counterpart: the same parameters, each prompt alone, on the "
-        "reference backend, in whole prompts, without reuse, forks or faults. A letter: refused, "
-        "with the error below, before anything is queued.",
+        "equals that of the plain counterpart: the same parameters and dropping policy, each "
+        "prompt alone, on the reference backend, in whole prompts, without reuse, forks or "
+        "faults. A letter: refused, with the error below, before anything is queued. `–`: of "
+        "different models or policies.",
         "",
         "`tests/engine/test_combinations.py` runs every pair, and keeps this file equal to what it "
         "runs; `python tests/support/features.py` writes it.",
@@ -425,7 +537,10 @@ def table() -> str:
     header = ["", *map(str, range(1, len(names) + 1))]
     lines += ["", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for row, a in enumerate(FEATURES):
-        marks = [letters.get(refusal(a, b) or "", "=") for b in FEATURES[: row + 1]]
+        marks = [
+            letters.get(refusal(a, b) or "", "=") if exist_together(a, b) else "–"
+            for b in FEATURES[: row + 1]
+        ]
         cells = [f"{row + 1} {a.name}", *marks, *[""] * (len(names) - row - 1)]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", *(f"{letter}: `{reason}`" for reason, letter in letters.items())]

@@ -87,7 +87,9 @@ class ShadowModel:
             table = group.tables[sequence.sequence_id]
             first = 0 if group.window is None else max(0, start - group.window + 1)
             for position in range(first, stop):
-                yield position, (table.block_ids[position // size - table.first], position % size)
+                if position // size not in table.holes:
+                    block_id = table.block_ids[table.place(position // size)]
+                    yield position, (block_id, position % size)
 
 
 def make_sequence(

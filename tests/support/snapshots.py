@@ -27,7 +27,7 @@ def of_live(
         for block in group.pool.ids:
             content = group.prefix.content(block)
             homes = {
-                number: table.first + table.block_ids.index(block)
+                number: table.indices[table.block_ids.index(block)]
                 for number, table in group.tables.items()
                 if block in table.block_ids
             }
@@ -80,7 +80,9 @@ def _live_sequence(sequence: Sequence, cache: KVCache, queued: bool) -> dict[str
         "preemptions": metrics.num_preemptions,
         "holds": number in cache.blocks.tables,
         "tables": [
-            (table.first, list(table.block_ids)) if table and table.block_ids else (0, [])
+            (table.first, list(table.block_ids), list(table.holes))
+            if table and (table.block_ids or table.holes)
+            else (0, [], [])
             for table in tables
         ],
     }
@@ -138,7 +140,7 @@ def of_replayed(state: ReplayedState) -> dict[str, Any]:
                 "cached": sequence.num_cached,
                 "preemptions": sequence.num_preemptions,
                 "holds": sequence.holds_blocks,
-                "tables": [(table.first, table.block_ids) for table in sequence.tables],
+                "tables": [(t.first, t.block_ids, t.holes) for t in sequence.tables],
             }
             for number, sequence in state.sequences.items()
         },

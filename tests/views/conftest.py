@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +35,35 @@ def node() -> Node:
 
 
 @pytest.fixture(scope="session")
-def _model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder: Path = tiny.write_checkpoint(tmp_path_factory.mktemp("llama"), "llama")
-    return wb.load_model(folder, device="cpu", dtype="float32")
+def _model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """Return a tiny model of a family, loaded once."""
+
+    @cache
+    def load(family: str) -> Any:
+        folder: Path = tiny.write_checkpoint(tmp_path_factory.mktemp(family), family)
+        return wb.load_model(folder, device="cpu", dtype="float32")
+
+    return load
 
 
 @pytest.fixture
-def make_engine(_model: Any) -> Callable[..., wb.Engine]:
+def make_engine(_model: Callable[[str], Any]) -> Callable[..., wb.Engine]:
     """Build a tiny engine. Keywords: its cache's sizes, and the fields of `SchedulerConfig`."""
 
     def make(
-        *, num_blocks: int = 32, block_size: int = 4, host_blocks: int = 0, **scheduling: Any
+        family: str = "llama",
+        *,
+        num_blocks: int = 32,
+        block_size: int = 4,
+        host_blocks: int = 0,
+        **scheduling: Any,
     ) -> wb.Engine:
-        per_block = wb.KVCache.bytes_per_block(_model.config, block_size, torch.float32)
+        model = _model(family)
+        per_block = wb.KVCache.bytes_per_block(model.config, block_size, torch.float32)
         sizes = num_blocks, block_size
-        cache = wb.KVCache.for_model(_model, *sizes, host_bytes=host_blocks * per_block)
+        kv = wb.KVCache.for_model(model, *sizes, host_bytes=host_blocks * per_block)
         settings = {"max_batch_tokens": 64, "max_sequences": 8, **scheduling}
-        scheduler = wb.Scheduler(cache, wb.SchedulerConfig(**settings))
-        return wb.Engine(_model, cache, scheduler, wb.Runner(_model, cache, "sdpa"))
+        scheduler = wb.Scheduler(kv, wb.SchedulerConfig(**settings))
+        return wb.Engine(model, kv, scheduler, wb.Runner(model, kv, "sdpa"))
 
     return make

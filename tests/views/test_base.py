@@ -125,7 +125,7 @@ def test_views_of_one_engine_share_its_recording_and_end_it(make_engine: Any) ->
     one, two = Counting(engine), Counting(engine)
     assert one.trace is two.trace
     assert engine.bus.describe() == {"subscribers": 1}
-    engine.generate([[5, 6, 7]], wb.SamplingParams(max_tokens=3))
+    engine.generate([[5, 6, 7]], wb.SamplingParams(max_tokens=3, ignore_eos=True))
     one.refresh()
     assert one.last_step == one.step == 3
     with one:
@@ -139,12 +139,12 @@ def test_views_of_one_engine_share_its_recording_and_end_it(make_engine: Any) ->
 
 def test_a_view_subscribed_to_an_engine_knows_what_was_before(make_engine: Any) -> None:
     engine = make_engine()
-    engine.generate([[5, 6, 7]], wb.SamplingParams(max_tokens=2))
+    engine.generate([[5, 6, 7]], wb.SamplingParams(max_tokens=2, ignore_eos=True))
     view, other = Counting(), Counting(engine)
     engine.bus.subscribe(view)
     assert view.trace is other.trace
     assert isinstance(view.trace.events[0], StateSeen)
-    engine.generate([[5, 6, 8]], wb.SamplingParams(max_tokens=2))
+    engine.generate([[5, 6, 8]], wb.SamplingParams(max_tokens=2, ignore_eos=True))
     view.refresh()
     assert (view.last_step, other.last_step) == (4, 4)
     assert len(view.trace.of(StepDone)) == 2, "an event was taken twice"
@@ -155,12 +155,15 @@ def test_a_view_subscribed_to_an_engine_knows_what_was_before(make_engine: Any) 
 
 def test_views_watch_an_engine_on_its_own_thread(make_engine: Any) -> None:
     with wb.AsyncEngine(make_engine()) as engine:
-        first = engine.generate([5, 6, 7], wb.SamplingParams(max_tokens=40))
+        many, few = (
+            wb.SamplingParams(max_tokens=n, temperature=0, ignore_eos=True) for n in (40, 3)
+        )
+        first = engine.generate([5, 6, 7], many)
         one, two = Counting(engine), Counting()
         engine.bus.subscribe(two)
         assert one.trace is two.trace
         first.result()
-        engine.generate([5, 6, 8], wb.SamplingParams(max_tokens=3)).result()
+        engine.generate([5, 6, 8], few).result()
         for view in (one, two):
             view.refresh()
             assert view.last_step == view.trace.of(StepDone)[-1].step > 40

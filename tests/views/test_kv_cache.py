@@ -18,6 +18,7 @@ import workbench as wb
 from workbench import events
 from workbench.errors import RequestError, TraceError
 from workbench.trace import Trace
+from workbench.trace.layout import CacheLayout, GroupLayout
 from workbench.trace.state import BlockState, ReplayedState
 from workbench.views import KVCacheView
 from workbench.views.kv_cells import block_cell, owner_of, taken_apart
@@ -115,6 +116,76 @@ def test_every_step_is_what_the_trace_replays(
     view = KVCacheView(trace)
     walk = [source.choice(trace.steps) for _ in range(25)] + trace.steps
     for said in read(node, view, walk):
+        assert_told(said, trace.at(said["step"]))
+
+
+def test_blocks_that_change_places_content_that_is_left_and_steps_that_are_missing(
+    node: Any,
+) -> None:
+    layout = CacheLayout(4, (GroupLayout(0, 3),), 1)
+    trace = Trace({**layout.to_header(), "num_blocks": 3})
+    step = 0
+
+    def tell(kind: type[events.Event], *values: Any) -> None:
+        trace(kind(step, *values))
+
+    def done(computed: int) -> None:
+        tell(events.StepDone, (), {}, 0, (computed,))
+
+    tell(events.RequestAdded, "r", 0, 8, 4, tuple(range(8)))
+    step = 1
+    tell(events.StepPlanned, ((0, 0, 8),), 0, 1)
+    for place in (0, 1):
+        tell(events.BlockAllocated, place, 0, place)
+    tell(events.SequenceAdmitted, 0, 0)
+    done(8)
+    step = 4  # two were planned and never committed; both blocks are taken again, the other way
+    for place in (1, 0):
+        tell(events.BlockReleased, place, 0, 0)
+        tell(events.BlockFreed, place, False)
+    for index, place in enumerate((1, 0)):
+        tell(events.BlockAllocated, place, 0, index)
+    tell(events.StepPlanned, ((0, 0, 8),), 0, 1)
+    done(8)
+    tell(events.BlockCached, 1, "ab" * 16)
+    step = 5  # the content of block 1 is left behind, the host gives it to block 2
+    tell(events.BlockReleased, 0, 0, 0)
+    tell(events.BlockFreed, 0, False)
+    tell(events.BlockReleased, 1, 0, 0)
+    tell(events.BlockFreed, 1, True)
+    tell(events.BlockAllocated, 2, 0, 0)
+    tell(events.BlockRestored, 0, 2, 0)
+    tell(events.StepPlanned, ((0, 4, 1),), 0, 1)
+    done(4)
+    step = 6
+    tell(events.BlocksMoved, "restore", 1)
+    tell(events.StepPlanned, ((0, 4, 1),), 0, 1)
+    done(4)
+    view = KVCacheView(trace)
+    assert (view.first_step, view.last_step) == (0, 6)
+    said = {entry["step"]: entry for entry in read(node, view, [1, 2, 3, 4, 5, 6, 3, 4])}
+    assert [said[n]["tables"]["0"] for n in (1, 3, 4, 5)] == [[0, 1], [0, 1], [1, 0], [2]]
+    assert [said[n]["places"][1]["tokens"] for n in (3, 4)] == [[4, 5, 6, 7], [0, 1, 2, 3]]
+    left = said[5]["places"][1]
+    assert (left["owner"], left["owners"], left["findable"]) == (0, [], True)
+    assert left["words"]["left by"] == "r (sequence 0), its block 0"
+    assert [said[n]["places"][3]["references"] for n in (4, 5, 6)] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2-windows"])
+def test_windows_and_several_groups(
+    make_engine: Callable[..., wb.Engine], node: Any, family: str
+) -> None:
+    source = random.Random(2)
+    engine = make_engine(family, num_blocks=80)
+    with Trace.record(engine) as trace:
+        drive(engine, source, 60)
+    view = KVCacheView(trace)
+    counts = [group["count"] for group in view.about["groups"]]
+    assert sum(counts) == view.about["num_blocks"]
+    assert len(counts) == (2 if family == "qwen2-windows" else 1)
+    assert "a window of 8 tokens" in view.about["groups"][-1]["title"]
+    for said in read(node, view, trace.steps[::-1]):
         assert_told(said, trace.at(said["step"]))
 
 

@@ -71,7 +71,9 @@ def _engine(
     num_blocks: int, sequences: int, context: int, tokenizer: Tokenizer, text: list[int]
 ) -> Engine:
     config = ModelConfig("none", tokenizer.vocab_size, 1, 1, 0, 1, 1, 1, context=context)
-    model = SimpleNamespace(config=config, tokenizer=tokenizer, rope_scope=lambda _: None)
+    model = SimpleNamespace(
+        config=config, tokenizer=tokenizer, rope_scope=lambda _: None, parameters=list
+    )
     cache = KVCache.for_config(config, num_blocks, _BLOCK)
     limits = SchedulerConfig(max_batch_tokens=8192, max_sequences=sequences)
     runner = NoRunner(model, cache)

@@ -1,6 +1,16 @@
 """The paged KV cache: `KVCache` (tensors) over `BlockManager` (who owns which block)."""
 
 from workbench.cache.blocks import BlockManager
+from workbench.cache.dropping import (
+    DroppingPolicy,
+    HeavyHitter,
+    KeptBlock,
+    KeptBlocks,
+    SinkWindow,
+    get_dropping,
+    keep_all,
+)
+from workbench.cache.eviction_policy import Evictable, EvictionPolicy, get_eviction, lru
 from workbench.cache.groups import KVGroup, groups_of
 from workbench.cache.host import HostTier
 from workbench.cache.host_swap import Swapper
@@ -16,14 +26,25 @@ __all__ = [
     "BlockTable",
     "Blocks",
     "CacheStats",
+    "DroppingPolicy",
+    "Evictable",
+    "EvictionPolicy",
+    "HeavyHitter",
     "HostTier",
     "JointBlocks",
     "KVCache",
     "KVGroup",
+    "KeptBlock",
+    "KeptBlocks",
     "OutOfBlocks",
     "PrefixIndex",
     "PrefixLookup",
+    "SinkWindow",
     "Swapper",
     "block_hash",
+    "get_dropping",
+    "get_eviction",
     "groups_of",
+    "keep_all",
+    "lru",
 ]

@@ -7,23 +7,21 @@ caller that changes anything; it knows nothing of tensors. `check()` proves the 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence as Tokens
-from typing import Any
 
 from workbench.cache.host import HostTier
 from workbench.cache.lookup import PrefixLookup, find_prefix, first_block
 from workbench.cache.pool import BlockPool
+from workbench.cache.pool_facts import PoolFacts
 from workbench.cache.prefix import Content, root_hash
 from workbench.cache.stats import CacheCounters
-from workbench.cache.table import BlockTable, OutOfBlocks
+from workbench.cache.table import BlockTable, OutOfBlocks, check_tables
 from workbench.config import require_positive
-from workbench.describe import Described
-from workbench.events import BlockAllocated, BlockCopied, BlockShared, EventBus
+from workbench.events import BlockAllocated, BlockCopied, BlocksDropped, BlockShared
 from workbench.retention import KeptRange
 
 
-class BlockManager(Described):
+class BlockManager(PoolFacts):
     """The block tables of one KV group, over a pool of `num_blocks` blocks.
 
     window: how many tokens a token sees in this group, itself included (None: all before it).
@@ -51,48 +49,14 @@ class BlockManager(Described):
         self.num_blocks, self.block_size, self.window = num_blocks, block_size, window
         self.ref_counts, self.prefix, self.host = counts, self.pool.prefix, host
         self.tables: dict[int, BlockTable] = {}
+        self.holed: set[int] = set()  # whose tables have holes
         self.pending_copies: list[tuple[int, int]] = []  # (source, destination)
         self.namespaces: set[str] = set()
-
-    # --- reading ------------------------------------------------------------------------------
-
-    @property
-    def bus(self) -> EventBus:
-        """Where it is stated what happens to blocks; the engine puts its own here."""
-        return self.pool.bus
-
-    @bus.setter
-    def bus(self, bus: EventBus) -> None:
-        self.pool.bus = bus
-
-    @property
-    def step(self) -> int:
-        """The step that events are stamped with; the scheduler counts them."""
-        return self.pool.step
-
-    @step.setter
-    def step(self, step: int) -> None:
-        self.pool.step = step
 
     @property
     def groups(self) -> tuple[BlockManager, ...]:
         """The managers of the model's KV groups: this one alone."""
         return (self,)
-
-    @property
-    def num_free(self) -> int:
-        """Blocks that can be allocated now, cached ones (evicted for it) included."""
-        return self.pool.num_free
-
-    @property
-    def num_used(self) -> int:
-        """Blocks that some sequence refers to."""
-        return self.num_blocks - self.pool.num_free
-
-    @property
-    def num_cached(self) -> int:
-        """Free blocks whose content can still be found."""
-        return len(self.pool.cached)
 
     def blocks_for(self, num_tokens: int) -> int:
         """Return how many blocks hold `num_tokens` tokens."""
@@ -128,13 +92,11 @@ class BlockManager(Described):
 
     def must_copy(self, table: BlockTable, index: int) -> bool:
         """Whether others use the block about to be written, or may look for what it holds."""
-        place = index - table.first
+        place = index - table.begin
         if place >= len(table.block_ids):
             return False
         block_id = table.block_ids[place]
         return self.ref_counts[block_id] > 1 or self.prefix.content(block_id) is not None
-
-    # --- a sequence's life --------------------------------------------------------------------
 
     def open(
         self,
@@ -158,8 +120,8 @@ class BlockManager(Described):
             whole = index < len(table.hashes)
             self.pool.take(block_id, table.keep(index, self.block_size) if whole else None)
             table.block_ids.append(block_id)
-            if self.bus:
-                self.bus.emit(BlockShared(self.step, block_id, sequence_id, index))
+            if self.pool.bus:
+                self.pool.bus.emit(BlockShared(self.pool.step, block_id, sequence_id, index))
         self._restore(sequence_id, table, lookup.slots)
 
     def _restore(self, sequence_id: int, table: BlockTable, slots: tuple[int, ...]) -> None:
@@ -170,21 +132,31 @@ class BlockManager(Described):
         for index, slot in enumerate(slots, table.stop):
             block_id = self.pool.restore(slot, sequence_id, table.keep(index, self.block_size))
             table.block_ids.append(block_id)
-            if self.bus:
-                self.bus.emit(BlockAllocated(self.step, block_id, sequence_id, index))
+            if self.pool.bus:
+                self.pool.bus.emit(BlockAllocated(self.pool.step, block_id, sequence_id, index))
         self.host.drop(sequence_id)
 
     def trim(self, sequence_id: int, start: int) -> None:
         """Let go of the blocks that no token from `start` on looks at; they stay findable."""
         table = self.tables[sequence_id]
         count = first_block(start, self.window, self.block_size) - table.first
-        if count <= 0:
-            return
-        outside = table.block_ids[:count]
-        del table.block_ids[:count]
-        table.first += count
-        for block_id in reversed(outside):
-            self._release(block_id, sequence_id)
+        if count > 0:
+            outside = table.block_ids[:count]
+            del table.block_ids[:count]
+            table.first += count
+            self._release_all(outside, sequence_id)
+
+    def drop(self, sequence_id: int, indices: Tokens[int]) -> None:
+        """Let go of these computed blocks of a sequence, given in order; others may still use them.
+
+        It publishes nothing from now on: what it computes rests on what it has kept.
+        """
+        dropped = self.tables[sequence_id].drop(indices)
+        self.holed.add(sequence_id)
+        self.counters.dropped += len(dropped)
+        if self.bus:
+            self.bus.emit(BlocksDropped(self.step, sequence_id, tuple(indices)))
+        self._release_all(dropped, sequence_id)
 
     def grow(self, sequence_id: int, start: int, stop: int) -> None:
         """Make the table hold `stop` tokens, with the block written from `start` on its own.
@@ -202,15 +174,15 @@ class BlockManager(Described):
         for index in range(table.stop, self.blocks_for(stop)):
             block_id = self.pool.allocate(sequence_id, table.keep(index, self.block_size))
             table.block_ids.append(block_id)
-            if self.bus:
-                self.bus.emit(BlockAllocated(self.step, block_id, sequence_id, index))
+            if self.pool.bus:
+                self.pool.bus.emit(BlockAllocated(self.pool.step, block_id, sequence_id, index))
         table.writable_to = table.stop * self.block_size
 
     def _copy(self, sequence_id: int, table: BlockTable, index: int) -> None:
         """Copy-on-write: replace a block by a copy that is still to be made."""
-        source = table.block_ids[index - table.first]
+        source = table.block_ids[index - table.begin]
         block_id = self.pool.allocate(sequence_id, table.keep(index, self.block_size))
-        table.block_ids[index - table.first] = block_id
+        table.block_ids[index - table.begin] = block_id
         del table.hashes[index:]
         # The reference on `source` passes to the pending copy: its content must outlive that.
         self.pending_copies.append((source, block_id))
@@ -221,6 +193,8 @@ class BlockManager(Described):
     def publish(self, sequence_id: int, token_ids: Tokens[int], num_computed: int) -> None:
         """Make every full block of the first `num_computed` tokens findable by its content."""
         table, size = self.tables[sequence_id], self.block_size
+        if table.holes:
+            return
         for index in range(len(table.hashes), num_computed // size):
             parent = table.hashes[-1] if table.hashes else root_hash(table.namespace)
             block_id = table.block_ids[index - table.first]
@@ -230,24 +204,34 @@ class BlockManager(Described):
             self.pool.make_findable(block_id, content)
 
     def can_fork(self, sequence_id: int, num_tokens: int) -> bool:
-        """Whether the table still has all that a sequence of its first `num_tokens` looks at."""
-        first = first_block(num_tokens, self.window, self.block_size)
-        return self.tables[sequence_id].first <= first
+        """Whether the table still has all that a sequence of its first `num_tokens` looks at.
+
+        A dropping policy may have been asked, or told, of more than that.
+        """
+        table, first = (
+            self.tables[sequence_id],
+            first_block(num_tokens, self.window, self.block_size),
+        )
+        return table.first <= first and num_tokens >= max(table.asked_at, table.weighed_at)
 
     def fork(self, sequence_id: int, child_id: int, num_tokens: int) -> None:
         """Give `child_id` a table of the blocks that hold the first `num_tokens` tokens.
 
         Who first writes to a shared block copies it. Ask `can_fork` before.
         """
-        assert self.can_fork(sequence_id, num_tokens), "a window has let go of a block"
+        assert self.can_fork(sequence_id, num_tokens), "a window or policy has let go of a block"
         parent = self.tables[sequence_id]
         first = first_block(num_tokens, self.window, self.block_size)
         child = self.tables[child_id] = parent.branch(first, num_tokens, self.block_size)
         parent.writable_to = 0  # its last block may be shared now
-        for index, block_id in enumerate(child.block_ids, first):
-            self.ref_counts[block_id] += 1
+        if child.holes:
+            self.holed.add(child_id)
             if self.bus:
-                self.bus.emit(BlockShared(self.step, block_id, child_id, index))
+                self.bus.emit(BlocksDropped(self.step, child_id, tuple(child.holes)))
+        for index, block_id in zip(child.indices, child.block_ids, strict=True):
+            self.ref_counts[block_id] += 1
+            if self.pool.bus:
+                self.pool.bus.emit(BlockShared(self.pool.step, block_id, child_id, index))
 
     def finish_copies(self) -> None:
         """Forget the pending copies, now carried out, and release their sources."""
@@ -260,15 +244,19 @@ class BlockManager(Described):
 
         The tail goes first, so that of a prefix the end is evicted before what it rests on.
         """
-        for block_id in reversed(self.tables.pop(sequence_id).block_ids):
-            self._release(block_id, sequence_id)
+        self.holed.discard(sequence_id)
+        self._release_all(self.tables.pop(sequence_id).block_ids, sequence_id)
 
     def clear_cached(self) -> int:
         """Forget all cached content of free blocks and the host's; return how many became blank."""
         return self.pool.clear_cached()
 
+    def _release_all(self, block_ids: Tokens[int], sequence_id: int) -> None:
+        for block_id in reversed(block_ids):
+            self._release(block_id, sequence_id)
+
     def _release(self, block_id: int, sequence_id: int | None) -> None:
-        """Give a reference up, and drop the pending copy into a block that nobody wants now."""
+        """Give a reference up; drop the pending copy into a block that nobody wants now."""
         if self.pool.release(block_id, sequence_id) and self.pending_copies:
             for copy in [copy for copy in self.pending_copies if copy[1] == block_id]:
                 self.pending_copies.remove(copy)
@@ -277,24 +265,11 @@ class BlockManager(Described):
     def check(self) -> None:
         """Raise `AssertionError` unless every block is counted, and in one place only."""
         self.pool.check()
-        expected = Counter(b for table in self.tables.values() for b in table.block_ids)
-        expected.update(source for source, _ in self.pending_copies)
         used = {block: count for block in self.pool.ids if (count := self.ref_counts[block])}
-        assert used == dict(expected), "a reference count is wrong"
+        check_tables(self.tables, self.pending_copies, used, self.block_size)
+        holed = {number for number, table in self.tables.items() if table.holes}
+        assert self.holed == holed, "a table with holes is not known, or the reverse"
         in_use = len(self.ref_counts) - self.ref_counts.count(0)
         assert self.counters.used == in_use, "blocks in use are counted wrong"
         if self.host is not None:
             assert not self.host.swapped.keys() & self.tables.keys(), "swapped out and in use"
-        for table in self.tables.values():
-            table.check(self.block_size, self.ref_counts)
-
-    def describe(self) -> dict[str, Any]:
-        """Return how the blocks are used now."""
-        return {
-            "blocks": self.num_blocks,
-            "block_size": self.block_size,
-            "used": self.num_used,
-            "cached": self.num_cached,
-            "blank": len(self.pool.blank),
-            "sequences": len(self.tables),
-        }

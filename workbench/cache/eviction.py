@@ -31,8 +31,9 @@ DEFAULT_KEEP = Keep()
 
 
 @dataclass(slots=True)
-class _Entry:
-    """A cached block. `turn` counts additions: the larger, the more recently used."""
+class CachedBlock:
+    """A block that nobody uses and that can be found. `priority` as it is now, its time being up or
+    not; `turn` counts additions: the larger, the more recently used."""
 
     block_id: int
     parent: bytes
@@ -45,7 +46,7 @@ class EvictionQueue:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self._entries: dict[bytes, _Entry] = {}
+        self._entries: dict[bytes, CachedBlock] = {}
         self._children: Counter[bytes] = Counter()  # name -> cached blocks that continue it
         self._turns = count()
         # Heaps are never searched: an entry that is no longer true is skipped when it comes up.
@@ -63,14 +64,14 @@ class EvictionQueue:
     def add(self, block_id: int, content: Content, keep: Keep = DEFAULT_KEEP) -> None:
         """Take in a block that nobody uses any more."""
         turn = next(self._turns)
-        self._entries[content.name] = _Entry(block_id, content.parent, keep.priority, turn)
+        self._entries[content.name] = CachedBlock(block_id, content.parent, keep.priority, turn)
         self._children[content.parent] += 1
         if not self._children.get(content.name):
             self._push(content.name)
         if keep.seconds is not None:
             heappush(self._expiries, (self.clock() + keep.seconds, turn, content.name))
 
-    def remove(self, name: bytes) -> int:
+    def remove(self, name: bytes) -> CachedBlock:
         """Take a block out, which is used again or has no content any more; return it."""
         entry = self._entries.pop(name)
         siblings = self._children[entry.parent] - 1
@@ -80,15 +81,24 @@ class EvictionQueue:
             del self._children[entry.parent]
             if entry.parent in self._entries:  # now it is a leaf
                 self._push(entry.parent)
-        return entry.block_id
+        return entry
 
-    def pop(self) -> int:
+    def pop(self) -> CachedBlock:
         """Take out the block that goes next and return it; there must be one."""
         self._expire()
         while True:
             priority, turn, name = heappop(self._order)
             if self._is_next(priority, turn, name):
                 return self.remove(name)
+
+    def leaves(self) -> list[tuple[bytes, CachedBlock]]:
+        """Return what may go now, by the name of its content, what `pop` would take first in front.
+
+        Searches all cached blocks.
+        """
+        self._expire()
+        found = [item for item in self._entries.items() if item[0] not in self._children]
+        return sorted(found, key=lambda item: (item[1].priority, item[1].turn))
 
     def _is_next(self, priority: int, turn: int, name: bytes) -> bool:
         """Whether a heap's entry is still true, and of a leaf."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from workbench.cache.blocks import BlockManager
+from workbench.cache.eviction_policy import EvictionPolicy
 from workbench.cache.groups import KVGroup, group_layers, groups_of
 from workbench.cache.host import HostTier
 from workbench.cache.host_memory import HostMemory
@@ -174,6 +175,16 @@ class KVCache(Described):
     def block_size(self) -> int:
         """Tokens per block."""
         return self.blocks.block_size
+
+    @property
+    def eviction(self) -> EvictionPolicy:
+        """Which cached block goes next; replaceable between steps."""
+        return self.blocks.groups[0].pool.eviction.policy
+
+    @eviction.setter
+    def eviction(self, policy: EvictionPolicy) -> None:
+        for group in self.blocks.groups:
+            group.pool.eviction.policy = policy
 
     @property
     def num_bytes(self) -> int:

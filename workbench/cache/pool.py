@@ -7,7 +7,8 @@ again until it is evicted) or *in use* (its count is above 0). The pool knows no
 
 from __future__ import annotations
 
-from workbench.cache.eviction import DEFAULT_KEEP, EvictionQueue, Keep
+from workbench.cache.eviction import DEFAULT_KEEP, CachedBlock, EvictionQueue, Keep
+from workbench.cache.eviction_policy import Evictable, GuardedEviction
 from workbench.cache.host import HostTier
 from workbench.cache.prefix import Content, PrefixIndex
 from workbench.cache.stats import CacheCounters
@@ -21,6 +22,7 @@ from workbench.events import (
     BlockRestored,
     EventBus,
     HostCleared,
+    PolicyFailed,
 )
 from workbench.retention import DEFAULT_PRIORITY
 
@@ -30,8 +32,8 @@ class BlockPool:
 
     Pools of one model share that list, so that a number names one block of the model: a pool's
     blocks come after those that are in the list already. They share `counters` too. What is evicted
-    for another sequence goes to `host`, if there is one, unless a request has given it less than
-    the default priority. `step` is stamped on events.
+    for another sequence goes to `host`, if there is one, unless it has less than the default
+    priority then. `eviction` says which block that is. `step` is stamped on events.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class BlockPool:
         self.step = 0
         self.prefix = PrefixIndex()
         self.cached = EvictionQueue()
+        self.eviction = GuardedEviction(self._policy_failed)
         self.blank = list(reversed(self.ids))
         self._keep: dict[int, Keep] = {}  # of blocks that are kept in another way than the default
+        self._hits: dict[int, int] = {}  # of findable blocks, how often they were found
 
     @property
     def num_free(self) -> int:
@@ -95,6 +99,7 @@ class BlockPool:
             self.cached.remove(content.name)
             self.counters.block_used()
         self.ref_counts[block_id] += 1
+        self._hits[block_id] = self._hits.get(block_id, 0) + 1
         if keep is not None:
             self._keep[block_id] = keep
 
@@ -118,6 +123,7 @@ class BlockPool:
             self.cached.add(block_id, content, self._keep.get(block_id, DEFAULT_KEEP))
         else:
             self._keep.pop(block_id, None)
+            self._hits.pop(block_id, None)
             self.blank.append(block_id)
         if self.bus:
             self.bus.emit(BlockFreed(self.step, block_id, content is not None))
@@ -139,18 +145,37 @@ class BlockPool:
         return self._keep.get(block_id, DEFAULT_KEEP)
 
     def _evict(self, sequence_id: int | None) -> int:
-        block_id = self.cached.pop()
-        keep = self._keep.pop(block_id, DEFAULT_KEEP)
+        by_policy = sequence_id is not None and not self.eviction.plain
+        evicted = self._choose() if by_policy else self.cached.pop()
+        block_id = evicted.block_id
+        self._keep.pop(block_id, None)
+        self._hits.pop(block_id, None)
         content = self.prefix.evict(block_id, self.step, sequence_id)
         self.counters.evictions += sequence_id is not None
         if self.bus:
             self.bus.emit(BlockEvicted(self.step, block_id, content.name.hex(), sequence_id))
-        worth_it = sequence_id is not None and keep.priority >= DEFAULT_PRIORITY
+        worth_it = sequence_id is not None and evicted.priority >= DEFAULT_PRIORITY
         if self.host is not None and worth_it:
             slot = self.host.keep(content, block_id)
             if slot is not None and self.bus:
                 self.bus.emit(BlockOffloaded(self.step, block_id, slot, None, content.name.hex()))
         return block_id
+
+    def _choose(self) -> CachedBlock:
+        """Take out the cached block that the policy wants gone."""
+        leaves = self.cached.leaves()
+        candidates = []
+        for _, leaf in leaves:
+            content = self.prefix.content(leaf.block_id)
+            assert content is not None, "a cached block cannot be found"
+            facts = tuple(content.token_ids), self._hits.get(leaf.block_id, 0)
+            candidates.append(Evictable(leaf.block_id, *facts, leaf.turn, leaf.priority))
+        chosen = self.eviction.choose(candidates)
+        return self.cached.remove(next(name for name, leaf in leaves if leaf.block_id == chosen))
+
+    def _policy_failed(self, name: str, problem: str) -> None:
+        if self.bus:
+            self.bus.emit(PolicyFailed(self.step, name, problem))
 
     def check(self) -> None:
         """Raise `AssertionError` unless each block is blank, cached or in use, as it is found."""
@@ -160,6 +185,7 @@ class BlockPool:
         assert not blank & cached, "a block is blank and cached"
         assert used == set(self.ids) - blank - cached, "a block is lost, or free and used"
         assert self._keep.keys() <= used | cached, "a blank block is kept"
+        assert self._hits.keys() <= used | cached, "a blank block was found"
         self.prefix.check()
         self.cached.check()
         findable = {block for _, block in self.prefix.items()}

@@ -86,7 +86,7 @@ def may_take(
         if group.window is not None:
             table = group.tables[sequence_id]
             own = peak(group, stop, max_new) - _num_alone(group, table.block_ids)
-            missing = max(0, own) + group.must_copy(table, start // group.block_size)
+            missing = own + group.must_copy(table, start // group.block_size)
         taken.append(missing)
     return tuple(taken)
 

@@ -16,7 +16,8 @@ class CacheCounters:
     """Running counts, each with one writer.
 
     The scheduler's queues write `lookups`, `hit_tokens` and `missed_tokens` (once per admission)
-    and the two kinds of preemption; the block managers `copies`, their pools the rest. A model's KV
+    and the two kinds of preemption; the block managers `copies` and `dropped`, their pools the
+    rest. A model's KV
     groups count in one of these.
     """
 
@@ -29,6 +30,7 @@ class CacheCounters:
     peak_used: int = 0
     recomputed: int = 0
     swapped: int = 0
+    dropped: int = 0
 
     def block_used(self) -> None:
         """Note that a free block is in use now."""
@@ -43,8 +45,9 @@ class CacheStats(Described):
 
     lookups: sequences that looked for their tokens when they were started; hit_tokens and
     missed_tokens: what they found and what they had to compute. evictions, copies (on write),
-    offloads and restores count blocks. recomputed and swapped: preemptions by kind. used and
-    peak_used: the blocks in use now, and the most that were at once.
+    offloads and restores count blocks, and so does dropped: what dropping policies took out of
+    tables. recomputed and swapped: preemptions by kind. used and peak_used: the blocks in use now,
+    and the most that were at once.
     """
 
     lookups: int
@@ -56,6 +59,7 @@ class CacheStats(Described):
     copies: int
     recomputed: int
     swapped: int
+    dropped: int
     used: int
     peak_used: int
 

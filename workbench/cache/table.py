@@ -1,11 +1,14 @@
 """`BlockTable`: one sequence's blocks in one KV group.
 
-Written by `BlockManager` alone; read by the planner, which asks what can be written at once, and by
-`run.inputs`, which makes a tensor of it.
+Written by `BlockManager`, its masses by the scheduler; read by the planner, which asks what can be
+written at once, and by `run.inputs`, which makes a tensor of it.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from workbench.cache.eviction import Keep
@@ -23,6 +26,11 @@ class BlockTable:
 
     `hashes` names the sequence's full, computed blocks from block 0 on. Tokens below `writable_to`
     can be written at once: their blocks are there, and nobody else refers to them.
+
+    `holes` are the numbers of blocks that a dropping policy has given up, rising: whatever lies
+    behind them moves up in `block_ids`. `masses`: the attention that blocks have had, by number,
+    where a policy asks for it. `asked_at` and `weighed_at`: how many tokens were computed when a
+    policy was last asked, and when attention was last added.
     """
 
     namespace: str
@@ -31,18 +39,63 @@ class BlockTable:
     first: int = 0
     writable_to: int = 0
     retention: tuple[KeptRange, ...] = ()
+    holes: list[int] = field(default_factory=list)
+    masses: dict[int, float] = field(default_factory=dict)
+    asked_at: int = 0
+    weighed_at: int = 0
+
+    @property
+    def begin(self) -> int:
+        """How many blocks are missing before the last: what is written next lies so much further in
+        the sequence than in `block_ids`."""
+        return self.first + len(self.holes)
 
     @property
     def stop(self) -> int:
         """The number after the sequence's last block."""
-        return self.first + len(self.block_ids)
+        return self.begin + len(self.block_ids)
+
+    @property
+    def indices(self) -> list[int]:
+        """The numbers of the blocks that are there, in order."""
+        gone = set(self.holes)
+        return [index for index in range(self.first, self.stop) if index not in gone]
+
+    def place(self, index: int) -> int:
+        """Return where in `block_ids` a block lies that is no hole."""
+        return index - self.first - bisect_left(self.holes, index)
 
     def branch(self, first: int, num_tokens: int, block_size: int) -> BlockTable:
-        """Return a table of the same blocks, from `first` to that of token `num_tokens` - 1."""
+        """Return a table of the same blocks, from `first` to that of token `num_tokens` - 1.
+
+        What was dropped is missing in it as well, and its blocks have had the same attention.
+        """
         stop = -(-num_tokens // block_size)
-        block_ids = self.block_ids[first - self.first : stop - self.first]
+        block_ids = self.block_ids[first - self.first : self.place(stop)]
         hashes = self.hashes[: num_tokens // block_size]
-        return BlockTable(self.namespace, block_ids, hashes, first, retention=self.retention)
+        child = BlockTable(self.namespace, block_ids, hashes, first, retention=self.retention)
+        child.holes, child.masses = list(self.holes), dict(self.masses)
+        child.asked_at, child.weighed_at = self.asked_at, self.weighed_at
+        return child
+
+    def drop(self, indices: Iterable[int]) -> list[int]:
+        """Take out these blocks, given in order, and return their ids."""
+        indices = list(indices)
+        block_ids = [self.block_ids[self.place(index)] for index in indices]
+        gone = set(block_ids)
+        self.block_ids[:] = [block_id for block_id in self.block_ids if block_id not in gone]
+        self.holes = sorted([*self.holes, *indices])
+        for index in indices:
+            self.masses.pop(index, None)
+        self.writable_to = 0  # the last block may be among them
+        return block_ids
+
+    def weigh(self, masses: Iterable[float], num_computed: int) -> None:
+        """Add the attention that the first blocks have had in the step that ended here."""
+        self.weighed_at = num_computed
+        # A step that failed before may have grown the table by more.
+        for index, mass in zip(self.indices, masses, strict=False):
+            self.masses[index] = self.masses.get(index, 0.0) + mass
 
     def keep(self, index: int, block_size: int) -> Keep | None:
         """Return how the request wants block `index` to be kept; None where it says nothing."""
@@ -51,15 +104,38 @@ class BlockTable:
                 return Keep(one.priority, one.seconds)
         return None
 
-    def check(self, block_size: int, ref_counts: list[int]) -> None:
+    def check(self, block_size: int, ref_counts: Mapping[int, int]) -> None:
         """Raise `AssertionError` unless no block is there twice and what is writable is its own."""
         assert len(set(self.block_ids)) == len(self.block_ids), "a table holds a block twice"
+        assert self.holes == sorted(set(self.holes)), "a block was dropped twice"
+        assert not self.holes or self.first <= self.holes[0], "a hole outside the table"
+        assert not self.holes or self.holes[-1] < self.stop, "a hole outside the table"
+        assert not self.masses.keys() & set(self.holes), "a dropped block has attention"
         assert len(self.hashes) <= self.stop, "more published than allocated"
         if not self.writable_to:
             return
         assert self.writable_to == self.stop * block_size, (
             "writable without a block, or the reverse"
         )
-        # Without prefix reuse no block is named: then only the last is known to be unfinished.
-        own = self.block_ids[max(0, len(self.hashes) - self.first) if self.hashes else -1 :]
+        # Without prefix reuse no block is named, nor is one behind a hole: then only the last is
+        # known to be unfinished.
+        known = self.hashes and not self.holes
+        own = self.block_ids[max(0, len(self.hashes) - self.first) if known else -1 :]
         assert all(ref_counts[block] == 1 for block in own), "a block to be written is shared"
+
+
+def check_tables(
+    tables: Mapping[int, BlockTable],
+    pending_copies: Iterable[tuple[int, int]],
+    used: Mapping[int, int],
+    block_size: int,
+) -> None:
+    """Raise `AssertionError` unless tables and pending copies are all that refers to blocks.
+
+    used: how often each block is referred to, of those that are.
+    """
+    expected = Counter(block for table in tables.values() for block in table.block_ids)
+    expected.update(source for source, _ in pending_copies)
+    assert used == dict(expected), "a reference count is wrong"
+    for table in tables.values():
+        table.check(block_size, used)

@@ -23,6 +23,7 @@ def add_parser(commands: Commands) -> None:
             "cpu": run_cpu,
             "gpu": run_gpu,
             "kernels": run_kernels,
+            "recording": run_recording,
             "scheduler": run_scheduler,
             "views": run_views,
         },
@@ -46,6 +47,13 @@ def run_gpu(arguments: list[str]) -> int:
 def run_kernels(arguments: list[str]) -> int:
     """Each Triton kernel checked, timed and, on request, tuned; needs a GPU."""
     from workbench.bench.kernels import main
+
+    return main(arguments)
+
+
+def run_recording(arguments: list[str]) -> int:
+    """What recording a trace costs, step by step."""
+    from workbench.bench.recording import main
 
     return main(arguments)
 

@@ -48,7 +48,7 @@ class Brancher:
         strategy = make_strategy(request.params, child)
         with shielded():
             self.book.add(RequestRecord(request, [child], strategy))
-            if request.params.guided_decoding is not None and child.guide is None:
+            if child.awaits_guide:
                 self.desk.queue(child)  # the parent waits for the same grammar
             else:
                 self.scheduler.fork(parent, child)
@@ -89,3 +89,11 @@ class Brancher:
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence, keeping what it made."""
         self.scheduler.finish(sequence, reason)
+
+    def finish_like(self, sequence: Sequence, ended: Sequence) -> None:
+        """End a sequence for the reason for which another one has ended."""
+        assert ended.finish_reason is not None
+        if ended.error is not None:
+            self.scheduler.refuse(sequence, ended.error)
+        else:
+            self.scheduler.finish(sequence, ended.finish_reason)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.batch import ForwardOutput, SampledTokens
-from workbench.cache import KVCache
+from workbench.cache import DroppingPolicy, EvictionPolicy, KVCache
 from workbench.config import SchedulerConfig
 from workbench.describe import Described
 from workbench.engine import files, loops
@@ -28,20 +28,20 @@ from workbench.engine.record import Laps, NewToken, StepRecord, new_tokens, step
 from workbench.engine.requests import RequestBook, RequestRecord
 from workbench.engine.state import EngineState, in_order, pack, unpack
 from workbench.engine.strategies import make_strategy
-from workbench.errors import ConfigError, EngineClosed, RequestError
+from workbench.engine.swapping import replacing
+from workbench.errors import EngineClosed, RequestError
 from workbench.errors import RequestFinished as AlreadyFinished
 from workbench.events import EngineRestored, EventBus
 from workbench.guided import GrammarCompiler
 from workbench.interrupts import shielded
 from workbench.models import DecoderLM
 from workbench.models.tokenizer import Tokenizer
-from workbench.ops import get_backend
 from workbench.request import Prompt, RequestOutput
 from workbench.retention import Retention
 from workbench.run import Runner
 from workbench.sample import Sampler
 from workbench.sampling_params import SamplingParams
-from workbench.scheduler import Policy, Scheduler, added, get_policy
+from workbench.scheduler import Policy, Scheduler, added
 
 
 class Engine(Described):
@@ -110,7 +110,8 @@ class Engine(Described):
             laps.lap("commit")
             if self.bus:
                 free = self.cache.blocks.num_free
-                self.bus.emit(step_done(plan, new, sampled, laps.seconds, free))
+                told = step_done(plan, new, sampled, laps.seconds, free, output.timer)
+                self.bus.emit(told)
         tokens = [NewToken(s.request.request_id, s.index, token) for s, token in new]
         return StepRecord(plan, tokens, finished, laps.seconds)
 
@@ -334,6 +335,8 @@ class Engine(Described):
         scheduler_config: SchedulerConfig | None = None,
         sampler: Sampler | None = None,
         backend: str | None = None,
+        eviction: str | EvictionPolicy | None = None,
+        dropping: str | DroppingPolicy | None = None,
     ) -> None:
         """Replace parts between two steps, while requests run.
 
@@ -342,16 +345,11 @@ class Engine(Described):
         which a request could not run to its end.
         """
         self._require_between_steps("swap")
-        policy = None if scheduler_policy is None else get_policy(scheduler_policy)
-        new_backend = None if backend is None else get_backend(backend, self.runner.device)
-        if sampler is not None and not callable(sampler):
-            raise ConfigError("sampler", sampler, "is not callable", "Pass a `Sampler`.")
+        put_in = replacing(self, scheduler_policy, sampler, backend, eviction, dropping)
         if scheduler_config is not None:
             check_limits(self._book.records.values(), scheduler_config, self.cache, self.model)
             self.scheduler.configure(scheduler_config)
-        self.scheduler.policy = policy or self.scheduler.policy
-        self.sampler = sampler or self.sampler
-        self.runner.backend = new_backend or self.runner.backend
+        put_in()
 
     def close(self) -> None:
         """Abort everything and give the memory back; idempotent."""

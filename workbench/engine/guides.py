@@ -6,6 +6,7 @@ engine: when a sequence is to be queued, and at the beginning of each step.
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import FIRST_COMPLETED, wait
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ class GuideDesk:
     def queue(self, sequence: Sequence) -> None:
         """Queue a sequence, now or when its grammar is ready."""
         constraint = sequence.request.params.guided_decoding
-        if constraint is None or sequence.guide is not None:
+        if constraint is None or not sequence.awaits_guide:
             self.scheduler.add(sequence)
             return
         grammar = self._compiler(sequence).compile(constraint)
@@ -64,7 +65,8 @@ class GuideDesk:
         return sequence.sequence_id in self._pending
 
     def settle(self) -> list[Sequence]:
-        """Queue whose grammar is ready; end, and return, whose grammar cannot be had.
+        """Queue whose grammar is ready; end, and return, whose grammar cannot be had or whose time
+        is up.
 
         Where nothing else is to be done it waits a moment for one.
         """
@@ -73,15 +75,22 @@ class GuideDesk:
         if not self.scheduler.num_unfinished:
             futures = [grammar for _, grammar in self._pending.values()]
             wait(futures, PATIENCE, return_when=FIRST_COMPLETED)
-        ended = []
+        ended: list[Sequence] = []
+        now = time.monotonic()
         for number, (sequence, grammar) in list(self._pending.items()):
-            if sequence.finished:
+            late = (sequence.request.deadline or now) < now
+            if not (sequence.finished or late or grammar.done()):
+                continue
+            with shielded():  # it is pending, or queued, or ended: never none of these
                 del self._pending[number]
-            elif grammar.done():
-                with shielded():  # it is pending, or queued, or ended: never none of these
-                    del self._pending[number]
-                    if not self._begin(sequence, grammar):
-                        ended.append(sequence)
+                if sequence.finished:
+                    continue
+                if late:
+                    self.scheduler.finish(sequence, "timeout")
+                else:
+                    self._begin(sequence, grammar)
+                if sequence.finished:
+                    ended.append(sequence)
         return ended
 
     def close(self) -> None:
@@ -90,8 +99,8 @@ class GuideDesk:
         if self.grammars is not None and not self._shared:
             self.grammars.close()
 
-    def _begin(self, sequence: Sequence, future: CompiledFuture) -> bool:
-        """Give a sequence its guide and queue it; False if there is none, and it has ended."""
+    def _begin(self, sequence: Sequence, future: CompiledFuture) -> None:
+        """Give a sequence its guide and queue it, or end it if there is none."""
         try:
             grammar: CompiledGrammar = future.result()
             guide = grammar.start()
@@ -99,13 +108,12 @@ class GuideDesk:
                 guide.accept(token_id)
         except Exception as error:  # noqa: BLE001 - whatever it is, the waiting request gets it
             self.scheduler.refuse(sequence, str(error))
-            return False
+            return
         sequence.guide = guide
         self.scheduler.add(sequence)
         if self.scheduler.bus:
             facts = sequence.sequence_id, sequence.status.value
             self.scheduler.bus.emit(SequenceQueued(self.scheduler.step, *facts))
-        return True
 
     def _compiler(self, sequence: Sequence) -> GrammarCompiler:
         if self.grammars is not None:

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from workbench.batch import SampledTokens, StepPlan
+from workbench.batch import PassTimer, SampledTokens, StepPlan
 from workbench.describe import Described
 from workbench.events import StepDone
 from workbench.request import Sequence, Status, TokenLogprobs
@@ -70,12 +70,14 @@ def step_done(
     sampled: SampledTokens,
     seconds: dict[str, float],
     num_free_blocks: int,
+    timer: PassTimer | None = None,
 ) -> StepDone:
     """Return the event of a committed step, whose new tokens are `new`."""
     computed = tuple([sequence.num_computed for sequence in plan.sequences])
     tokens = tuple([(sequence.sequence_id, token) for sequence, token in new])
     told = () if sampled.logprobs is None else _told(plan, new, sampled.logprobs)
-    return StepDone(plan.step, tokens, seconds, num_free_blocks, computed, told)
+    on_device = None if timer is None else timer.seconds
+    return StepDone(plan.step, tokens, seconds, num_free_blocks, computed, told, on_device)
 
 
 def _told(

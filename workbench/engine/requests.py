@@ -39,6 +39,9 @@ class Branching(Protocol):
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence, keeping what it made."""
 
+    def finish_like(self, sequence: Sequence, ended: Sequence) -> None:
+        """End a sequence for the reason for which another one has ended."""
+
 
 class Strategy(Protocol):
     """Runs several sequences for one request; one object per request."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from workbench.events.event import Event
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BlockAllocated(Event):
     """A free block now belongs to a sequence, at `index` of its block table."""
 
@@ -20,7 +20,7 @@ class BlockAllocated(Event):
     index: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BlockShared(Event):
     """A sequence took a further reference on a block (prefix hit or fork)."""
 
@@ -29,7 +29,7 @@ class BlockShared(Event):
     index: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BlockCopied(Event):
     """Copy-on-write: a sequence replaced a shared block of its table by a copy."""
 
@@ -39,7 +39,7 @@ class BlockCopied(Event):
     index: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BlockReleased(Event):
     """A sequence gave its reference up; `num_references` are left.
 
@@ -51,7 +51,16 @@ class BlockReleased(Event):
     num_references: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class BlocksDropped(Event):
+    """A sequence is without the blocks at these indices of its table from now on: a policy dropped
+    them, or it was forked from one that is without them."""
+
+    sequence_id: int
+    indices: tuple[int, ...]
+
+
+@dataclass(slots=True)
 class BlockFreed(Event):
     """Nobody refers to the block any more; `cached`: its content can still be found."""
 
@@ -59,7 +68,7 @@ class BlockFreed(Event):
     cached: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BlockCached(Event):
     """A full, computed block can be found by its content from now on."""
 
@@ -67,7 +76,7 @@ class BlockCached(Event):
     content_hash: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BlockEvicted(Event):
     """A cached, unreferenced block lost its content to make room for a sequence (None: by hand)."""
 
@@ -76,7 +85,7 @@ class BlockEvicted(Event):
     for_sequence_id: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BlockOffloaded(Event):
     """A block's content goes to a host slot: evicted (None), or swapped out of a sequence.
 
@@ -89,7 +98,7 @@ class BlockOffloaded(Event):
     content_hash: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BlockRestored(Event):
     """A host slot's content comes back into a block of a sequence."""
 
@@ -98,7 +107,7 @@ class BlockRestored(Event):
     sequence_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BlocksMoved(Event):
     """All copies that were owed in one direction (`offload` or `restore`) have been made."""
 
@@ -106,18 +115,19 @@ class BlocksMoved(Event):
     num_blocks: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HostCleared(Event):
     """The host tier forgot all content, but what it keeps for swapped-out sequences."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PrefixHit(Event):
     """A prefix lookup found `num_tokens` tokens; `reason` says what ended the match.
 
     cause: `whole` (all that may be), `short` (no whole block to look for), `new` (the next block
     was never computed), `evicted`, `namespace` (another adapter or salt has it), `unknown` (it may
-    have been evicted very long ago), `asked` (the request wants to know of each token), `off`.
+    have been evicted very long ago), `asked` (the request wants to know of each token), `dropping`
+    (what follows the prompt depends on what was dropped), `off`.
     """
 
     sequence_id: int
@@ -127,7 +137,7 @@ class PrefixHit(Event):
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PrefixMiss(Event):
     """A prefix lookup found nothing, and why: see `PrefixHit`."""
 

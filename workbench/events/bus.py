@@ -1,6 +1,6 @@
 """`EventBus`: carries what the parts of an engine state to whoever listens.
 
-Parts emit frozen records (`if bus: bus.emit(…)`, so with no subscriber nothing is even built). A
+Parts emit records (`if bus: bus.emit(…)`, so with no subscriber nothing is even built). A
 subscriber that raises is detached with its traceback, and the engine goes on.
 """
 
@@ -17,7 +17,7 @@ from workbench.describe import Described
 from workbench.events.event import Event
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SubscriberFailed(Event):
     """A subscriber raised and was detached."""
 
@@ -57,17 +57,21 @@ class EventBus(Described):
 
     def emit(self, event: Event) -> None:
         """Give `event` to every subscriber; one that raises is detached, with a warning."""
-        failed: list[tuple[Subscriber, str]] = []
+        failed: list[tuple[Subscriber, Exception]] | None = None
         for subscriber in self._subscribers:
             try:
                 subscriber(event)
             except Exception as error:  # noqa: BLE001 - a watcher must never stop the engine
-                trace = "".join(traceback.format_exception(error))
-                warn(f"event subscriber {subscriber!r} detached:\n{trace}", stacklevel=3)
-                failed.append((subscriber, trace))
-        for subscriber, trace in failed:
+                failed = [*(failed or ()), (subscriber, error)]
+        if failed is not None:
+            self._detach(failed, event.step)
+
+    def _detach(self, failed: list[tuple[Subscriber, Exception]], step: int) -> None:
+        for subscriber, error in failed:
+            trace = "".join(traceback.format_exception(error))
+            warn(f"event subscriber {subscriber!r} detached:\n{trace}", stacklevel=4)
             self.unsubscribe(subscriber)
-            self.emit(SubscriberFailed(event.step, repr(subscriber), trace))
+            self.emit(SubscriberFailed(step, repr(subscriber), trace))
 
     def describe(self) -> dict[str, Any]:
         """Return who listens."""

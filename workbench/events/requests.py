@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from workbench.events.event import Event
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestAdded(Event):
     """A request came in as a sequence of `token_ids`: its prompt, and the output it brings along.
 
@@ -31,7 +31,7 @@ class RequestAdded(Event):
     num_preemptions: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SequenceQueued(Event):
     """A sequence's grammar is compiled: it waits to run, or to be resumed (`paused`)."""
 
@@ -39,7 +39,7 @@ class SequenceQueued(Event):
     state: str = "waiting"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SequenceForked(Event):
     """A new sequence begins with the first `num_tokens` tokens of `parent_id`, then `token_ids`.
 
@@ -56,7 +56,7 @@ class SequenceForked(Event):
     branch: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SequenceExtended(Event):
     """A chooser (beam search) appended a token to a sequence, between two steps."""
 
@@ -65,7 +65,7 @@ class SequenceExtended(Event):
     logprob: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SequenceAdmitted(Event):
     """A sequence runs from now on: the KV of its first `num_computed` tokens is in its blocks."""
 
@@ -73,7 +73,7 @@ class SequenceAdmitted(Event):
     num_computed: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PrefixAwaited(Event):
     """A sequence stays waiting while another one, which runs, computes their first `num_tokens`."""
 
@@ -82,22 +82,24 @@ class PrefixAwaited(Event):
     num_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SequencePaused(Event):
     """A sequence runs no more until it is resumed; it keeps its blocks until they are needed."""
 
     sequence_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SequenceResumed(Event):
-    """A paused sequence goes on: at once where it holds blocks and there is a place, or waits."""
+    """A paused sequence goes on: at once where it holds blocks and there is a place, or it waits;
+    `compiling`: for its grammar first."""
 
     sequence_id: int
     running: bool
+    compiling: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Preempted(Event):
     """A running sequence lost its blocks and waits again; a paused one just lost them.
 
@@ -110,7 +112,7 @@ class Preempted(Event):
     kind: str = "recompute"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SwappedOut(Event):
     """A sequence's first `num_tokens` tokens are kept for it on the host, a block in each slot."""
 
@@ -119,7 +121,7 @@ class SwappedOut(Event):
     num_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SwappedIn(Event):
     """A swapped-out sequence starts to run again with all the KV that was kept for it."""
 
@@ -127,7 +129,7 @@ class SwappedIn(Event):
     num_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestFailed(Event):
     """A sequence cannot go on, and why; it ends with reason `error`, and the others go on."""
 
@@ -136,7 +138,7 @@ class RequestFailed(Event):
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestFinished(Event):
     """A sequence ended and its blocks were released."""
 
@@ -146,7 +148,7 @@ class RequestFinished(Event):
     num_output_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EngineRestored(Event):
     """The engine went back to its state after `to_step`: all requests ended, then these came."""
 

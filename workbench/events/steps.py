@@ -11,7 +11,7 @@ from typing import Any
 from workbench.events.event import Event
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepPlanned(Event):
     """The batch of one step: a row per sequence, (sequence_id, start, num_new)."""
 
@@ -20,7 +20,7 @@ class StepPlanned(Event):
     num_running: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DraftVerified(Event):
     """A draft tree of one sequence was checked against the model, in one step.
 
@@ -38,14 +38,14 @@ class DraftVerified(Event):
     bonus_token_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepDone(Event):
     """A step was committed: its new tokens as (sequence_id, token_id) and its times in seconds.
 
     num_computed: of each row of the plan, what its sequence has computed now. logprobs: of each
     token, (log-probability, ((token_id, log-probability), …) of the likeliest), or None where that
-    was not asked; empty where nobody asked. device_seconds: from the first kernel to the last, as
-    the GPU counts (None on a CPU, where `seconds` says it).
+    was not asked; empty where nobody asked. device_seconds: of the forward pass, as the GPU
+    counts (None on a CPU, where `seconds` says it).
     """
 
     tokens: tuple[tuple[int, int], ...]
@@ -56,7 +56,7 @@ class StepDone(Event):
     device_seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StateSeen(Event):
     """The whole state between two steps: where a recording begins if not with a new engine.
 
@@ -73,9 +73,9 @@ class StateSeen(Event):
     restoring: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PolicyFailed(Event):
-    """A user's scheduling policy raised; it was replaced by first-come-first-served."""
+    """A user's policy raised, or named a block that it may not; the built-in one took its place."""
 
     policy: str
     error: str

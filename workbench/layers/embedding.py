@@ -23,7 +23,9 @@ class Embedding(nn.Embedding):
 
         Without a context it is the plain table: `model.embedding(ids)` makes embeddings of tokens.
         """
-        x = super().forward(token_ids)
-        if ctx is None or ctx.embeds is None:
+        if ctx is None:
+            return super().forward(token_ids)
+        x = ctx.backend.embedding(token_ids, self.weight)
+        if ctx.embeds is None:
             return x
         return x.index_copy(0, ctx.embeds.positions, ctx.embeds.rows.to(x.dtype))

@@ -1,6 +1,6 @@
 """Rotary position embedding: the angles by which queries and keys turn, with every common scaling.
 
-`RotaryEmbedding` gives cos and sin for packed tokens; `ctx.backend.rope` applies them. Frequencies
+`RotaryEmbedding` gives cos and sin for packed tokens; a backend applies them. Frequencies
 are worked out in float32 on the CPU, whatever the default device or dtype, so that a model made on
 the meta device, or cast to bfloat16, keeps exact ones.
 """
@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workbench.batch import Backend
 from workbench.config import ModelConfig, RopeScaling
+from workbench.ops.reference import angles
 
 
 class RotaryEmbedding(nn.Module):
@@ -34,17 +36,20 @@ class RotaryEmbedding(nn.Module):
         self._exact = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
         self.register_buffer("inv_freq", self._exact, persistent=False)
 
-    def forward(self, positions: Tensor, rope_lens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        positions: Tensor,
+        rope_lens: Tensor | None = None,
+        backend: Backend | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Return (cos, sin), each [T, D/2] float32, for positions [T].
 
         rope_lens [T] is read by `dynamic` scaling only: the sequence length each token is rotated
         for. Without it a token counts as the last of its sequence (length = position + 1), which is
-        how tokens are rotated that are generated one by one.
+        how tokens are rotated that are generated one by one. backend: works them out (None: torch).
         """
-        angles = positions.unsqueeze(-1).float() * self.frequencies(positions, rope_lens)
-        if self.amplitude == 1.0:
-            return angles.cos(), angles.sin()
-        return angles.cos() * self.amplitude, angles.sin() * self.amplitude
+        compute = angles if backend is None else backend.angles
+        return compute(positions, self.frequencies(positions, rope_lens), self.amplitude)
 
     def frequencies(self, positions: Tensor, rope_lens: Tensor | None) -> Tensor:
         """Return the inverse frequencies [D/2], or [T, D/2] where each token has its own."""

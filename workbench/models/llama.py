@@ -123,7 +123,7 @@ class LlamaForCausalLM(DecoderLM):
 
     def forward(self, token_ids: Tensor, ctx: ForwardContext) -> Tensor:
         """Map token ids [T] to hidden states after the final norm [T, hidden]."""
-        rope = self.rope(ctx.positions, self._rope_lens(ctx))
+        rope = self.rope(ctx.positions, self._rope_lens(ctx), ctx.backend)
         x: Tensor = self.embedding(token_ids, ctx)
         residual: Tensor | None = None
         for layer in self.layers:

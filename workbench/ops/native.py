@@ -2,13 +2,15 @@
 
 Weights are read where they lie, keys and values straight from the paged cache. A token's result has
 the same bits whatever else is in its batch, however its prompt is chunked, and for any number of
-threads. Half precision, a pass without a cache and weights that are not row-major are left to the
-SDPA backend that this one is made from; gradients are refused.
+threads. Attention multiplies in the dtype of the cache and sums in float32. Half precision, a pass
+without a cache and weights that are not row-major are left to the SDPA backend that this one is
+made from; gradients are refused.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,30 +19,11 @@ from torch import Tensor
 
 from workbench.batch import ForwardContext
 from workbench.errors import ConfigError
-from workbench.ops.compiled import load_library
+from workbench.ops.calls import Batch, check, functions
 from workbench.ops.sdpa import SDPABackend
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _NO_WINDOW = 1 << 40  # more tokens than any context has
-
-_POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
-_SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "linear": (*[_POINTER] * 4, *[_LONG] * 4, _INT, _INT),
-    "rms_norm": (*[_POINTER] * 5, _LONG, _LONG, _FLOAT, _INT, _INT),
-    "silu_mul": (*[_POINTER] * 2, _LONG, _LONG, _INT, _INT),
-    "attention": (*[_POINTER] * 8, *[_LONG] * 4, _FLOAT, _LONG, _INT),
-}
-
-
-class _Batch(ctypes.Structure):
-    """`Batch` of attention.c: a step's rows, and the shape of the cache."""
-
-    _fields_ = [
-        *((name, _POINTER) for name in ("slots", "tables", "query_starts", "kv_lens")),
-        *((name, _LONG) for name in ("rows", "tokens", "table_width")),
-        *((name, _LONG) for name in ("num_blocks", "block_size", "kv_heads", "dim")),
-        *((name, _LONG) for name in ("kv_is_bf16", "threads")),
-    ]
 
 
 class NativeBackend(SDPABackend):
@@ -52,11 +35,16 @@ class NativeBackend(SDPABackend):
         super().__init__(device)
         if device.type != "cpu":
             raise ConfigError("backend", "native", f"runs on a CPU, not on {device}", "Use sdpa.")
-        library = load_library()
-        for name, types in _SIGNATURES.items():
-            getattr(library, name).argtypes = types
-        self._linear, self._rms_norm = library.linear, library.rms_norm
-        self._silu_mul, self._attention = library.silu_mul, library.attention
+        self._bind(functions())
+
+    def _bind(self, c: dict[str, Any]) -> None:
+        """Take what is called by name: the C functions."""
+        self._embedding, self._angles, self._attention = c["embedding"], c["angles"], c["attention"]
+        self._linear, self._rms_norm, self._silu_mul = c["linear"], c["rms_norm"], c["silu_mul"]
+
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return memory for a result."""
+        return torch.empty(shape, dtype=dtype)
 
     def prepare(self, ctx: ForwardContext) -> Any:
         """Return the step's rows as C reads them; without a cache, what SDPA needs."""
@@ -67,7 +55,7 @@ class NativeBackend(SDPABackend):
         assert ctx.query_starts is not None, "a context with a cache has query starts"
         assert ctx.context_lens is not None, "a context with a cache has context lengths"
         kv, tables = ctx.any_kv, ctx.block_tables
-        return _Batch(
+        return Batch(
             ctx.slot_mapping.data_ptr(),
             tables.data_ptr(),
             ctx.query_starts.data_ptr(),
@@ -79,6 +67,46 @@ class NativeBackend(SDPABackend):
             kv.dtype is torch.bfloat16,
             torch.get_num_threads(),
         )
+
+    def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
+        """Return the rows of weight [vocab, N] that token_ids [T] name; `IndexError` for others."""
+        if not weight.is_contiguous() or token_ids.stride() != (1,):
+            return super().embedding(token_ids, weight)
+        if torch.is_grad_enabled():
+            _refuse_gradients(weight)
+        (vocab, size), tokens = weight.shape, token_ids.shape[0]
+        out = self._empty((tokens, size), weight.dtype)
+        failure = self._embedding(
+            token_ids.data_ptr(),
+            weight.data_ptr(),
+            out.data_ptr(),
+            tokens,
+            size * weight.element_size(),
+            vocab,
+        )
+        check(failure)
+        return out
+
+    def angles(
+        self, positions: Tensor, frequencies: Tensor, amplitude: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return (cos, sin) [T, D/2]; see `Backend.angles`."""
+        if frequencies.dim() != 1 or positions.stride() != (1,):
+            return super().angles(positions, frequencies, amplitude)
+        tokens, half = positions.shape[0], frequencies.shape[0]
+        cos = self._empty((tokens, half), torch.float32)
+        sin = self._empty((tokens, half), torch.float32)
+        self._angles(
+            positions.data_ptr(),
+            frequencies.data_ptr(),
+            cos.data_ptr(),
+            sin.data_ptr(),
+            tokens,
+            half,
+            amplitude,
+            torch.get_num_threads(),
+        )
+        return cos, sin
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return x W^T + b, reading the weight [out, in] row by row; see `Backend.linear`."""
@@ -92,7 +120,7 @@ class NativeBackend(SDPABackend):
             _refuse_gradients(x, weight)
         x = x if x.stride(1) == 1 else x.contiguous()
         (rows, inputs), outputs = x.shape, weight.shape[0]
-        out = torch.empty(rows, outputs, dtype=dtype)
+        out = self._empty((rows, outputs), dtype)
         self._linear(
             x.data_ptr(),
             weight.data_ptr(),
@@ -127,10 +155,10 @@ class NativeBackend(SDPABackend):
         if torch.is_grad_enabled():
             _refuse_gradients(x, weight)
         x = x.contiguous()
-        normed, total = torch.empty_like(x), x
+        normed, total = self._empty(x.shape, x.dtype), x
         added = None
         if residual is not None:
-            residual, total = residual.contiguous(), torch.empty_like(x)
+            residual, total = residual.contiguous(), self._empty(x.shape, x.dtype)
             added = residual.data_ptr()
         size = weight.shape[0]
         self._rms_norm(
@@ -155,7 +183,7 @@ class NativeBackend(SDPABackend):
             _refuse_gradients(gate_up)
         gate_up = gate_up.contiguous()
         size = gate_up.shape[-1] // 2
-        out = gate_up.new_empty(*gate_up.shape[:-1], size)
+        out = self._empty((*gate_up.shape[:-1], size), gate_up.dtype)
         self._silu_mul(
             gate_up.data_ptr(),
             out.data_ptr(),
@@ -180,14 +208,14 @@ class NativeBackend(SDPABackend):
     ) -> Tensor:
         """Rotate, write k, v to the cache and attend, in one call; see `Backend.attention`."""
         batch = ctx.prepared
-        if not isinstance(batch, _Batch) or q.dtype not in _DTYPES:
+        if not isinstance(batch, Batch) or q.dtype not in _DTYPES:
             return super().attention(q, k, v, layer, ctx, scale=scale, rope=rope, window=window)
         assert ctx.kv is not None, "rows prepared for C have a cache"
         if torch.is_grad_enabled():
             _refuse_gradients(q, k, v)
         q, k, v = _packed_heads(q), _packed_heads(k), _packed_heads(v)
-        out = torch.empty(q.shape, dtype=q.dtype)
-        failed = self._attention(
+        out = self._empty(q.shape, q.dtype)
+        failure = self._attention(
             ctypes.addressof(batch),
             q.data_ptr(),
             k.data_ptr(),
@@ -204,8 +232,7 @@ class NativeBackend(SDPABackend):
             _NO_WINDOW if window is None else window,
             q.dtype is torch.bfloat16,
         )
-        if failed:
-            raise MemoryError("no memory for attention's partial results")
+        check(failure)
         return out
 
 

@@ -82,6 +82,16 @@ class ReferenceBackend(Described):
             rows.append((row, k_all[0, :length], v_all[0, :length], queries[row]))
         return rows
 
+    def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
+        """Return rows of weight [vocab, N]; see `Backend.embedding`."""
+        return F.embedding(token_ids, weight)
+
+    def angles(
+        self, positions: Tensor, frequencies: Tensor, amplitude: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return (cos, sin) of positions times frequencies; see `Backend.angles`."""
+        return angles(positions, frequencies, amplitude)
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return x W^T + b; see `Backend.linear`."""
         return F.linear(x, weight, bias)
@@ -107,6 +117,15 @@ class ReferenceBackend(Described):
         """Return silu(gate) * up of [gate | up]."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
+
+
+def angles(positions: Tensor, frequencies: Tensor, amplitude: float) -> tuple[Tensor, Tensor]:
+    """Return (cos, sin) times amplitude [T, D/2] float32, for positions [T] and frequencies [D/2]
+    or [T, D/2]."""
+    turned = positions.unsqueeze(-1).float() * frequencies
+    if amplitude == 1.0:
+        return turned.cos(), turned.sin()
+    return turned.cos() * amplitude, turned.sin() * amplitude
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

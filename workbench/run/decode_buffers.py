@@ -1,9 +1,9 @@
-"""The inputs of a decode batch at fixed addresses, as a CUDA graph needs them.
+"""The inputs of a decode batch at fixed addresses, as a CUDA graph or a tape needs them.
 
 `DecodeBuffers` holds room for a number of rows and a width of block tables in one pinned host
 buffer and its twin on the device. `fill` writes a plan's rows, `upload` moves all in one
 asynchronous copy. Rows that stand empty have no context and slot -1: the kernels read and write
-nothing for them. Made and written by `workbench.run.graphs` alone.
+nothing for them. Made and written by `workbench.run.graphs` and `workbench.run.tapes` alone.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ class DecodeBuffers:
         starts = np.array(plan.starts, dtype=np.int64)
         [group] = cache.blocks.groups
         tables = [group.tables[sequence.sequence_id] for sequence in plan.sequences]
-        firsts = np.zeros_like(starts)
-        if group.window is not None:  # tables begin where the window does
-            firsts[:] = [table.first for table in tables]
-        places = starts - firsts * group.block_size
+        begins = np.zeros_like(starts)
+        if group.window is not None or group.holed:  # tables lack what nobody looks at
+            begins[:] = [table.begin for table in tables]
+        places = starts - begins * group.block_size
         index, offsets = np.divmod(places, group.block_size)
-        blocks = self._write_tables(plan, [starts, firsts], index, [t.block_ids for t in tables])
+        blocks = self._write_tables(plan, [starts, begins], index, [t.block_ids for t in tables])
         pairs = zip(plan.sequences, plan.starts, strict=True)
         arrays["token_ids"][:rows] = [sequence.token_ids[start] for sequence, start in pairs]
         arrays["positions"][:rows] = starts
@@ -97,9 +97,9 @@ class DecodeBuffers:
         """Write the rows' block ids, all of them or those of this step's blocks alone; return
         these.
 
-        begins: each row's start and its table's first block. From one step to the next of the same
-        decodes, each a token further, a table that begins at the same block can change only where
-        the new token goes: there a block is added, or a shared one copied.
+        begins: each row's start, and how many blocks its table lacks. From one step to the next of
+        the same decodes, each a token further, a table that lacks as many as before can change only
+        where the new token goes: there a block is added, or a shared one copied.
         """
         latest, (starts, firsts) = self._latest, begins
         self._latest = None  # what an interrupt leaves half written is written again

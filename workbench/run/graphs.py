@@ -26,8 +26,8 @@ from workbench.cache import KVCache
 from workbench.describe import Described
 from workbench.errors import ConfigError
 from workbench.models import DecoderLM
-from workbench.request import Sequence
 from workbench.run.decode_buffers import DecodeBuffers
+from workbench.run.decodes import PlainDecodes
 from workbench.run.watch import ModelWatch
 
 # Finer steps pad less and capture more often: a decode's time grows little between two of these.
@@ -71,7 +71,7 @@ class DecodeGraphs(Described):
         self._backend: Backend | None = None
         self._failure = ""  # why a capture with this backend failed
         self._pool: Any = None
-        self._plain: list[Sequence] = []  # the latest rows that ask for nothing but tokens
+        self._decodes = PlainDecodes(cache, self._watch, max_rows=sizes[-1])
 
     def why_eager(self, plan: StepPlan, backend: Backend) -> str:
         """Return why a plan cannot be replayed; empty if it can."""
@@ -79,22 +79,7 @@ class DecodeGraphs(Described):
             return f"the {backend.name} backend cannot be captured"
         if self._failure and backend is self._backend:
             return self._failure
-        rows = plan.sequences
-        if len(self.cache.groups) > 1:
-            return "the cache has several KV groups"
-        if plan.num_decodes < len(rows):
-            return "not every row decodes"
-        if len(rows) > self.sizes[-1]:
-            return f"more than {self.sizes[-1]} rows"
-        if len(plan.sampled) < len(rows):
-            return "not every row samples"
-        if self._watch.hooked:
-            return "a hook (a probe) sits on the model"
-        if rows != self._plain:
-            if any(_asks(sequence) for sequence in rows):
-                return "a row brings embeddings or asks for more than tokens"
-            self._plain = list(rows)
-        return ""
+        return self._decodes.why_not(plan)
 
     def run(self, plan: StepPlan, backend: Backend) -> tuple[Tensor, ForwardContext]:
         """Replay a plan for which `why_eager` is empty; return hidden states [rows, hidden].
@@ -211,13 +196,14 @@ class DecodeGraphs(Described):
             captured.graph.reset()
         self._graphs.clear()
         self._buffers.clear()
-        self._plain, self.latest, self._pool, self._failure = [], None, None, ""
+        self.latest, self._pool, self._failure = None, None, ""
+        self._decodes.forget()
         self._watch.renew()
 
     def close(self) -> None:
         """Drop the graphs, the model and the cache."""
         self.clear()
-        del self.model, self.cache, self._watch, self._backend
+        del self.model, self.cache, self._watch, self._decodes, self._backend
 
     @property
     def summary(self) -> str:
@@ -243,15 +229,6 @@ def _capture_stream(device: torch.device) -> tuple[torch.cuda.Stream, threading.
     One for all, because cuBLAS keeps a workspace for each stream that it has seen.
     """
     return torch.cuda.Stream(device), threading.Lock()  # type: ignore[no-untyped-call]
-
-
-def _asks(sequence: Sequence) -> bool:
-    """Whether a sequence needs what a graph does not do: embeddings in, or reports out."""
-    return (
-        sequence.prompt_logprobs is not None
-        or sequence.activations is not None
-        or sequence.request.embeds is not None
-    )
 
 
 def resolve_sizes(

@@ -108,8 +108,8 @@ class InputBuilder:
         block_size, lens = group.block_size, stops
         tables = self._block_tables(group, plan)
         places = positions
-        if group.window is not None:  # tables begin where the window does
-            rows = [group.tables[sequence.sequence_id].first for sequence in plan.sequences]
+        if group.window is not None or group.holed:  # tables lack what nobody looks at
+            rows = [group.tables[sequence.sequence_id].begin for sequence in plan.sequences]
             begins = np.array(rows, dtype=np.int64) * block_size
             lens, places = stops - begins, positions - begins[row_of]
         index, offsets = np.divmod(places, block_size)

@@ -1,4 +1,4 @@
-"""`Runner`: one forward pass of the model over a plan's packed batch, eagerly or from a CUDA graph.
+"""`Runner`: one forward pass over a plan's packed batch, eagerly, from a CUDA graph or a tape.
 
 Takes a `StepPlan`, returns the logits of the rows that sample, and what else requests want to know
 of their tokens. It has the cache make the transfers that the plan rests on first, and writes KV
@@ -12,16 +12,20 @@ from typing import Any
 
 import torch
 
-from workbench.batch import Backend, ForwardOutput, StepPlan
+from workbench.batch import Backend, ForwardOutput, RowReport, StepPlan
 from workbench.cache import KVCache, KVGroup, groups_of
 from workbench.describe import Described
 from workbench.errors import ConfigError
 from workbench.layers import probe
 from workbench.models import DecoderLM
-from workbench.ops import get_backend
+from workbench.ops import NativeBackend, get_backend
+from workbench.ops.watched import WatchedBackend
+from workbench.run.block_masses import BlockMasses
+from workbench.run.device_timer import DeviceTimer
 from workbench.run.graphs import DecodeGraphs, resolve_sizes
 from workbench.run.inputs import InputBuilder
 from workbench.run.reports import make_reports, points_of
+from workbench.run.tapes import DecodeTapes, resolve_tape
 
 
 class Runner(Described):
@@ -29,7 +33,8 @@ class Runner(Described):
 
     cuda_graphs: `"auto"` replays batches of decodes from graphs on a GPU, with a backend that can
     be captured; True insists on that, False never does; batch sizes say which to capture (and
-    insist). `graphs` is None where there are none.
+    insist). tape: the same on a CPU, with a backend that can be recorded. `graphs` and `tapes` are
+    None where there are none.
     """
 
     def __init__(
@@ -38,20 +43,23 @@ class Runner(Described):
         cache: KVCache,
         backend: str | Backend = "auto",
         cuda_graphs: str | bool | Sequence[int] = "auto",
+        tape: str | bool = "auto",
     ) -> None:
         """Raise `ConfigError` if model and cache do not fit together, the backend is unknown, or
-        CUDA graphs are wanted where they cannot be had."""
+        CUDA graphs or a tape are wanted where they cannot be had."""
         self.model, self.cache = model, cache
         self.device = next(model.parameters()).device
         self._check_fit()
         self.backend = get_backend(backend, self.device) if isinstance(backend, str) else backend
         sizes = resolve_sizes(cuda_graphs, self.device, self.backend)
         insist = cuda_graphs != "auto"
+        taped = resolve_tape(tape, self.device, self.backend)
         if sizes is not None and insist and len(cache.groups) > 1:
             problem = "passes over several KV groups are not replayed from graphs"
             raise ConfigError("cuda_graphs", cuda_graphs, problem, "Use 'auto' or False.")
         self.inputs = InputBuilder(cache, self.device, rope_lens=model.needs_rope_lens)
         self.graphs = None if sizes is None else DecodeGraphs(model, cache, sizes, insist=insist)
+        self.tapes = DecodeTapes(model, cache, insist=tape is True) if taped else None
 
     def _check_fit(self) -> None:
         wanted, given = groups_of(self.model.config), self.cache.groups
@@ -72,19 +80,35 @@ class Runner(Described):
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> ForwardOutput:
         """Return the logits of `plan.sampled`, and a report for each row that asks for one."""
+        timed = self.cache.blocks.bus and self.device.type == "cuda"
+        timer = DeviceTimer(self.device) if timed else None
         self.cache.run_transfers(plan.copies)
-        if self.graphs is not None:
-            why = self.graphs.why_eager(plan, self.backend)
+        output = self._run(plan)
+        if timer is not None:
+            timer.stop()
+            output.timer = timer
+        return output
+
+    def _run(self, plan: StepPlan) -> ForwardOutput:
+        replays = self.graphs or self.tapes
+        if replays is not None:
+            why = replays.why_eager(plan, self.backend)
             if not why:
-                return ForwardOutput(self.model.logits(*self.graphs.run(plan, self.backend)))
-            self.graphs.eager[why] += 1
+                return ForwardOutput(self.model.logits(*replays.run(plan, self.backend)))
+            replays.eager[why] += 1
         return self._run_eagerly(plan)
 
     def _run_eagerly(self, plan: StepPlan) -> ForwardOutput:
-        inputs = self.inputs.build(plan, self.backend)
+        masses, backend = BlockMasses(plan.weighed), self.backend
+        if plan.weighed:
+            backend = WatchedBackend(backend, masses)
+        inputs = self.inputs.build(plan, backend)
         with probe(self.model, points_of(plan)) as seen:
             hidden = self.model(inputs.token_ids, inputs.ctx)
         reports = make_reports(plan, self.model, hidden, inputs.ctx, seen)
+        if plan.weighed:
+            for row, sums in masses.by_row().items():
+                reports.setdefault(row, RowReport()).block_masses = sums
         if not plan.sampled:
             return ForwardOutput(None, reports)
         if len(plan.sampled) < hidden.shape[0]:
@@ -92,19 +116,24 @@ class Runner(Described):
         return ForwardOutput(self.model.logits(hidden, inputs.ctx), reports)
 
     def close(self) -> None:
-        """Drop the graphs, the model and the cache."""
-        if self.graphs is not None:
-            self.graphs.close()
-        del self.graphs, self.model, self.cache, self.inputs, self.backend
+        """Drop the graphs, the tape, the model and the cache."""
+        for replays in (self.graphs, self.tapes):
+            if replays is not None:
+                replays.close()
+        del self.graphs, self.tapes, self.model, self.cache, self.inputs, self.backend
 
     def describe(self) -> dict[str, Any]:
         """Return what runs where."""
-        why = self.backend.chosen_because
+        why, mode = self.backend.chosen_because, "eager"
+        if self.graphs is not None:
+            mode = f"CUDA graphs: {self.graphs.summary}"
+        elif self.tapes is not None and isinstance(self.backend, NativeBackend):
+            mode = f"tape: {self.tapes.summary}"
         return {
             "model": self.model.config.architecture,
             "backend": f"{self.backend.name} ({why})" if why else self.backend.name,
             "device": self.device,
-            "mode": "eager" if self.graphs is None else f"CUDA graphs: {self.graphs.summary}",
+            "mode": mode,
         }
 
 

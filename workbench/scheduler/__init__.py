@@ -1,5 +1,6 @@
 """In-flight batching: which sequences run in the next step, and by how many tokens."""
 
+from workbench.scheduler.dropping import check_droppable
 from workbench.scheduler.ending import append_token, ends, mark_finished
 from workbench.scheduler.facts import added
 from workbench.scheduler.fair_share import FairShare
@@ -25,6 +26,7 @@ __all__ = [
     "Scheduler",
     "added",
     "append_token",
+    "check_droppable",
     "deadline_first",
     "ends",
     "fcfs",

@@ -15,19 +15,22 @@ from workbench.config import SchedulerConfig
 from workbench.request import Sequence, Status
 from workbench.scheduler.capacity import CAPACITIES
 from workbench.scheduler.chunking import sharing
+from workbench.scheduler.dropping import Dropper
 from workbench.scheduler.guard import GuardedPolicy
 from workbench.scheduler.queues import Queues
 
 # Sequences found in one step to wait for a prefix. It bounds what looking for them takes; those
 # behind are looked at in the next step, when these are known.
-MAX_FOUND_WAITING = 256
+MAX_FOUND_WAITING = 32
 
 
 class Planner:
     """Plans over `queues` and their blocks, within the budgets of `config`, in `order`."""
 
-    def __init__(self, queues: Queues, config: SchedulerConfig, order: GuardedPolicy) -> None:
-        self.queues, self.order = queues, order
+    def __init__(
+        self, queues: Queues, config: SchedulerConfig, order: GuardedPolicy, dropper: Dropper
+    ) -> None:
+        self.queues, self.order, self.dropper = queues, order, dropper
         self.blocks = queues.blocks
         self.configure(config)
 
@@ -127,7 +130,8 @@ class Planner:
         kept = lookup = self.queues.swapper.find(sequence.sequence_id)
         if kept is None and self.config.prefix_reuse:
             lookup = self._lookup(sequence, reserved)
-            if self.prefix_wait and self.queues.awaits_prefix(sequence, lookup):
+            waits = self.prefix_wait and not self.dropper.replays(sequence)
+            if waits and self.queues.awaits_prefix(sequence, lookup):
                 return True
         behind = sequence.num_tokens - (lookup.num_tokens if lookup else 0)
         if not self.sharing.joins(behind, left, first):
@@ -144,7 +148,7 @@ class Planner:
         """Plan the prompts, each with its share of the budget."""
         if not prompts:
             return
-        lacking = [s.num_tokens - s.num_computed for s in prompts]
+        lacking = [self.dropper.at_once(s, s.num_tokens - s.num_computed) for s in prompts]
         for sequence, num_new in zip(prompts, self.sharing.share(lacking, budget), strict=True):
             if num_new == 0 or sequence.status is not Status.RUNNING:
                 continue
@@ -158,9 +162,9 @@ class Planner:
         """Return the cached prefix that a sequence may use.
 
         A forward pass says nothing of cached tokens, so one that reports on each of its tokens uses
-        those alone that it has reported on.
+        those alone that it has reported on. Under a dropping policy only a prompt is shared.
         """
-        known, namespace = sequence.num_reusable, sequence.request.namespace
+        known, namespace = self.dropper.num_reusable(sequence), sequence.request.namespace
         names, partial = self.queues.names(sequence), self.config.partial_reuse
         limited = known < sequence.num_tokens - 1
         tokens = sequence.token_ids[: known + 1] if limited else sequence.token_ids
@@ -173,6 +177,9 @@ class Planner:
             found = self.blocks.lookup(*asked, partial=False, explain=explain)
         if not limited or found.num_tokens + self.blocks.block_size <= known:
             return found
+        if known < sequence.num_reusable:
+            reason = f"a policy drops blocks: tokens from {known} on are the sequence's own"
+            return replace(found, reason=reason, cause="dropping")
         reason = f"the request asks about every token from {known} on"
         return replace(found, reason=reason, cause="asked")
 
@@ -190,6 +197,9 @@ class Planner:
         queues.preempt(victim, causes[bool(queues.holding)])
         plan.preempted.append(victim)
         self.order.sort(queues.waiting)
+        # Those that it gave way for come first now, or it would take its place straight back.
+        lost = {sequence.sequence_id for sequence in plan.preempted}
+        queues.waiting.sort(key=lambda sequence: sequence.sequence_id in lost)
         return True
 
     def _reserved(self) -> list[int]:

@@ -35,9 +35,9 @@ class PrefixWaits:
         self._leaders: dict[bytes, Sequence] = {}  # by the name of the block it computes next
 
     def lead(self, sequence: Sequence) -> None:
-        """Let one that runs be awaited for its next blocks."""
-        hashes = self.blocks.tables[sequence.sequence_id].hashes
-        name = self._next_name(sequence, hashes)
+        """Let one that runs be awaited for its next blocks; behind a hole it publishes none."""
+        table = self.blocks.tables[sequence.sequence_id]
+        name = None if table.holes else self._next_name(sequence, table.hashes)
         if name is not None:
             self._leaders.setdefault(name, sequence)
 

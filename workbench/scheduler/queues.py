@@ -167,6 +167,9 @@ class Queues:
         num_kept = min(sequence.num_computed, sequence.num_tokens - 1)
         if not num_kept:
             return "recompute", ""
+        table = self.blocks.tables[sequence.sequence_id]
+        if table.holes or table.masses:
+            return "recompute", "; not swapped out, blocks of it were dropped or weighed"
         if self.swapper.swap_out(sequence.sequence_id, sequence.token_ids[:num_kept]):
             return "swap", ""
         return "recompute", "; not swapped out, the host tier is full"
@@ -178,7 +181,7 @@ class Queues:
         if sequence.status is Status.RUNNING:
             del self.running[sequence.sequence_id]
             self.holding[sequence.sequence_id] = sequence
-        else:
+        elif not sequence.awaits_guide:
             self.waiting.remove(sequence)
         sequence.status = Status.PAUSED
         self._waits_no_more(sequence)
@@ -190,15 +193,17 @@ class Queues:
         """Let a paused sequence go on: at once if it has blocks and a place, else it waits."""
         if sequence.status is not Status.PAUSED:
             return
-        del self.paused[sequence.sequence_id]
+        self.paused.pop(sequence.sequence_id, None)  # it may not have been queued yet
         runs = has_place and sequence.sequence_id in self.holding
         if self.bus:
-            self.bus.emit(SequenceResumed(self.step, sequence.sequence_id, runs))
+            ids = self.step, sequence.sequence_id
+            self.bus.emit(SequenceResumed(*ids, runs, sequence.awaits_guide))
         if runs:
             self.go_on(sequence)
         else:
             sequence.status = Status.WAITING
-            self.waiting.append(sequence)
+            if not sequence.awaits_guide:
+                self.waiting.append(sequence)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """Take an unfinished sequence out of its queue, if it is in one, and release its blocks."""

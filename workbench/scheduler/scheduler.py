@@ -12,12 +12,14 @@ from typing import Any
 
 from workbench.batch import RowReport, SampledTokens, StepPlan
 from workbench.cache import KVCache
+from workbench.cache.dropping import DroppingPolicy, dropping_name, get_dropping
 from workbench.config import SchedulerConfig
 from workbench.describe import Described
 from workbench.errors import ConfigError
 from workbench.events import EventBus, PolicyFailed, SequenceExtended, StepPlanned
 from workbench.request import FinishReason, Sequence, Status, TokenLogprobs
 from workbench.scheduler.books import Books, StalePlan
+from workbench.scheduler.dropping import Dropper, check_droppable
 from workbench.scheduler.ending import append, append_token, note
 from workbench.scheduler.facts import forked
 from workbench.scheduler.guard import GuardedPolicy
@@ -42,7 +44,9 @@ class Scheduler(Described):
         self.books = Books()
         self._queues = Queues(cache.blocks, self.config.preemption)
         self._order = GuardedPolicy(get_policy(self.config.policy), self, self._policy_failed)
-        self._planner = Planner(self._queues, self.config, self._order)
+        self._dropper = Dropper(cache.blocks, self._policy_failed)
+        self._dropper.policy = get_dropping(self.config.dropping)
+        self._planner = Planner(self._queues, self.config, self._order, self._dropper)
         self._plan: StepPlan | None = None  # planned and not yet committed
 
     def _check(self, config: SchedulerConfig) -> None:
@@ -53,6 +57,7 @@ class Scheduler(Described):
                 problem += ", nor can it: layers with a window, or several KV groups, have none"
                 fix = "Use preemption='recompute'."
             raise ConfigError("preemption", "swap", problem, fix)
+        check_droppable(self.blocks, get_dropping(config.dropping))
 
     def configure(self, config: SchedulerConfig) -> None:
         """Go by other settings from the next step on; `ConfigError` for what the cache lacks.
@@ -65,6 +70,8 @@ class Scheduler(Described):
         with self.books.open("configure"):
             if config.policy != self.config.policy:
                 self.policy = policy
+            if config.dropping != self.config.dropping:
+                self.dropping = get_dropping(config.dropping)
             self.config, self._queues.preemption = config, config.preemption
             self._planner.configure(config)
 
@@ -86,6 +93,16 @@ class Scheduler(Described):
     def policy(self, policy: Policy) -> None:
         if policy is not self._order.policy:  # one that is kept also keeps its accounts
             self._order.policy = policy
+
+    @property
+    def dropping(self) -> DroppingPolicy:
+        """What drops blocks of running sequences; replaceable between steps. `ConfigError` where
+        layers have a window of their own."""
+        return self._dropper.policy
+
+    @dropping.setter
+    def dropping(self, policy: DroppingPolicy) -> None:
+        self._dropper.policy = policy
 
     @property
     def waiting(self) -> list[Sequence]:
@@ -153,7 +170,10 @@ class Scheduler(Described):
             self.step += 1
             self.blocks.step = queues.step = self.step
             plan = StepPlan(self.step, ended=queues.expire())
+            if self._dropper.active:
+                self._dropper.apply(queues.running.values())
             self._planner.fill(plan)
+            plan.weighed = self._dropper.weighed(plan)
             if self.bus:
                 ids = [sequence.sequence_id for sequence in plan.sequences]
                 rows = tuple(zip(ids, plan.starts, plan.num_new, strict=True))
@@ -180,6 +200,8 @@ class Scheduler(Described):
             if plan:  # an empty one was not run: a copy for a paused sequence is still owed
                 self.blocks.finish_copies()
             self._advance(plan)
+            if plan.weighed:
+                self._dropper.take_in(plan, reports or {})
             for row, report in (reports or {}).items():
                 note(plan.sequences[row], report)
             self._order.committed(plan)
@@ -239,7 +261,7 @@ class Scheduler(Described):
             self._queues.resume(sequence, has_place)
 
     def refuse(self, sequence: Sequence, error: str) -> None:
-        """End a sequence that was never queued, with an error."""
+        """End a sequence that has not run, with an error."""
         with self.books.open("refuse"):
             sequence.error = error
             self._queues.finish(sequence, "error")
@@ -261,6 +283,7 @@ class Scheduler(Described):
             "running": len(self._queues.running),
             "paused": len(self._queues.paused),
             "policy": policy_name(self.policy),
+            "dropping": dropping_name(self.dropping),
             "max_batch_tokens": self.config.max_batch_tokens,
             "max_sequences": self.config.max_sequences,
             "capacity": self.config.capacity,

@@ -17,10 +17,11 @@ def _hold(state: ReplayedState, event: events.BlockAllocated | events.BlockShare
     """Put a block at the end of a sequence's table."""
     block, number = event.block_id, event.sequence_id
     table = state.sequences[number].tables[state.layout.group_of(block)]
-    if not table.block_ids:
+    if not table.block_ids and not table.holes:
         table.first = event.index
-    elif event.index != table.first + len(table.block_ids):
-        raise ValueError(f"the next block is number {table.first + len(table.block_ids)}")
+    elif table.place(event.index) != len(table.block_ids):
+        number = table.first + len(table.block_ids) + len(table.holes)
+        raise ValueError(f"the next block is number {number}")
     table.block_ids.append(block)
     state.references[block] += 1
     state.owners[block] = (*state.owners[block], number)
@@ -31,7 +32,7 @@ def _hold(state: ReplayedState, event: events.BlockAllocated | events.BlockShare
 def _block_copied(state: ReplayedState, event: events.BlockCopied) -> None:
     block, source, number = event.block_id, event.source, event.sequence_id
     table = state.sequences[number].tables[state.layout.group_of(block)]
-    table.block_ids[event.index - table.first] = block
+    table.block_ids[table.place(event.index)] = block
     state.owners[source] = _without(state.owners[source], number)
     state.owners[block], state.references[block] = (number,), 1
     state.positions[block] = event.index
@@ -51,6 +52,8 @@ def _block_released(state: ReplayedState, event: events.BlockReleased) -> None:
     state.owners[block] = _without(state.owners[block], number)
     table = state.find(number).tables[state.layout.group_of(block)]
     ids = table.block_ids
+    if block not in ids:  # dropped, as was told before
+        return
     if ids[-1] == block:  # a table is freed from its end
         ids.pop()
     else:  # a window lets go of the first blocks, the last of them first
@@ -62,6 +65,16 @@ def _block_released(state: ReplayedState, event: events.BlockReleased) -> None:
         gone += 1
     del ids[:gone]
     table.first = table.first + gone if ids else 0
+    if not ids:
+        table.holes.clear()
+
+
+def _blocks_dropped(state: ReplayedState, event: events.BlocksDropped) -> None:
+    [table] = state.find(event.sequence_id).tables  # nothing is dropped where there are groups
+    if table.block_ids:  # else it is a fork, whose blocks come next
+        gone = {table.block_ids[table.place(index)] for index in event.indices}
+        table.block_ids = [block for block in table.block_ids if block not in gone]
+    table.holes = sorted([*table.holes, *event.indices])
 
 
 _GONE = -1  # in a table, between the events of one release
@@ -105,6 +118,7 @@ CHANGES: dict[type[events.Event], Callable[[ReplayedState, Any], None]] = {
     events.BlockCopied: _block_copied,
     events.BlockReleased: _block_released,
     events.BlockFreed: _block_freed,
+    events.BlocksDropped: _blocks_dropped,
     events.BlockCached: _block_cached,
     events.BlockEvicted: _block_evicted,
 }

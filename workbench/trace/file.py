@@ -9,13 +9,13 @@ import gzip
 import json
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from workbench import events
 from workbench.errors import TraceError
+from workbench.trace.log import EventLog, field_names
 
 FORMAT, VERSION = "workbench-trace", 2
 
@@ -24,23 +24,23 @@ _KINDS: dict[str, type[events.Event]] = {
     for name, kind in vars(events).items()
     if isinstance(kind, type) and issubclass(kind, events.Event)
 }
-_NAMES = {kind: [field.name for field in fields(kind)] for kind in _KINDS.values()}
+_NAMES = {kind: field_names(kind) for kind in _KINDS.values()}
 _RERECORD = "Record it again with `Trace.record(engine)` and `trace.save(path)`."
 
 
-def write(
-    path: Path, header: dict[str, Any], seconds: Iterable[float], facts: Sequence[events.Event]
-) -> Path:
+def write(path: Path, header: dict[str, Any], seconds: Iterable[float], log: EventLog) -> Path:
     """Write header, events and their times to `path`."""
     with gzip.open(path, "wt", encoding="utf-8") as out:
         out.write(json.dumps({"format": FORMAT, "version": VERSION, **header}) + "\n")
-        for when, event in zip(seconds, facts, strict=True):
-            out.write(json.dumps([round(when, 6), type(event).__name__, _fields(event)]) + "\n")
-        out.write(json.dumps({"events": len(facts)}) + "\n")
+        for place, when in enumerate(seconds):
+            kind, row = log.row(place)
+            told = dict(zip(_NAMES[kind], row, strict=True))
+            out.write(json.dumps([round(when, 6), kind.__name__, told]) + "\n")
+        out.write(json.dumps({"events": len(log)}) + "\n")
     return path
 
 
-def read(path: Path) -> tuple[dict[str, Any], array[float], list[events.Event]]:
+def read(path: Path) -> tuple[dict[str, Any], array[float], EventLog]:
     """Return a trace file's header, times and events, or raise `TraceError`."""
     lines = _lines(path)
     header = lines[0] if lines else None
@@ -54,12 +54,7 @@ def read(path: Path) -> tuple[dict[str, Any], array[float], list[events.Event]]:
         raise TraceError(f"{path}: truncated after {len(lines) - 1} events. {_RERECORD}")
     del header["format"], header["version"]
     pairs = [_event(path, line) for line in lines[1:-1]]
-    return header, array("d", [when for when, _ in pairs]), [event for _, event in pairs]
-
-
-def _fields(event: events.Event) -> dict[str, Any]:
-    """Return an event's fields, which are plain values: `asdict` would copy every tuple."""
-    return {name: getattr(event, name) for name in _NAMES[type(event)]}
+    return header, array("d", [when for when, _ in pairs]), EventLog(event for _, event in pairs)
 
 
 def _lines(path: Path) -> list[Any]:

@@ -74,7 +74,7 @@ def _packed(sequence: SequenceState, token_ids: list[int]) -> tuple[Any, ...]:
         sequence.parent_id,
         sequence.num_forked,
         sequence.holds_blocks,
-        tuple((table.first, tuple(table.block_ids)) for table in sequence.tables),
+        tuple((t.first, tuple(t.block_ids), tuple(t.holes)) for t in sequence.tables),
     )
 
 
@@ -95,6 +95,6 @@ def _unpacked(packed: tuple[Any, ...]) -> tuple[SequenceState, list[int]]:
         parent_id,
         num_forked,
         holds_blocks,
-        [BlockTableState(first, list(ids)) for first, ids in tables],
+        [BlockTableState(first, list(ids), list(holes)) for first, ids, holes in tables],
     )
     return sequence, tokens

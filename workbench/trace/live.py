@@ -47,8 +47,8 @@ def _sequence(sequence: Sequence, status: str, cache: KVCache) -> SequenceState:
         num_preemptions=metrics.num_preemptions,
         holds_blocks=tables[0] is not None,
         tables=[
-            BlockTableState(table.first, list(table.block_ids))
-            if table is not None and table.block_ids
+            BlockTableState(table.first, list(table.block_ids), list(table.holes))
+            if table is not None and (table.block_ids or table.holes)
             else BlockTableState()
             for table in tables
         ],
@@ -61,7 +61,7 @@ def _read_blocks(state: ReplayedState, cache: KVCache) -> None:
         for content_hash, block_id in group.prefix.items():
             state.contents[block_id] = content_hash.hex()
         for number, table in group.tables.items():
-            for index, block_id in enumerate(table.block_ids, table.first):
+            for index, block_id in zip(table.indices, table.block_ids, strict=True):
                 state.owners[block_id] = (*state.owners[block_id], number)
                 state.positions[block_id] = index
     state.copies = list(cache.blocks.pending_copies)

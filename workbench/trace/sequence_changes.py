@@ -86,7 +86,8 @@ def _sequence_paused(state: ReplayedState, event: events.SequencePaused) -> None
 
 
 def _sequence_resumed(state: ReplayedState, event: events.SequenceResumed) -> None:
-    state.sequences[event.sequence_id].status = "waiting"  # if it runs, that is told next
+    # If it runs, that is told next.
+    state.sequences[event.sequence_id].status = "compiling" if event.compiling else "waiting"
 
 
 def _preempted(state: ReplayedState, event: events.Preempted) -> None:
@@ -95,6 +96,7 @@ def _preempted(state: ReplayedState, event: events.Preempted) -> None:
         sequence.status = "waiting"
     sequence.num_computed, sequence.holds_blocks = 0, False
     sequence.num_preemptions += 1
+    _forget_holes(sequence)
 
 
 def _request_finished(state: ReplayedState, event: events.RequestFinished) -> None:
@@ -102,7 +104,15 @@ def _request_finished(state: ReplayedState, event: events.RequestFinished) -> No
     sequence = state.finished[event.sequence_id] = state.sequences.pop(event.sequence_id)
     sequence.status, sequence.finish_reason = "finished", event.reason
     sequence.holds_blocks = False
+    _forget_holes(sequence)
     drop_kept(state, event.sequence_id)
+
+
+def _forget_holes(sequence: SequenceState) -> None:
+    """Forget what a table lacks that has no block left: no block's release will say so."""
+    for table in sequence.tables:
+        if not table.block_ids:
+            table.holes.clear()
 
 
 def _step_planned(state: ReplayedState, event: events.StepPlanned) -> None:
@@ -115,7 +125,7 @@ def _step_done(state: ReplayedState, event: events.StepDone) -> None:
         sequence = state.find(number)
         sequence.num_computed = computed
         for table in sequence.tables:  # of one that has ended they are empty
-            begin, end = start // size - table.first, -(-computed // size) - table.first
+            begin, end = table.place(start // size), table.place(-(-computed // size))
             state.touched.update(table.block_ids[max(0, begin) : max(0, end)])
     for number, token_id in event.tokens:
         _append(state, number, token_id)

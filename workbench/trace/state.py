@@ -7,6 +7,7 @@ that snapshots are.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -40,10 +41,20 @@ class BlockState(NamedTuple):
 
 @dataclass(slots=True)
 class BlockTableState:
-    """A sequence's blocks in one KV group, from its block `first` on (0 while it has none)."""
+    """A sequence's blocks in one KV group, from its block `first` on (0 while it has none), without
+    those at `holes`, which a policy has dropped."""
 
     first: int = 0
     block_ids: list[int] = field(default_factory=list)
+    holes: list[int] = field(default_factory=list)
+
+    def place(self, index: int) -> int:
+        """Return where in `block_ids` a block lies that is no hole."""
+        return index - self.first - bisect_left(self.holes, index)
+
+    def copy(self) -> BlockTableState:
+        """Return one that may be changed."""
+        return BlockTableState(self.first, list(self.block_ids), list(self.holes))
 
 
 @dataclass(slots=True)
@@ -78,9 +89,7 @@ class SequenceState:
 
     def copy(self) -> SequenceState:
         """Return one that may be changed."""
-        return replace(
-            self, tables=[BlockTableState(t.first, list(t.block_ids)) for t in self.tables]
-        )
+        return replace(self, tables=[table.copy() for table in self.tables])
 
 
 class SwappedState(NamedTuple):

@@ -9,19 +9,23 @@ from __future__ import annotations
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from workbench.config import require_positive
 from workbench.describe import Described
 from workbench.engine import Engine
+from workbench.errors import ConfigError
 from workbench.events import Event, StepDone, StepPlanned
 from workbench.models.tokenizer import Tokenizer
 from workbench.trace import file, perfetto
+from workbench.trace.apply import apply
 from workbench.trace.keyframe import store
 from workbench.trace.layout import CacheLayout
 from workbench.trace.live import live_state
+from workbench.trace.log import EventLog, field_names
 from workbench.trace.occurring import token_ids
 from workbench.trace.replay import ReplayedStep, Timeline, replay
 from workbench.trace.state import ReplayedState
@@ -39,20 +43,25 @@ class Trace(Described):
 
     def __init__(self, header: dict[str, Any] | None = None) -> None:
         self.header: dict[str, Any] = header or {}
-        self.events: list[Event] = []
+        self.events = EventLog()
         self.seconds = array("d")
         self.tokenizer: Tokenizer | None = None
         self._start = time.perf_counter()
         self._timeline: Timeline | None = None
+        self._max_events: int | None = None
 
     @classmethod
-    def begin(cls, engine: Engine) -> Trace:
+    def begin(cls, engine: Engine, *, max_events: int | None = None) -> Trace:
         """Return a trace of an engine, between two steps, that is not subscribed to it yet.
 
         Of an engine that was used before, the first event is `StateSeen`: what it holds.
+        max_events: keep about so many, the latest; the older half of them then becomes one
+        `StateSeen`, so that every step that is left can still be rebuilt (None: keep all).
         """
+        if max_events is not None:
+            require_positive("max_events", max_events)
         trace = cls(engine_header(engine))
-        trace.tokenizer = engine.tokenizer
+        trace.tokenizer, trace._max_events = engine.tokenizer, max_events
         state = live_state(engine)
         if state.step or state.sequences or any(state.contents):
             trace(store(state))
@@ -60,19 +69,41 @@ class Trace(Described):
 
     @classmethod
     @contextmanager
-    def record(cls, engine: Engine) -> Iterator[Trace]:
-        """Record everything the engine states while the block runs; the trace stays afterwards."""
-        trace = cls.begin(engine)
+    def record(cls, engine: Engine, *, max_events: int | None = None) -> Iterator[Trace]:
+        """Record everything the engine states while the block runs; the trace stays afterwards.
+
+        max_events: as for `begin`.
+        """
+        trace = cls.begin(engine, max_events=max_events)
         unsubscribe = engine.bus.subscribe(trace)
         try:
             yield trace
         finally:
             unsubscribe()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Event, _clock: Callable[[], float] = time.perf_counter) -> None:
         """Take one event: a trace is a subscriber."""
         self.events.append(event)
-        self.seconds.append(time.perf_counter() - self._start)
+        self.seconds.append(_clock() - self._start)
+        if self._max_events is not None and type(event) is StepDone:
+            self._shorten(self._max_events)
+
+    def _shorten(self, max_events: int) -> None:
+        """Make one event of the older steps, if there are more than `max_events`."""
+        if len(self.events) <= max_events:
+            return
+        ends = self.events.kinds()
+        cut = next(
+            place + 1
+            for place in range(len(self.events) - max_events // 2 - 1, len(self.events))
+            if ends[place] is StepDone
+        )
+        state = ReplayedState(self.layout)
+        for event in self.events[:cut]:
+            apply(state, event)
+        self.events.replace_first(cut, store(state))
+        self.seconds = array("d", [self.seconds[cut - 1], *self.seconds[cut:]])
+        self._timeline = None
 
     def __len__(self) -> int:
         """Number of events."""
@@ -80,7 +111,7 @@ class Trace(Described):
 
     def of(self, kind: type[E]) -> list[E]:
         """Return the events of one kind, in order."""
-        return [event for event in self.events if isinstance(event, kind)]
+        return self.events.of(kind)
 
     # --- time ---------------------------------------------------------------------------------
 
@@ -157,13 +188,31 @@ class Trace(Described):
         return trace
 
     def to_perfetto(self, path: str | Path) -> Path:
-        """Write a Chrome trace (JSON) for ui.perfetto.dev: step parts, batch sizes, requests."""
-        entries = list(zip(self.seconds, self.events, strict=True))
+        """Write a Chrome trace (JSON) for ui.perfetto.dev: steps, requests, batch and KV use."""
+        entries = zip(self.seconds, self.events, strict=True)
         return perfetto.write(Path(path), self.header, entries)
+
+    def to_pandas(self, kind: type[Event]) -> Any:
+        """Return the events of one kind as a `pandas.DataFrame`, a row each, with their `seconds`.
+
+        A column for each field. Raises `ConfigError` if pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            fix = "Install pandas, or read `trace.of(kind)`."
+            raise ConfigError("to_pandas", kind.__name__, "needs pandas", fix) from None
+        kinds = self.events.kinds()
+        rows = [
+            (seconds, *self.events.row(place)[1])
+            for place, seconds in enumerate(self.seconds)
+            if kinds[place] is kind
+        ]
+        return pd.DataFrame(rows, columns=["seconds", *field_names(kind)])
 
     def describe(self) -> dict[str, Any]:
         """Return the trace in numbers."""
-        kinds = Counter(type(event).__name__ for event in self.events)
+        kinds = Counter(kind.__name__ for kind in self.events.kinds())
         done = self.of(StepDone)
         return {
             "events": len(self),
@@ -184,6 +233,8 @@ def engine_header(engine: Engine) -> dict[str, Any]:
         "backend": engine.runner.backend.name,
         **CacheLayout.of(engine.cache).to_header(),
         "num_blocks": engine.cache.num_blocks,
+        "cache_bytes": engine.cache.num_bytes,
+        "weight_bytes": sum(weight.nbytes for weight in engine.model.parameters()),
         "max_batch_tokens": engine.scheduler.config.max_batch_tokens,
         "max_sequences": engine.scheduler.config.max_sequences,
         "started": time.time(),

@@ -14,12 +14,14 @@ from workbench.errors import MissingExtra
 if TYPE_CHECKING:
     from workbench.views.base import View, link
     from workbench.views.batch_timeline import BatchTimeline
+    from workbench.views.dashboard import EngineDashboard
     from workbench.views.kv_cache import KVCacheView
     from workbench.views.speculation_tree import SpeculationTree
     from workbench.views.token_view import TokenView
 
 _HOMES = {
     "BatchTimeline": "workbench.views.batch_timeline",
+    "EngineDashboard": "workbench.views.dashboard",
     "KVCacheView": "workbench.views.kv_cache",
     "SpeculationTree": "workbench.views.speculation_tree",
     "TokenView": "workbench.views.token_view",
@@ -27,7 +29,15 @@ _HOMES = {
     "link": "workbench.views.base",
 }
 
-__all__ = ["BatchTimeline", "KVCacheView", "SpeculationTree", "TokenView", "View", "link"]
+__all__ = [
+    "BatchTimeline",
+    "EngineDashboard",
+    "KVCacheView",
+    "SpeculationTree",
+    "TokenView",
+    "View",
+    "link",
+]
 
 
 def __getattr__(name: str) -> Any:

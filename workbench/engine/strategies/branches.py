@@ -29,13 +29,19 @@ class Branches:
         self.num_tokens = first.num_tokens
 
     def advance(self, record: RequestRecord, engine: Branching) -> list[Sequence]:
-        """Fork once the shared tokens are computed."""
+        """Fork once the shared tokens are computed. If they never are, because the first sequence
+        was refused or its time was up, all have ended as it did."""
         first = record.sequences[0]
-        if first.num_computed >= self.num_tokens or first.finished:
-            for _ in range(1, self.num_made):
-                engine.branch(record, first, self.num_tokens)
-            self.settled = True
-        return []
+        computed = first.num_computed >= self.num_tokens
+        if not (computed or first.finished):
+            return []
+        others = [engine.branch(record, first, self.num_tokens) for _ in range(1, self.num_made)]
+        self.settled = True
+        if computed:
+            return []
+        for other in others:
+            engine.finish_like(other, first)
+        return others
 
     def selected(self, record: RequestRecord) -> list[Sequence]:
         """Return the outputs, likeliest first once all have ended."""

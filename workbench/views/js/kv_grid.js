@@ -13,7 +13,9 @@ export function layOut(count, width, height) {
     const most = Math.max(1, Math.floor(width / s));
     return s >= 8 && most >= 16 ? most - (most % 4) : most; // rows that are easy to count along
   };
-  while (size > 1 && Math.ceil(count / columnsAt(size)) * size > height) size--;
+  // A pixel is hard to point at: rather half as high again and more than less than two.
+  const most = (s) => (s > 2 ? height : 1.7 * height);
+  while (size > 1 && Math.ceil(count / columnsAt(size)) * size > most(size)) size--;
   const columns = Math.max(1, Math.min(columnsAt(size), count));
   return { columns, rows: Math.ceil(count / columns), size };
 }

@@ -1,0 +1,22 @@
+"""Wrong numbers: where they begin, and what attention looks at.
+
+    from workbench import debug
+    debug.first_divergence(model, transformers_model, "def f(x):")
+    debug.attention_weights(engine, request_id, layers=[3], heads=[0, 5])
+
+Nothing here runs while the engine steps: each function runs the model by itself, without a cache.
+"""
+
+from workbench.debug.attention import AttentionWeights, attention_weights
+from workbench.debug.divergence import Comparison, Divergence, first_divergence
+from workbench.debug.points import LAYER_OPS, Point
+
+__all__ = [
+    "LAYER_OPS",
+    "AttentionWeights",
+    "Comparison",
+    "Divergence",
+    "Point",
+    "attention_weights",
+    "first_divergence",
+]

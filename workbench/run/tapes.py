@@ -1,0 +1,202 @@
+"""Decodes on a CPU from a tape: one C call in place of a pass through Python, as CUDA graphs do.
+
+A batch in which every row decodes is replayed from the native backend's calls, recorded the first
+time it is wanted and again when rows or block tables outgrow it. Everything else runs eagerly, and
+`why_eager` says why. `run_plain` is the same pass without a tape: the oracle, to which the first
+replay of every tape is compared bit for bit before the tape is used. Called by the runner; a tape
+ends with the hidden states, logits are made outside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.batch import Backend, ForwardContext, StepPlan
+from workbench.cache import KVCache
+from workbench.describe import Described, human_bytes
+from workbench.errors import ConfigError
+from workbench.models import DecoderLM
+from workbench.ops import NativeBackend
+from workbench.ops.tape import NotRecordable, Tape
+from workbench.run.decode_buffers import DecodeBuffers
+from workbench.run.decodes import PlainDecodes
+from workbench.run.watch import ModelWatch
+
+_MIN_ROWS = 8
+_MIN_WIDTH = 64  # blocks of a table
+
+
+@dataclass(slots=True)
+class DecodeTape:
+    """A recorded pass. hidden [rows, hidden] is where its replays leave their result."""
+
+    tape: Tape
+    buffers: DecodeBuffers
+    hidden: Tensor
+    ctx: ForwardContext
+
+
+class DecodeTapes(Described):
+    """The tape of one model over one cache, and what is recorded anew when it does not fit.
+
+    insist: whether a pass that cannot be recorded raises `NotRecordable`; else decodes run eagerly
+    as long as backend and model stay. `captures`, `capture_seconds` and `replays` count; `eager`
+    counts the passes that were not replayed, by reason.
+    """
+
+    def __init__(self, model: DecoderLM, cache: KVCache, *, insist: bool = False) -> None:
+        self.model, self.cache, self.insist = model, cache, insist
+        self.device = cache.tensors[0].device
+        self.captures, self.capture_seconds, self.replays = 0, 0.0, 0
+        self.eager: Counter[str] = Counter()
+        self.latest: DecodeTape | None = None
+        self._watch = ModelWatch(model)
+        self._decodes = PlainDecodes(cache, self._watch)
+        self._backend: Backend | None = None
+        self._failure = ""  # why the latest recording, with this backend and model, failed
+
+    def why_eager(self, plan: StepPlan, backend: Backend) -> str:
+        """Return why a plan cannot be replayed; empty if it can."""
+        if not isinstance(backend, NativeBackend):
+            return f"the {backend.name} backend cannot be recorded"
+        if self._failure and backend is self._backend and not self._watch.changed:
+            return self._failure
+        return self._decodes.why_not(plan)
+
+    def run(self, plan: StepPlan, backend: Backend) -> tuple[Tensor, ForwardContext]:
+        """Replay a plan for which `why_eager` is empty; return hidden states [rows, hidden].
+
+        They are overwritten by the next replay. Where there is no tape that fits, the pass is run
+        eagerly and recorded.
+        """
+        if backend is not self._backend or self._watch.changed:
+            self.clear()
+            self._backend = backend
+        rows, width = len(plan.sequences), self._width(plan)
+        taped = self.latest
+        if taped is None or rows > taped.buffers.rows or width > taped.buffers.width:
+            return self._capture(plan, backend, rows, width)
+        taped.buffers.fill(plan, self.cache)
+        taped.tape.replay(rows)
+        self.replays += 1
+        return taped.hidden[:rows], taped.ctx
+
+    def _width(self, plan: StepPlan) -> int:
+        tables = self.cache.blocks.groups[0].tables
+        return max(len(tables[sequence.sequence_id].block_ids) for sequence in plan.sequences)
+
+    def run_plain(
+        self, plan: StepPlan, backend: Backend, buffers: DecodeBuffers
+    ) -> tuple[Tensor, ForwardContext]:
+        """Return what `run` does, computed without a tape on the same inputs."""
+        rows = len(plan.sequences)
+        lens = buffers.fill(plan, self.cache)[:rows]
+        ctx = self._context(buffers, lens, backend)
+        return self.model(buffers.views["token_ids"][:rows], ctx), ctx
+
+    def _context(self, buffers: DecodeBuffers, lens: list[int], backend: Backend) -> ForwardContext:
+        views = {name: view[: len(lens)] for name, view in buffers.views.items()}
+        ctx = ForwardContext(
+            backend=backend,
+            positions=views["positions"],
+            query_lens=[1] * len(lens),
+            kv_lens=lens,
+            num_decodes=len(lens),
+            query_starts=torch.arange(len(lens) + 1, dtype=torch.int32),
+            context_lens=views["context_lens"],
+            slot_mapping=views["slot_mapping"],
+            block_tables=views["block_tables"],
+            kv=self.cache.layers,
+            rope_lens=views.get("rope_lens"),
+        )
+        ctx.prepared = backend.prepare(ctx)
+        return ctx
+
+    def _capture(
+        self, plan: StepPlan, backend: Backend, rows: int, width: int
+    ) -> tuple[Tensor, ForwardContext]:
+        """Run a plan's pass, record it with room to grow, and return what the pass returned."""
+        begin = time.perf_counter()
+        sizes = _power_of_2(max(rows, _MIN_ROWS)), _power_of_2(max(width, _MIN_WIDTH))
+        self.latest = None
+        buffers = DecodeBuffers(*sizes, self.device, rope_lens=self.model.needs_rope_lens)
+        hidden, ctx = self.run_plain(plan, backend, buffers)
+        try:
+            taped = self._record(buffers, backend)
+            taped.tape.replay(rows)
+            if not _same_bits(taped.hidden[:rows], hidden):
+                raise NotRecordable("a replay does not give what the pass itself does")
+        except NotRecordable as error:
+            if self.insist:
+                raise
+            self._failure = f"decodes cannot be recorded: {error}"
+            self.eager[self._failure] += 1
+            return self.run_plain(plan, backend, buffers)  # a wrong replay has left wrong keys
+        self.latest = taped
+        self.captures += 1
+        self.capture_seconds += time.perf_counter() - begin
+        return hidden, ctx
+
+    def _record(self, buffers: DecodeBuffers, backend: Backend) -> DecodeTape:
+        assert isinstance(backend, NativeBackend), "`why_eager` was asked"
+        tape = Tape(buffers.rows)
+        ctx = self._context(buffers, [1] * buffers.rows, tape.recorder(backend))
+        with tape.recording():
+            hidden = self.model(buffers.views["token_ids"], ctx)
+        ctx.backend = backend
+        return DecodeTape(tape, buffers, hidden, ctx)
+
+    def clear(self) -> None:
+        """Drop the tape with its memory, and forget failures: record anew when wanted."""
+        self.latest, self._failure = None, ""
+        self._decodes.forget()
+        self._watch.renew()
+
+    def close(self) -> None:
+        """Drop the tape, the model and the cache."""
+        self.clear()
+        del self.model, self.cache, self._watch, self._decodes, self._backend
+
+    @property
+    def summary(self) -> str:
+        """What was recorded and replayed so far, in a line."""
+        cost = f"{self.captures} recorded in {self.capture_seconds:.3f} s"
+        return f"{cost}, {self.replays} replays, {sum(self.eager.values())} passes eagerly"
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was recorded and replayed, and why passes were not."""
+        facts: dict[str, Any] = {"so far": self.summary}
+        if self.latest is not None:
+            tape, buffers = self.latest.tape, self.latest.buffers
+            facts["held"] = f"{tape.num_calls} calls, {human_bytes(tape.num_bytes)}"
+            facts["fits"] = f"{buffers.rows} rows of {buffers.width} blocks"
+        return {**facts, "eager because": dict(self.eager)}
+
+
+def _power_of_2(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one dtype are equal to the last bit, NaN included."""
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
+def resolve_tape(tape: object, device: torch.device, backend: Backend) -> bool:
+    """Return whether decodes are to be replayed from a tape.
+
+    tape: `"auto"` (where they can be), True or False. Raises `ConfigError` for anything else, and
+    for True where they cannot be.
+    """
+    if not isinstance(tape, bool) and tape != "auto":
+        raise ConfigError("tape", tape, "no such choice", 'Use "auto", True or False.')
+    if tape is True and not isinstance(backend, NativeBackend):
+        problem = f"the {backend.name} backend cannot be recorded"
+        raise ConfigError("tape", tape, problem, 'Use backend="native", or leave it at "auto".')
+    return bool(tape) and device.type == "cpu"
