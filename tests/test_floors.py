@@ -53,7 +53,7 @@ SIBLINGS = {
 TOP_FOLDER = {
     *("errors", "config", "sampling_params", "request", "batch", "results", "events"),
     *("describe", "interrupts", "metrics", "activations", "embeds", "guide", "guided_params"),
-    *("retention", "draft"),
+    *("retention", "draft", "results"),
     *("engine", "async_engine", "build", "llm", "memory_plan"),
 }
 # The package's own __init__ names everything; only the top floor may use it, as a user does.

@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_tokenizers
 
 from workbench import events
 from workbench.errors import TraceError
 from workbench.events import EventBus
+from workbench.models.tokenizer import Tokenizer
 from workbench.trace import Trace
 from workbench.trace.file import VERSION
 
@@ -238,3 +240,16 @@ def test_a_trace_is_a_subscriber() -> None:
     bus.emit(EVENTS[1])
     assert trace.events == EVENTS[:1]
     assert not bus
+
+
+def test_a_part_of_a_character_is_kept_for_readers_and_shown_as_one(tmp_path: Path) -> None:
+    trace = Trace()
+    trace.tokenizer = Tokenizer(tiny_tokenizers.wrap(tiny_tokenizers.byte_level()))
+    ids = trace.tokenizer.encode("日", special=False)
+    assert len(ids) > 1, "the test needs a character of several tokens"
+    trace(events.RequestAdded(0, "r0", 0, len(ids), 3, tuple(ids)))
+    for known in (trace, Trace.load(trace.save(tmp_path / "run.trace"))):
+        pieces = "".join(str(known.piece_of(i)) for i in ids)
+        assert pieces.encode("utf-8", "surrogateescape").decode() == "日"
+        assert "\ufffd" in "".join(known.text_of(i) for i in ids)
+    assert (trace.piece_of(10**6), Trace().text_of(7)) == ("", "<7>")

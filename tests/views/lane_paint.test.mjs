@@ -51,6 +51,16 @@ test("of several lanes on one pixel, work is seen over waiting", () => {
   assert.deepEqual(line(0).filter((_, x) => x % 3 === 0), [LOOK.PREFILL, LOOK.RECOMPUTE, LOOK.DECODE]);
 });
 
+test("of two rows on one pixel the costlier work is seen, whichever comes first", () => {
+  const squeezed = () => [0, 1, 1];
+  const one = run();
+  const looks = new Uint16Array(1);
+  const rowLook = rowLooks(one.columns, 64);
+  const places = laneRows([0, 1], one.laneCount, 1, 16);
+  paintLanes(looks, 1, { run: one, rowLook, lanes: [0, 1], places, columns: [1, 3], toX: squeezed });
+  assert.equal(looks[0] >> 8, LOOK.RECOMPUTE); // the last step decodes
+});
+
 test("a lane that is not shown is not painted", () => {
   const { looks } = paint(10, [0]);
   assert.ok(!looks.some((look) => look >> 8 === LOOK.RECOMPUTE));

@@ -152,6 +152,25 @@ def test_waiting_preemption_and_recomputing_are_told_with_their_cause(node: Any)
     assert said["lanes"][0]["life"] == [0, 4]
 
 
+def test_a_paused_request_that_loses_its_blocks_says_so(node: Any) -> None:
+    trace = events_of(
+        events.RequestAdded(0, "a", 0, 3, 9, (1, 2, 3)),
+        events.SequenceAdmitted(1, 0, 0),
+        events.StepPlanned(1, ((0, 0, 3),), 0, 1),
+        done(1, (0, 7)),
+        events.SequencePaused(1, 0),
+        events.StepPlanned(2, (), 0, 0),
+        done(2),
+        events.Preempted(3, 0, "no free block for b", 3),
+        events.StepPlanned(3, (), 0, 0),
+        done(3),
+    )
+    said = read(node, BatchTimeline(trace))["steps"]
+    assert [step["states"] for step in said] == [[State.RUNNING], [State.PAUSED], [State.PAUSED]]
+    assert "why" not in said[1]["words"][0]
+    assert said[2]["words"][0]["why"].startswith("no free block for b; KV of 3 tokens")
+
+
 def test_where_each_token_came_from(node: Any) -> None:
     trace = preempted()
     lane = read(node, BatchTimeline(trace))["lanes"][0]

@@ -179,7 +179,6 @@ class RunWriter:
                 if not lane.admitted:
                     lane.admitted = True
                     self._put("cached", lane.number, computed)
-                lane.furthest = max(lane.furthest, computed)
                 self._turn(lane, State.RUNNING)
             case events.Preempted():
                 paused, swapped = lane.state is State.PAUSED, event.kind == "swap"
@@ -228,7 +227,7 @@ class RunWriter:
     def done(self, event: events.StepDone) -> None:
         """Take in a committed step: its tokens, then its rows."""
         plan, column = self._plan, self.num_columns
-        if plan is None or plan.step != event.step:
+        if plan is None:
             return  # the recording began in the middle of this step
         before = {number: self._lane(number).num_tokens for number, _, _ in plan.rows}
         told = event.logprobs or (None,) * len(event.tokens)
