@@ -9,7 +9,9 @@ import pytest
 import torch
 from drafting import RandomTrees, Right, truth_of
 from drive import Alone, MakeEngine, drawn, greedy, tokens_of
-from tiny import VOCAB, random_prompts
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import random_prompts
 
 from workbench.engine import Engine
 from workbench.events import DraftVerified, Event
@@ -282,6 +284,48 @@ def test_beams_and_embeddings_decode_plainly_beside_drafts(
         assert "beams" in engine.describe()["decoded plainly"]
 
 
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    seed=st.integers(0, 10**6),
+    block_size=st.integers(1, 9),
+    tokens=st.integers(8, 64),
+    blocks=st.integers(20, 60),
+    largest=st.integers(1, 40),
+    swap=st.booleans(),
+)
+def test_any_trees_under_any_pressure(
+    make_engine: MakeEngine,
+    alone: Alone,
+    seed: int,
+    block_size: int,
+    tokens: int,
+    blocks: int,
+    largest: int,
+    swap: bool,
+) -> None:
+    """The adversary: random trees, of any size, in a cache of any size."""
+    prompts, params = PROMPTS[:4], MENU[:4]
+    longest = max(map(len, prompts)) + 24
+    engine = make_engine(
+        block_size=block_size,
+        num_blocks=max(blocks, -(-longest // block_size)),
+        max_batch_tokens=tokens,
+        max_sequences=4,
+        preemption="swap" if swap else "recompute",
+        host_blocks=40 if swap else 0,
+    )
+    truth = truth_of(prompts, alone(prompts, params))
+    engine.swap(proposer=RandomTrees(seed, truth=truth, largest=largest))
+    names = [engine.add(*pair) for pair in zip(prompts, params, strict=True)]
+    while engine.has_work:
+        engine.step()
+        engine.cache.check()
+    assert [engine.forget(n).outputs[0].token_ids for n in names] == alone(prompts, params)
+    engine.close()
+
+
 def test_lengths_by_load(make_engine: MakeEngine) -> None:
     engine = make_engine()
     config = SpeculationConfig(lengths=((1, 5), (3, 2), (4, 0)))
@@ -296,4 +340,3 @@ def test_lengths_by_load(make_engine: MakeEngine) -> None:
     assert max(depths[1]) == max(depths[2]) == 5
     assert max(depths[3]) == 2
     assert depths[4] == set()
-    assert VOCAB > 5

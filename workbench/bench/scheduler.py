@@ -31,6 +31,7 @@ class NoRunner:
     """Stands where the runner is and computes nothing."""
 
     device = torch.device("cpu")
+    captured: tuple[str, ...] = ()
     backend = SimpleNamespace(name="none")
 
     def __init__(self, model: Any, cache: KVCache) -> None:
