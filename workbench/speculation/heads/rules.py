@@ -1,4 +1,7 @@
-"""Weight rules that several head families share: a Llama decoder layer under a published prefix."""
+"""Weight rules that several head families share: a Llama decoder layer under a published prefix.
+
+Families with decoder layers of their own use these in `rules` and `parts`.
+"""
 
 from __future__ import annotations
 

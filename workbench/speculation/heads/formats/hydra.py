@@ -1,4 +1,7 @@
-"""Hydra as published: `hydra_lm_head` (as safetensors) and the keys of its `HydraConfig`."""
+"""Hydra as published: `hydra_lm_head` (as safetensors) and the keys of its `HydraConfig`.
+
+Saved heads with a prefix layer state its shape as well; the authors' take it from the target.
+"""
 
 from __future__ import annotations
 
