@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from workbench.config import require_positive
 from workbench.errors import ConfigError
+from workbench.interrupts import shielded
 from workbench.models import DecoderLM
 from workbench.speculation.heads import Eagle3Head, MedusaHead
 from workbench.train.heads_capture import capture, training_backend
@@ -28,6 +29,8 @@ from workbench.train.heads_data import Texts, TextWindows, token_stream
 from workbench.train.heads_log import Evaluation, Row, RunLog
 from workbench.train.heads_tasks import Task, new_task
 from workbench.train.schedule import Progress, learning_rate
+
+_SAVE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +123,11 @@ def train_head(
     """Train a head of `kind` (medusa, eagle3, draft) for `model`; return it and its log.
 
     texts: strings, or a corpus's token ids. Budget: `steps`, or `minutes` of stepping over all
-    calls. out: a folder to resume from and to save to. prompts: what acceptance is measured on, at
-    the start, every `measure_every` seconds, and at the end. callback: called with each row of the
-    log, which comes every `log_every` seconds: step, loss, agreed (by head or pass), rate, and
-    acceptance (tokens a pass) where it was measured. options: of the kind, see `heads_tasks`.
+    calls. out: a folder to resume from and to save to, also when interrupted. prompts: what
+    acceptance is measured on, at the start, every `measure_every` seconds, and at the end.
+    callback: called with each row of the log, which comes every `log_every` seconds: step, loss,
+    agreed (by head or pass), rate, and acceptance (tokens a pass) where it was measured. options:
+    of the kind, see `heads_tasks`.
 
     Raises `ConfigError`, or `FloatingPointError` if the loss is no number any more.
     """
@@ -139,8 +143,6 @@ def train_head(
     log = RunLog(run, _evaluation(model, prompts), callback, log_every, measure_every)
     with tqdm(total=100, disable=not progress, unit="%", desc=f"{kind} head") as bar:
         _train(run, steps, minutes, log, bar, state)
-    if state is not None:
-        run.save(state)
     run.task.module.requires_grad_(False)
     return run.task.module.eval(), run.log
 
@@ -189,27 +191,33 @@ def _train(
     bar: Any,
     state: Path | None,
 ) -> None:
-    """Step until the budget is used up; tell and save on the way."""
+    """Step until the budget is used up; tell and save on the way, and when interrupted."""
     tokens = run.settings.batch * run.settings.length
-    bar.update(int(100 * run.progress.fraction))
-    if run.step == 0:
-        log.tell(bar)
     last = saved = time.perf_counter()
-    while not run.progress.done:
-        log.add(*take_step(run))
-        now = time.perf_counter()
-        if steps is not None:
-            run.progress.advance_tokens(tokens, steps * tokens)
-            run.progress.seconds += now - last
-        else:
-            assert minutes is not None
-            run.progress.advance_seconds(now - last, 1 / (60 * minutes))
-        run.progress.tokens += tokens
-        log.tell_if_due(bar)
-        if state is not None and now - saved > 60:
+    between_steps = True
+    try:
+        log.begin(bar)
+        while not run.progress.done:
+            between_steps = False
+            with shielded():  # an interrupt waits: a step is either whole or not begun
+                log.add(*take_step(run))
+                now = time.perf_counter()
+                if steps is not None:
+                    run.progress.advance_tokens(tokens, steps * tokens)
+                    run.progress.seconds += now - last
+                else:
+                    assert minutes is not None
+                    run.progress.advance_seconds(now - last, 1 / (60 * minutes))
+                run.progress.tokens += tokens
+                between_steps = True
+            log.tell_if_due(bar)
+            if state is not None and now - saved > _SAVE_SECONDS:
+                run.save(state)
+                saved = now
+            last = time.perf_counter()
+    finally:
+        if state is not None and between_steps:
             run.save(state)
-            saved = now
-        last = time.perf_counter()
 
 
 def _evaluation(

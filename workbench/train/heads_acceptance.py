@@ -8,7 +8,7 @@ greedy verification accepts exactly the tokens that agree.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -109,6 +109,23 @@ def medusa_ranks(head: MedusaHead, seen: Captured, most: int = 10) -> Tensor:
         found = (best == right).int()
         ranks[i, : len(right)] = torch.where(found.any(1), found.argmax(1), most)
     return ranks
+
+
+@torch.inference_mode()
+def medusa_accuracy(head: MedusaHead, seen: Captured, most: int = 10) -> Tensor:
+    """Return how often each head's token of each rank is right over windows: [heads, most]."""
+    counts = torch.zeros(head.num_heads, most + 1)
+    for row in range(len(seen.token_ids)):
+        one = replace(
+            seen,
+            token_ids=seen.token_ids[row : row + 1],
+            states=seen.states[row : row + 1],
+            final=seen.final[row : row + 1],
+        )
+        for i, ranks in enumerate(medusa_ranks(head, one, most)):
+            known = ranks[: len(ranks) - 1 - i]
+            counts[i] += torch.bincount(known.cpu(), minlength=most + 1)
+    return counts[:, :most] / counts.sum(1, keepdim=True)
 
 
 def unrolled_matches(head: SequentialHead | DecoderLM, seen: Captured, depth: int) -> Tensor:

@@ -70,6 +70,12 @@ class RunLog:
         self.agreed: list[torch.Tensor] = []
         self.logged = self.measured = time.perf_counter()
 
+    def begin(self, bar: Any) -> None:
+        """Show how far the run has come; of a fresh one, the first row."""
+        bar.update(int(100 * self.run.progress.fraction))
+        if self.run.step == 0:
+            self.tell(bar)
+
     def add(self, loss: torch.Tensor, agreed: torch.Tensor) -> None:
         """Take in a step's figures; on a GPU, wait until it is at most one step behind."""
         self.losses.append(loss)
