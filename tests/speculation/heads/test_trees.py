@@ -113,6 +113,17 @@ def test_dynamic_trees_follow_the_paper(seed: int, nodes: int, depth: int) -> No
         assert len(siblings) == len(paths), "no token twice behind one node"
 
 
+def test_rows_go_as_deep_as_each_may() -> None:
+    """A row held to one level has all of its first level, and nothing else that counts."""
+    root, step, _ = markov(6, 3, 2)
+    tree = grow(root, step, TreeShape(7, 3, 3), torch.tensor([1, 3]))
+    free = grow(root, step, TreeShape(7, 3, 3))
+    assert torch.equal(tree.token_ids[1], free.token_ids[1])
+    kept = tree.scores[0].isfinite()
+    assert kept.sum() == 3
+    assert tree.parents[0][kept].tolist() == [-1] * 3
+
+
 def test_equal_scores_keep_ancestors() -> None:
     """With certain tokens, scores are all 0: the first in order stay, so parents do."""
     tree = DraftTree(torch.arange(6)[None], torch.tensor([[-1, -1, 0, 0, 2, 4]]), torch.zeros(1, 6))

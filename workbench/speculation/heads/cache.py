@@ -46,6 +46,18 @@ class HeadCache(Described):
         """Sequences that fit."""
         return len(self.lens)
 
+    def reserve_rows(self, num_rows: int) -> None:
+        """Make room for so many sequences, at least; those that are there stay."""
+        have = self.num_rows
+        if num_rows <= have:
+            return
+        count = max(num_rows, 2 * have)
+        shape = self.kv.shape
+        grown = self.kv.new_zeros(*shape[:2], count, *shape[3:])
+        grown[:, :, :have] = self.kv
+        self.kv = grown
+        self.lens += [0] * (count - have)
+
     def truncate(self, row: int, length: int) -> None:
         """Roll a row back to its first `length` pairs."""
         assert 0 <= length <= self.lens[row], "a row is rolled back to what it has"

@@ -86,10 +86,14 @@ def draft_tree(
     out: Tensor,
     shape: TreeShape,
     backend: Backend,
+    max_depths: Tensor | None = None,
 ) -> DraftTree:
-    """Return EAGLE-2's tree behind each row's last committed pair, whose output is `out`."""
+    """Return EAGLE-2's tree behind each row's last committed pair, whose output is `out`.
+
+    max_depths [R]: see `grow`.
+    """
     grower = _Grower(head, cache, rows, shape.top_k, backend)
-    return grow(grower.candidates(out.unsqueeze(1)), grower.step, shape)
+    return grow(grower.candidates(out.unsqueeze(1)), grower.step, shape, max_depths)
 
 
 class _Grower:

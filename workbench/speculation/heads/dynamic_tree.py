@@ -58,12 +58,15 @@ class TreeShape:
             require_positive(f"TreeShape.{name}", getattr(self, name))
 
 
-def grow(root: Candidates, step: Step, shape: TreeShape) -> DraftTree:
+def grow(
+    root: Candidates, step: Step, shape: TreeShape, max_depths: Tensor | None = None
+) -> DraftTree:
     """Return the best trees below roots with these continuations (`root` has m = 1).
 
     Level 1 is the root's top_k. Each further level scores the top_k continuations of every live
     node by the sum of log-probabilities, and the best top_k of them all go on. In the end the best
-    `num_nodes` of all levels stay.
+    `num_nodes` of all levels stay. max_depths [R]: where a row may go less deep, its nodes beyond
+    that come last of all, and score -inf.
     """
     token_ids, scores = [root.token_ids[:, 0]], [root.logprobs[:, 0]]
     parents = [torch.full_like(token_ids[0], -1)]
@@ -81,10 +84,12 @@ def grow(root: Candidates, step: Step, shape: TreeShape) -> DraftTree:
         from_place = best // candidates.token_ids.shape[2]
         frontier = Frontier(token_ids[-1].gather(1, best), from_place, depth)
         places, offset = offset + best, offset + scores[-1].shape[1]
-    return rerank(
-        DraftTree(torch.cat(token_ids, 1), torch.cat(parents, 1), torch.cat(scores, 1)),
-        shape.num_nodes,
-    )
+    if max_depths is not None:
+        limits = max_depths.to(live.device).unsqueeze(1)
+        for depth, own in enumerate(scores, 1):
+            scores[depth - 1] = own.masked_fill(limits < depth, -torch.inf)
+    every = DraftTree(torch.cat(token_ids, 1), torch.cat(parents, 1), torch.cat(scores, 1))
+    return rerank(every, shape.num_nodes)
 
 
 def live_size(root: Candidates) -> int:
