@@ -32,6 +32,7 @@ from workbench.train.heads_acceptance import (
 )
 from workbench.train.heads_capture import capture, training_backend
 from workbench.train.heads_data import TextWindows, continuations, own_text, token_stream
+from workbench.train.heads_export import save_draft_model
 from workbench.train.heads_log import RunLog
 from workbench.train.heads_tasks import new_task
 
@@ -86,6 +87,18 @@ def test_loss_falls_and_acceptance_rises(kind: str, model: DecoderLM) -> None:
     assert log[-1]["acceptance"] > log[0]["acceptance"] + 0.04
     assert not any(p.requires_grad for p in head.parameters())
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["medusa", "eagle3", "draft"])
+def test_a_target_in_bfloat16_trains_heads_in_float32(kind: str, model, tmp_path) -> None:
+    save_draft_model(model, tmp_path, torch.bfloat16)
+    narrow = load_model(tmp_path, device="cpu", dtype="bfloat16")
+    prompts = [[5, 6, 7], [8, 9]]
+    head, log = train_head(
+        narrow, kind, text(model), steps=2, settings=SETTINGS, prompts=prompts, **options(kind)
+    )
+    assert {p.dtype for p in head.parameters()} == {torch.float32}
+    assert log[-1]["acceptance"] >= 1
 
 
 class Interrupted(Exception):

@@ -9,8 +9,8 @@ goes. The target is frozen and runs as in the engine; nothing is shipped from he
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,13 +166,12 @@ def new_run(
 
 def take_step(run: HeadRun) -> tuple[torch.Tensor, torch.Tensor]:
     """Run one optimizer step; return its loss and what agreed, without waiting for them."""
-    settings, device = run.settings, run.model.device
+    settings = run.settings
     tokens = run.windows.batch(run.step, settings.batch)
-    mixed = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
-    with torch.enable_grad(), mixed:
+    with torch.enable_grad(), _fast_float32():
         seen = capture(run.model, tokens, run.task.needs, training_backend(run.model))
         loss, agreed = run.task.loss(seen)
-    loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(run.task.module.parameters(), settings.max_grad_norm)
     rate = learning_rate(run.progress.fraction, settings.rate, settings.warmup)
     for group in run.optimizer.param_groups:
@@ -181,6 +180,17 @@ def take_step(run: HeadRun) -> tuple[torch.Tensor, torch.Tensor]:
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
     return loss.detach(), agreed
+
+
+@contextmanager
+def _fast_float32() -> Iterator[None]:
+    """Let a GPU's tensor cores multiply float32, in which heads are trained, for this block."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _train(
