@@ -31,7 +31,13 @@ from workbench.train.heads_acceptance import (
     tree_lengths,
 )
 from workbench.train.heads_capture import capture, training_backend
-from workbench.train.heads_data import TextWindows, continuations, own_text, token_stream
+from workbench.train.heads_data import (
+    TextWindows,
+    continuations,
+    frequent_ids,
+    own_text,
+    token_stream,
+)
 from workbench.train.heads_export import save_draft_model
 from workbench.train.heads_log import RunLog
 from workbench.train.heads_tasks import new_task
@@ -297,6 +303,12 @@ def test_windows_are_a_function_of_their_number() -> None:
     assert torch.equal(windows.batch(4, 3), windows.batch(4, 3))
     assert not torch.equal(windows.batch(4, 3), windows.batch(5, 3))
     assert (windows.batch(2, 50).diff(dim=1) == 1).all()
+
+
+def test_frequent_ids_are_ascending_and_do_occur() -> None:
+    stream = torch.tensor([5, 5, 5, 2, 2, 9, 7, 7, 7, 7], dtype=torch.int32)
+    assert frequent_ids(stream, 2).tolist() == [5, 7]
+    assert frequent_ids(stream, 99).tolist() == [2, 5, 7, 9]
 
 
 def test_own_text_is_the_models(model) -> None:

@@ -66,6 +66,16 @@ def token_stream(texts: Texts, model: DecoderLM) -> Tensor:
     return stream
 
 
+def frequent_ids(stream: Tensor, count: int) -> Tensor:
+    """Return the `count` most frequent token ids of a stream, ascending: a draft vocabulary.
+
+    Tokens that never come are left out, so there may be fewer.
+    """
+    counts = torch.bincount(stream.long())
+    best = counts.argsort(descending=True, stable=True)[:count]
+    return best[counts[best] > 0].sort().values
+
+
 def python_texts(max_bytes: int) -> list[str]:
     """Return Python files of this machine, cleaned, up to so many bytes in all, in a fixed order.
 

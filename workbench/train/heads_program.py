@@ -27,7 +27,7 @@ from workbench.speculation.heads import MedusaHead, TreeShape, grow_paths
 from workbench.train.heads import HeadSettings, train_head
 from workbench.train.heads_acceptance import Drafter, measure_acceptance, medusa_accuracy
 from workbench.train.heads_capture import capture, training_backend
-from workbench.train.heads_data import own_text, python_texts, token_stream
+from workbench.train.heads_data import frequent_ids, own_text, python_texts, token_stream
 from workbench.train.heads_export import export_head
 from workbench.train.heads_log import Evaluation
 
@@ -51,7 +51,7 @@ def main(kind: str, argv: Sequence[str] | None = None) -> int:
         prompts=evaluation,
         callback=lambda row: print(json.dumps(row), flush=True),
         progress=False,
-        **options(kind, arguments),
+        **options(kind, arguments, stream),
     )
     calibrate(head, model, stream, arguments.tree)
     measured = measure(head, model, evaluation, arguments.tree)
@@ -75,14 +75,17 @@ def text_stream(model: DecoderLM, arguments: argparse.Namespace) -> Tensor:
     return torch.cat((texts[: int(arguments.text_share * len(texts))], written))
 
 
-def options(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def options(kind: str, arguments: argparse.Namespace, stream: Tensor) -> dict[str, Any]:
     """Return the keywords of a kind's task."""
     names = {
         "medusa": ("num_heads", "own_matrix", "labels"),
-        "eagle3": ("unroll",),
+        "eagle3": ("unroll", "intermediate_size"),
         "draft": ("num_layers", "hidden_size", "intermediate_size"),
     }[kind]
-    return {name: getattr(arguments, name) for name in names}
+    given = {name: getattr(arguments, name) for name in names}
+    if kind == "eagle3" and arguments.draft_vocab:
+        given["draft_ids"] = frequent_ids(stream, arguments.draft_vocab)
+    return given
 
 
 def calibrate(head: Drafter, model: DecoderLM, stream: Tensor, num_nodes: int) -> None:
@@ -166,6 +169,8 @@ def _parser(kind: str) -> argparse.ArgumentParser:
         add("--shared-matrix", dest="own_matrix", action="store_false", help=shared)
     elif kind == "eagle3":
         add("--unroll", type=int, default=7, help="passes of the training-time test")
+        add("--draft-vocab", type=int, help="draft only that many, the most frequent tokens")
+        add("--intermediate-size", type=int, help="of the head's layer; else the target's")
     else:
         add("--num-layers", type=int, default=2)
         add("--hidden-size", type=int, default=256)
