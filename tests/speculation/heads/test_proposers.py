@@ -20,6 +20,7 @@ from workbench.ops import get_backend
 from workbench.sampling_params import SamplingParams
 from workbench.speculation.dflash import DFlashProposer
 from workbench.speculation.eagle import EagleProposer
+from workbench.speculation.head_proposers import load_proposer
 from workbench.speculation.heads import TreeShape, load_head
 from workbench.speculation.medusa import HydraProposer, MedusaProposer, usual_paths
 from workbench.speculation.proposer import Candidate, ProposalContext
@@ -46,6 +47,12 @@ CONFIGS: dict[str, Any] = {
         files.dflash,
     ),
 }
+CLASSES: dict[str, Any] = {
+    "medusa": MedusaProposer,
+    "hydra": HydraProposer,
+    "hydra-prefix": HydraProposer,
+    "dflash": DFlashProposer,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {"prefix_reuse": False},
     "chunks": {"max_batch_tokens": 80, "max_sequences": 3, "prefix_reuse": False},
@@ -71,14 +78,15 @@ def proposer_of(kind: str, target: DecoderLM, folder: Any, backend: str = "refer
     """Return a proposer with a random head of a kind."""
     config, make = CONFIGS[kind]
     torch.manual_seed(1)
-    head = load_head(files.write(folder, config, make()), target)
-    if kind == "medusa":
-        return MedusaProposer(head, paths=usual_paths(3, 60), backend=backend)
-    if kind.startswith("hydra"):
-        return HydraProposer(head, paths=usual_paths(3, 60), backend=backend)
-    if kind == "dflash":
-        return DFlashProposer(head, backend=backend)
-    return EagleProposer(head, shape=SHAPE, backend=backend)
+    files.write(folder, config, make())
+    options: dict[str, Any] = {"shape": SHAPE}
+    if kind in ("medusa", "hydra", "hydra-prefix"):
+        options = {"paths": usual_paths(3, 60)}
+    elif kind == "dflash":
+        options = {}
+    proposer = load_proposer(folder, target, backend=backend, **options)
+    assert type(proposer) is CLASSES.get(kind, EagleProposer)
+    return proposer
 
 
 def engine_of(target: DecoderLM, proposer: Any = None, **settings: Any) -> Engine:
