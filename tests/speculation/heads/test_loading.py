@@ -173,6 +173,14 @@ def test_tensors_for_another_target_are_refused(tmp_path: Path, target) -> None:
         load_head(folder, target)
 
 
+def test_more_medusa_heads_than_the_config_says_are_used_and_said(tmp_path, target) -> None:
+    config = {"medusa_num_heads": 2}
+    folder = files.write(tmp_path, config, files.medusa(4), "medusa_lm_head.safetensors")
+    head = load_head(folder, target)
+    assert head.num_heads == 4
+    assert head.source.endswith("4 heads are stored, config.json says 2")
+
+
 def test_what_is_no_head_is_refused(tmp_path: Path, target) -> None:
     folder = files.write(tmp_path / "a", files.CONFIG, {"model.norm.weight": torch.ones(32)})
     with pytest.raises(ConfigError, match="no head that is known here"):

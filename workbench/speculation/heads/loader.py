@@ -89,7 +89,7 @@ def load_head(folder: str | Path, target: DecoderLM, *, dtype: torch.dtype | Non
             dtype or target.dtype,
         )
     head.to(target.device)
-    head.source = f"{name}, from {folder}"
+    head.source = "; ".join([f"{name}, from {folder}", *found.notes])
     return head.eval()
 
 

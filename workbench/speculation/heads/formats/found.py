@@ -22,7 +22,10 @@ from workbench.models.weights import TensorInfo
 
 @dataclass(slots=True)
 class Found:
-    """A folder's `config` and `tensors` by name; `names` maps them to the checkpoint's own."""
+    """A folder's `config` and `tensors` by name; `names` maps them to the checkpoint's own.
+
+    notes: what a reader decided where config and tensors say different things.
+    """
 
     config: Mapping[str, Any]
     checkpoint: Checkpoint
@@ -30,6 +33,7 @@ class Found:
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Start with the checkpoint's own names."""

@@ -18,12 +18,19 @@ FILE = "medusa_lm_head.safetensors"
 
 
 def read(found: Found) -> MedusaHead:
-    """Return the head that the config and names state. Raises `ConfigError`."""
+    """Return the head that the config and names state. Raises `ConfigError`.
+
+    Where more heads are stored than the config says, they are used: published configs say 2 of 5.
+    """
     hf, prefix = found.config, "medusa_head."
     if any(name.startswith(prefix) for name in found.tensors):  # Medusa-2: the model is there too
         found.keep_only(prefix)
         found.rename(prefix, "")
-    num_heads = read_hf.whole(hf, "medusa_num_heads", 5)
+    stated = num_heads = read_hf.whole(hf, "medusa_num_heads", 5)
+    while f"{num_heads}.0.linear.weight" in found.tensors:
+        num_heads += 1
+    if num_heads > stated:
+        found.notes.append(f"{num_heads} heads are stored, config.json says {stated}")
     num_layers = read_hf.whole(hf, "medusa_num_layers", 1)
     version = str(hf.get("version", "1"))
     if version not in ("1", "2"):
