@@ -89,6 +89,8 @@ class HeadRows:
         row = self._rows[number][0] if number in self._rows else Row(self._number())
         self._rows[number] = row, candidate.sequence
         end = len(ids) - 1  # the last token has no state yet
+        if self.cache is not None and self.cache.lens[row.number] > len(row.tokens):
+            self.cache.truncate(row.number, len(row.tokens))  # an interrupt came before `took`
         same = _common(row.tokens, ids[row.start + 1 :])
         if same < len(row.tokens) or row.stop > end:
             self._cut(row, min(same, max(0, end - row.start)))

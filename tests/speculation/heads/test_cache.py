@@ -98,10 +98,11 @@ def test_a_row_rolled_back_is_as_if_it_had_never_gone_on(head, steps) -> None:
 
 
 def test_what_was_rolled_back_cannot_leak(head) -> None:
-    cache, (tokens, states) = new_cache(head, 2), pairs(8, 1)
-    commit(head, cache, [0, 1], tokens, states, [6, 2], BACKEND)
-    cache.kv[:, :, 0, :, 3:] = torch.nan
-    cache.truncate(0, 3)
+    """Its slots are masked beside a longer row, and 0 times NaN is NaN."""
+    cache, (tokens, states) = new_cache(head, 2), pairs(11, 1)
+    commit(head, cache, [0, 1], tokens, states, [6, 5], BACKEND)
+    cache.kv[:, :, 0, :, 1:] = torch.nan
+    cache.truncate(0, 1)
     more, more_states = pairs(2, 5)
     out = commit(head, cache, [0, 1], more, more_states, [1, 1], BACKEND)
     assert out.isfinite().all()

@@ -209,6 +209,28 @@ def test_a_sequence_that_went_back_is_followed(target, tmp_path) -> None:
     assert changed.token_ids == ask(other, 0).token_ids
 
 
+def test_an_interrupted_proposal_leaves_no_trace(target, tmp_path, monkeypatch) -> None:
+    """It strikes after the cache took the states in, before the row knows."""
+    proposer = proposer_of("eagle3", target, tmp_path)
+    ids = [3, 1, 4, 1, 5, 9]
+    states = states_of(target, proposer.needs, ids)
+    candidate: Any = Candidate(Still(ids), 20, 3, states)
+    context = ProposalContext(0, (candidate,), target, None)
+    [expected] = proposer.propose(context)
+    proposer.close()
+
+    def struck(news: Any, kept: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(proposer.rows, "took", struck)
+        with pytest.raises(KeyboardInterrupt):
+            proposer.propose(context)
+    assert proposer.rows.cache.lens[0] == 5
+    [draft] = proposer.propose(context)
+    assert draft.token_ids == expected.token_ids
+
+
 @pytest.mark.parametrize("kind", ["medusa", "eagle3", "dflash"])
 def test_bounds_are_kept(kind: str, target, tmp_path) -> None:
     proposer = proposer_of(kind, target, tmp_path)
