@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pytest
@@ -333,6 +334,7 @@ def test_the_program_exports_what_loads(kind: str, model, tmp_path, capsys) -> N
     card = (export / "README.md").read_text()
     assert f"# {kind} for" in card
     assert "| chain |" in card
+    assert f"workbench {shlex.join(words)}" in card
     if kind == "draft":
         draft = load_model(export, device="cpu", dtype="float32")
         assert draft.config.hidden_size == 64

@@ -32,7 +32,7 @@ from workbench.train.heads_export import export_head
 from workbench.train.heads_log import Evaluation
 
 
-def main(kind: str, argv: Sequence[str] | None = None) -> int:
+def main(kind: str, argv: Sequence[str]) -> int:
     """The command line of one kind; returns the exit status."""
     arguments = _parser(kind).parse_args(argv)
     model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
@@ -57,7 +57,11 @@ def main(kind: str, argv: Sequence[str] | None = None) -> int:
     measured = measure(head, model, evaluation, arguments.tree)
     print(json.dumps(measured, indent=1), flush=True)
     if arguments.export:
-        metrics = facts(kind, head, evaluation, arguments) | {"acceptance": measured, "log": log}
+        command = shlex.join(["workbench", "train", kind, *argv])
+        metrics = facts(kind, command, head, evaluation, arguments) | {
+            "acceptance": measured,
+            "log": log,
+        }
         export_head(head, Path(arguments.export), arguments.model, metrics)
     return 0
 
@@ -112,17 +116,16 @@ def measure(
 
 
 def facts(
-    kind: str, head: Drafter, on: Evaluation, arguments: argparse.Namespace
+    kind: str, command: str, head: Drafter, on: Evaluation, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Return what the card needs beside the figures."""
-    words = [f"--{k.replace('_', '-')}={v}" for k, v in vars(arguments).items() if v is not None]
     on_cuda = next(head.parameters()).is_cuda
     text = f"{arguments.megabytes:g} MB of Python" if arguments.data is None else "a corpus"
     own = f", and {arguments.own_tokens:,} tokens the model wrote" if arguments.own_tokens else ""
     log_steps = torch.load(Path(arguments.out) / "state.pt", weights_only=True)["step"]
     return {
         "kind": kind,
-        "command": shlex.join(["workbench", "train", kind, *words]),
+        "command": command,
         "num_parameters": sum(p.numel() for p in head.parameters()),
         "num_prompts": len(on.prompts),
         "max_tokens": arguments.max_tokens,
