@@ -191,7 +191,8 @@ def test_a_head_without_the_prefixes_states_drafts_from_what_it_has(target, tmp_
     assert proposer.propose(ProposalContext(0, (longer,), target, None)) == [None]
 
 
-def test_a_sequence_that_went_back_is_followed(target, tmp_path) -> None:
+@pytest.mark.parametrize("tail", [[7, 7, 7], [7, 7, 7, 7, 7, 7]], ids=["shorter", "longer"])
+def test_a_sequence_that_went_back_is_followed(tail: list[int], target, tmp_path) -> None:
     """Tokens change under the same id, as after `engine.restore`: the row is cut where they do."""
     proposer = proposer_of("eagle3", target, tmp_path)
 
@@ -203,7 +204,7 @@ def test_a_sequence_that_went_back_is_followed(target, tmp_path) -> None:
 
     first = [3, 1, 4, 1, 5, 9, 2, 6]
     ask(first, 0)
-    other = [3, 1, 4, 1, 7, 7, 7]
+    other = [3, 1, 4, 1, *tail]
     changed = ask(other, 3)
     proposer.close()
     assert changed.token_ids == ask(other, 0).token_ids
