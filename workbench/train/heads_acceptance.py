@@ -37,7 +37,7 @@ Drafter = MedusaHead | SequentialHead | DecoderLM
 @dataclass(frozen=True, slots=True)
 class Acceptance:
     """length: tokens a verification pass commits on average, the bonus token counted. agreed[i]:
-    how often the drafted token i + 1 agrees, whatever those before it did; accepted[i]: how often
+    how often a chain's token i + 1 agrees, whatever those before it did; accepted[i]: how often
     it and all before it do. num_passes, num_tokens: what the average is over.
     """
 
@@ -215,12 +215,20 @@ def drafted_lengths(
     return passes
 
 
+def _shares(texts: Sequence[Tensor]) -> tuple[float, ...]:
+    """Return each depth's mean over texts' rows [depth, n], drafts beyond a text's end left out."""
+    means = []
+    for depth in range(len(texts[0])):
+        known = [rows[depth, : max(0, rows.shape[1] - 1 - depth)] for rows in texts]
+        means.append(float(torch.cat(known).mean()))
+    return tuple(means)
+
+
 def _summary(passes: list[int], agreed: list[Tensor]) -> Acceptance:
-    rows = torch.cat(agreed, 1)
     return Acceptance(
         length=sum(passes) / max(1, len(passes)),
-        agreed=tuple(rows.mean(1).tolist()),
-        accepted=tuple(rows.cumprod(0).mean(1).tolist()),
+        agreed=_shares(agreed),
+        accepted=_shares([rows.cumprod(0) for rows in agreed]),
         num_passes=len(passes),
         num_tokens=sum(passes),
     )
