@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def add_parser(commands: Commands) -> None:
     """Add the subcommand to the command line."""
-    add_programs(commands, "train", "train what ships in adapters/", {"base": run_base})
+    programs = {"base": run_base, "medusa": run_medusa, "eagle3": run_eagle3, "draft": run_draft}
+    add_programs(commands, "train", "train what ships in adapters/", programs)
 
 
 def run_base(arguments: list[str]) -> int:
@@ -23,3 +24,24 @@ def run_base(arguments: list[str]) -> int:
     from workbench.train.base import main
 
     return main(arguments)
+
+
+def run_medusa(arguments: list[str]) -> int:
+    """Medusa heads for a model."""
+    return _run_head("medusa", arguments)
+
+
+def run_eagle3(arguments: list[str]) -> int:
+    """An EAGLE-3 head for a model."""
+    return _run_head("eagle3", arguments)
+
+
+def run_draft(arguments: list[str]) -> int:
+    """A small draft model for a model."""
+    return _run_head("draft", arguments)
+
+
+def _run_head(kind: str, arguments: list[str]) -> int:
+    from workbench.train.heads_program import main
+
+    return main(kind, arguments)

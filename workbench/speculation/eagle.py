@@ -1,0 +1,128 @@
+"""`EagleProposer`: drafts of a head that goes on from the target's states, token by token.
+
+For EAGLE-1, 2 and 3 and MTP alike: the states of accepted tokens extend the head's own cache, and
+from the last of them it drafts a tree (EAGLE-2's dynamic one), or a chain.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from workbench.batch import Backend
+from workbench.config import require_positive
+from workbench.describe import Described
+from workbench.draft import Draft
+from workbench.errors import ConfigError
+from workbench.ops import get_backend
+from workbench.speculation.head_rows import HeadRows, drafts_of
+from workbench.speculation.heads import (
+    SequentialHead,
+    TreeShape,
+    commit,
+    draft_tree,
+    new_cache,
+)
+from workbench.speculation.proposer import ProposalContext
+
+if TYPE_CHECKING:
+    from workbench.cache import KVCache
+    from workbench.models import DecoderLM
+
+
+class EagleProposer(Described):
+    """Proposes what a `SequentialHead` drafts: trees of this shape, or chains of `length`."""
+
+    def __init__(
+        self,
+        head: SequentialHead,
+        *,
+        shape: TreeShape | None = None,
+        length: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        """Raise `ConfigError` for a length below 1, or beside a shape."""
+        if length is not None:
+            require_positive("EagleProposer.length", length)
+            if shape is not None:
+                fix = "Give shape for trees, or length for chains."
+                raise ConfigError("EagleProposer.length", length, "stands beside a shape", fix)
+        chain = None if length is None else TreeShape(length, length, 1)
+        self.head, self.shape = head, shape or chain or TreeShape(32, 6, 8)
+        self.name, self.needs = head.kind, head.needs
+        device = next(head.parameters()).device
+        self.backend: Backend = get_backend(backend, device)
+        self.rows = HeadRows(head.needs, new_cache(head, 1))
+
+    def bind(self, model: DecoderLM, cache: KVCache) -> None:
+        """Start afresh for a model. Raise `ConfigError` unless it is the head's own target, or for
+        trees where layers have a window."""
+        check_target(self.name, self.head.target.model, model)
+        check_window(self.name, cache, is_chain=self.shape.top_k == 1)
+        self.close()
+
+    def close(self) -> None:
+        """Forget every sequence."""
+        self.rows = HeadRows(self.head.needs, new_cache(self.head, 1))
+
+    @torch.inference_mode()
+    def propose(self, context: ProposalContext) -> list[Draft | None]:
+        """Return a draft for each candidate whose states are all there."""
+        answers: list[Draft | None] = [None] * len(context.candidates)
+        news = self.rows.update(context.candidates)
+        if not news:
+            return answers
+        cache = self.rows.cache
+        assert cache is not None
+        fresh = [item for item in news if item.token_ids]
+        if fresh:
+            tokens = torch.tensor([i for item in fresh for i in item.token_ids])
+            states = torch.cat([item.states for item in fresh])
+            numbers, counts = _rows_and_counts(fresh)
+            tokens = tokens.to(states.device)
+            out = commit(self.head, cache, numbers, tokens, states, counts, self.backend)
+            for item, last in zip(fresh, out, strict=True):
+                self.rows.took(item, last)
+        last_outs = torch.stack([_kept(item.row.kept) for item in news])
+        numbers = [item.row.number for item in news]
+        candidates = [context.candidates[item.place] for item in news]
+        depths = torch.tensor([c.max_depth for c in candidates])
+        shape = self._within(int(depths.max()))
+        tree = draft_tree(self.head, cache, numbers, last_outs, shape, self.backend, depths)
+        for item, draft in zip(news, drafts_of(tree, candidates, self.name), strict=True):
+            answers[item.place] = draft
+        return answers
+
+    def _within(self, max_depth: int) -> TreeShape:
+        shape = self.shape
+        return TreeShape(shape.num_nodes, min(shape.depth, max_depth), shape.top_k)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the head, the shape and who is followed."""
+        shape = f"{self.shape.num_nodes} nodes, {self.shape.depth} deep, {self.shape.top_k} wide"
+        return {"head": self.head.source, "draft": shape, "sequences": len(self.rows)}
+
+
+def check_target(name: str, target: DecoderLM, model: DecoderLM) -> None:
+    """Raise `ConfigError` unless a head drafts for the model that it was loaded beside."""
+    if target is not model:
+        fix = "Load it with `load_head(folder, engine.model)`."
+        raise ConfigError("proposer", name, "was loaded beside another model object", fix)
+
+
+def check_window(name: str, cache: KVCache, *, is_chain: bool) -> None:
+    """Raise `ConfigError` for trees over layers with a window, which verify chains alone."""
+    if not is_chain and any(group.window for group in cache.groups):
+        problem = "drafts trees, and layers with a window verify chains alone"
+        raise ConfigError("proposer", name, problem, "Make it draft chains.")
+
+
+def _rows_and_counts(news: list[Any]) -> tuple[list[int], list[int]]:
+    return [item.row.number for item in news], [len(item.token_ids) for item in news]
+
+
+def _kept(kept: Tensor | None) -> Tensor:
+    assert kept is not None, "a row that holds something keeps what was said of it"
+    return kept

@@ -1,0 +1,168 @@
+"""Which row of a head's cache holds which sequence, and how far: what head proposers share.
+
+A row follows its sequence by the states that the engine hands over. Where these begin later than
+the row ends (a prefix was found in the cache, the engine was restored), the row begins anew there:
+the head then sees less of the past, and drafts worse, never wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workbench.draft import Draft
+from workbench.request import Sequence
+from workbench.speculation.heads.cache import HeadCache
+from workbench.speculation.heads.tree import DraftTree
+from workbench.speculation.proposer import Candidate
+from workbench.speculation.states import States
+
+
+@dataclass(slots=True)
+class Row:
+    """A sequence's row: the positions `start` to `stop` of its tokens have their states in it.
+
+    tokens: the sequence's tokens at start + 1 to stop, which tell whether it is still the same.
+    kept: what the head said last, where it is to be asked again without anything new.
+    """
+
+    number: int
+    start: int = 0
+    tokens: list[int] = field(default_factory=list)
+    kept: Tensor | None = None
+
+    @property
+    def stop(self) -> int:
+        """The position after the last whose state is in."""
+        return self.start + len(self.tokens)
+
+
+class News(NamedTuple):
+    """What a candidate's row is to be given before it can be drafted for.
+
+    place: the candidate's. token_ids [n] are those one after the positions of states [n, width].
+    """
+
+    place: int
+    row: Row
+    token_ids: list[int]
+    states: Tensor
+
+
+class HeadRows:
+    """Rows by sequence. Rows of sequences that have ended are used again."""
+
+    def __init__(self, needs: Tokens[str], cache: HeadCache | None = None) -> None:
+        self.needs, self.cache = tuple(needs), cache
+        self._rows: dict[int, tuple[Row, Sequence]] = {}
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        """Sequences with a row."""
+        return len(self._rows)
+
+    def update(self, candidates: Tokens[Candidate]) -> list[News]:
+        """Return what is new of each candidate that can be drafted for, its row cut to fit.
+
+        A candidate whose latest states are missing is left out.
+        """
+        self._release()
+        found = (self._news(place, candidate) for place, candidate in enumerate(candidates))
+        return [news for news in found if news is not None]
+
+    def took(self, news: News, kept: Tensor) -> None:
+        """Note that a row holds its news now, and what the head said of the last."""
+        news.row.tokens += news.token_ids
+        news.row.kept = kept
+
+    def _release(self) -> None:
+        for number in [n for n, (_, s) in self._rows.items() if s.finished]:
+            row, _ = self._rows.pop(number)
+            self._free.append(row.number)
+
+    def _news(self, place: int, candidate: Candidate) -> News | None:
+        number, ids = candidate.sequence.sequence_id, candidate.token_ids
+        row = self._rows[number][0] if number in self._rows else Row(self._number())
+        self._rows[number] = row, candidate.sequence
+        end = len(ids) - 1  # the last token has no state yet
+        if self.cache is not None and self.cache.lens[row.number] > len(row.tokens):
+            self.cache.truncate(row.number, len(row.tokens))  # an interrupt came before `took`
+        same = _common(row.tokens, ids[row.start + 1 :])
+        if same < len(row.tokens) or row.stop > end:
+            self._cut(row, min(same, max(0, end - row.start)))
+        if candidate.states is None:
+            return None if row.kept is None or row.stop < end else self._nothing(place, row)
+        begin, states = candidate.states.start, self._joined(candidate.states)
+        if begin > row.stop or not row.tokens:
+            self._cut(row, 0)
+            row.start = begin
+        if begin + len(states) < end:
+            return None
+        span = slice(row.stop - begin, end - begin)
+        return News(place, row, ids[row.stop + 1 : end + 1], states[span])
+
+    def _nothing(self, place: int, row: Row) -> News:
+        assert row.kept is not None
+        return News(place, row, [], row.kept.new_zeros(0, 0))
+
+    def _joined(self, states: States) -> Tensor:
+        return torch.cat([states.rows[point] for point in self.needs], dim=-1)
+
+    def _number(self) -> int:
+        if self._free:
+            number = self._free.pop()
+            if self.cache is not None:
+                self.cache.truncate(number, 0)
+            return number
+        number = len(self._rows)
+        if self.cache is not None:
+            self.cache.reserve_rows(number + 1)
+        return number
+
+    def _cut(self, row: Row, length: int) -> None:
+        del row.tokens[length:]
+        row.kept = None
+        if self.cache is not None:
+            self.cache.truncate(row.number, length)
+
+
+def drafts_of(tree: DraftTree, candidates: Tokens[Candidate], name: str) -> list[Draft | None]:
+    """Return a tree's rows as drafts within the candidates' bounds."""
+    token_ids, scores = tree.token_ids.tolist(), tree.scores.double().cpu()
+    parents = tree.parents.expand(len(token_ids), -1).tolist()
+    rows = zip(candidates, token_ids, parents, scores, strict=True)
+    return [_draft(*row, name) for row in rows]
+
+
+def _draft(
+    candidate: Candidate, token_ids: list[int], parents: list[int], scores: Tensor, name: str
+) -> Draft | None:
+    """Return the nodes that are not too deep, the likeliest of them where there are too many.
+
+    No child scores more than its parent and the sort is stable, so parents stay with children.
+    """
+    depths: list[int] = []
+    for parent in parents:
+        depths.append(1 if parent < 0 else depths[parent] + 1)
+    order = scores.argsort(descending=True, stable=True).tolist()
+    fitting = [node for node in order if depths[node] <= candidate.max_depth]
+    kept = sorted(fitting[: candidate.max_tokens])
+    if not kept:
+        return None
+    places = {-1: -1} | {node: place for place, node in enumerate(kept)}
+    before = torch.tensor(parents)
+    own = torch.where(before < 0, scores, scores - scores[before.clamp(min=0)]).exp()
+    chosen = tuple(token_ids[node] for node in kept)
+    return Draft(chosen, tuple(places[parents[node]] for node in kept), own[kept], name)
+
+
+def _common(ours: list[int], theirs: list[int]) -> int:
+    """Return how many first tokens two lists share."""
+    if theirs[: len(ours)] == ours:
+        return len(ours)
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))

@@ -1,0 +1,162 @@
+"""`HeadCache`: the keys and values of a head's own layers, a contiguous row per sequence.
+
+A row grows by committed (token, state) pairs and is rolled back to a length; what a draft adds
+beyond it is never counted. `extend` and `branch` return a `ForwardContext`, so that the layers of
+`workbench.layers` run over it as they do over the engine's paged cache. Used by `drive` and
+proposers; it never decides what is drafted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.batch import Backend, ForwardContext
+from workbench.config import ModelConfig
+from workbench.describe import Described, human_bytes
+from workbench.speculation.heads.attention import Rows, RowsBackend
+
+
+class HeadCache(Described):
+    """Keys and values [layers, 2, rows, K, max_len, D]; `lens[row]` slots of a row are committed.
+
+    Slot i of a row holds the pair (token i + 1, state of token i), at position i. `max_len` grows
+    as it must.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_rows: int,
+        *,
+        max_len: int = 256,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape = (config.num_layers, 2, num_rows, config.num_kv_heads, max_len, config.head_dim)
+        # Zeros, not whatever the memory held: a masked key weighs 0, and 0 times NaN is NaN.
+        self.kv = torch.zeros(shape, dtype=dtype, device=device)
+        self.lens = [0] * num_rows
+
+    @property
+    def num_rows(self) -> int:
+        """Sequences that fit."""
+        return len(self.lens)
+
+    def reserve_rows(self, num_rows: int) -> None:
+        """Make room for so many sequences, at least; those that are there stay."""
+        have = self.num_rows
+        if num_rows <= have:
+            return
+        count = max(num_rows, 2 * have)
+        shape = self.kv.shape
+        grown = self.kv.new_zeros(*shape[:2], count, *shape[3:])
+        grown[:, :, :have] = self.kv
+        self.kv = grown
+        self.lens += [0] * (count - have)
+
+    def truncate(self, row: int, length: int) -> None:
+        """Roll a row back to its first `length` pairs."""
+        assert 0 <= length <= self.lens[row], "a row is rolled back to what it has"
+        self.kv[:, :, row, :, length:].zero_()
+        self.lens[row] = length
+
+    def extend(
+        self, rows: Sequence[int], counts: Sequence[int], backend: Backend, *, ahead: int = 0
+    ) -> ForwardContext:
+        """Return a context for `counts[i]` new tokens of row `rows[i]`, causal, packed.
+
+        They come `ahead` slots after what is committed (the earlier tokens of a drafted chain).
+        Nothing is committed by it: see `commit`.
+        """
+        starts = torch.tensor([self.lens[row] + ahead for row in rows])
+        longest = max(counts)
+        steps = torch.arange(longest)
+        packed = steps < torch.tensor(counts).unsqueeze(1)  # [R, longest]
+        slots = starts.unsqueeze(1) + steps
+        length = int((starts + torch.tensor(counts)).max())
+        seen = torch.arange(length) <= slots.unsqueeze(2)  # [R, longest, length]
+        plain = len(rows) == 1 and longest == 1
+        return self._context(rows, slots, slots, packed, None if plain else seen, length, backend)
+
+    def branch(
+        self, rows: Sequence[int], ancestors: Tensor, depth: int | Tensor, backend: Backend
+    ) -> ForwardContext:
+        """Return a context for the newest nodes of drafted trees, m of each row.
+
+        ancestors [R, m, N] bool: which of a tree's N nodes so far each sees, itself included; the
+        m new ones are the last. depth: how many steps after the last committed pair they stand; an
+        int, or one for each [m].
+        """
+        num_new, num_nodes = ancestors.shape[1:]
+        lens = torch.tensor([self.lens[row] for row in rows])
+        slots = lens.unsqueeze(1) + torch.arange(num_nodes - num_new, num_nodes)
+        positions = lens.unsqueeze(1) + torch.as_tensor(depth).expand(num_new) - 1
+        length = int(lens.max()) + num_nodes
+        places = torch.arange(length) - lens.unsqueeze(1)  # a slot's node, [R, length]
+        index = places.clamp(0, num_nodes - 1).unsqueeze(1).expand(-1, num_new, -1)
+        tree = ancestors.cpu().gather(2, index) & ((places >= 0) & (places < num_nodes))[:, None]
+        seen = tree | (places < 0)[:, None]
+        packed = torch.ones_like(slots, dtype=torch.bool)
+        return self._context(rows, slots, positions, packed, seen, length, backend)
+
+    def commit(self, rows: Sequence[int], counts: Sequence[int]) -> None:
+        """Count the tokens that the latest `extend` of these rows wrote as committed."""
+        for row, count in zip(rows, counts, strict=True):
+            self.lens[row] += count
+
+    def _context(
+        self,
+        rows: Sequence[int],
+        slots: Tensor,
+        positions: Tensor,
+        packed: Tensor,
+        seen: Tensor | None,
+        length: int,
+        backend: Backend,
+    ) -> ForwardContext:
+        self._reserve(length)
+        device = self.kv.device
+        counts = packed.sum(1).tolist()
+        every_row = list(rows) == list(range(self.num_rows))
+        whole = bool(packed.all())
+        row_ids = torch.tensor(rows).unsqueeze(1).expand_as(slots)
+        layout = Rows(
+            kv=self.kv,
+            rows=None if every_row else torch.tensor(rows, device=device),
+            row_of=row_ids[packed].to(device),
+            slot_of=slots[packed].to(device),
+            packed=None if whole else packed.to(device),
+            seen=None if seen is None else seen.unsqueeze(1).to(device),
+            length=length,
+            num_rows=len(rows),
+        )
+        return ForwardContext(
+            backend=RowsBackend(backend, layout),
+            positions=positions[packed].to(device),
+            query_lens=counts,
+            kv_lens=[self.lens[row] + count for row, count in zip(rows, counts, strict=True)],
+        )
+
+    def _reserve(self, length: int) -> None:
+        have = self.kv.shape[4]
+        if length <= have:
+            return
+        grown = self.kv.new_zeros(*self.kv.shape[:4], max(length, 2 * have), self.kv.shape[5])
+        grown[:, :, :, :, :have] = self.kv
+        self.kv = grown
+
+    def describe(self) -> dict[str, Any]:
+        """Return shape, memory, and what is committed."""
+        layers, _, rows, heads, max_len, dim = self.kv.shape
+        return {
+            "layers": layers,
+            "rows": rows,
+            "heads": f"{heads}x{dim}",
+            "max_len": max_len,
+            "bytes": human_bytes(self.kv.numel() * self.kv.element_size()),
+            "lens": self.lens,
+        }

@@ -1,0 +1,181 @@
+"""`workbench train medusa|eagle3|draft`: train a head for a model, measure it, and export it.
+
+Each call goes on from `--out/state.pt`. The text is Python of this machine, or a corpus made by
+`workbench.data.corpus` with the model's own tokenizer, and as much again of the model's own as is
+asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.data.prompts import load_prompts
+from workbench.data.token_arrays import read_tokens
+from workbench.errors import ConfigError
+from workbench.models import DecoderLM, load_model
+from workbench.speculation.heads import MedusaHead, TreeShape, grow_paths
+from workbench.train.heads import HeadSettings, train_head
+from workbench.train.heads_acceptance import Drafter, measure_acceptance, medusa_accuracy
+from workbench.train.heads_capture import capture, training_backend
+from workbench.train.heads_data import frequent_ids, own_text, python_texts, token_stream
+from workbench.train.heads_export import export_head
+from workbench.train.heads_log import Evaluation
+
+
+def main(kind: str, argv: Sequence[str]) -> int:
+    """The command line of one kind; returns the exit status."""
+    arguments = _parser(kind).parse_args(argv)
+    model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    stream = text_stream(model, arguments)
+    print(f"{len(stream):,} tokens of text", flush=True)
+    evaluation = Evaluation.of(model, load_prompts()[:: arguments.every], arguments.max_tokens)
+    settings = HeadSettings(arguments.batch, arguments.length, arguments.lr, seed=arguments.seed)
+    head, log = train_head(
+        model,
+        kind,
+        stream,
+        minutes=None if arguments.steps else arguments.minutes,
+        steps=arguments.steps,
+        out=arguments.out,
+        settings=settings,
+        prompts=evaluation,
+        callback=lambda row: print(json.dumps(row), flush=True),
+        progress=False,
+        **options(kind, arguments, stream),
+    )
+    calibrate(head, model, stream, arguments.tree)
+    measured = measure(head, model, evaluation, arguments.tree)
+    print(json.dumps(measured, indent=1), flush=True)
+    if arguments.export:
+        command = shlex.join(["workbench", "train", kind, *argv])
+        metrics = facts(kind, command, head, evaluation, arguments) | {
+            "acceptance": measured,
+            "log": log,
+        }
+        export_head(head, Path(arguments.export), arguments.model, metrics)
+    return 0
+
+
+def text_stream(model: DecoderLM, arguments: argparse.Namespace) -> Tensor:
+    """Return the tokens to train on. Raises `ConfigError` for another tokenizer's corpus."""
+    if arguments.data is None:
+        texts = token_stream(python_texts(int(arguments.megabytes * 1e6)), model)
+    else:
+        _check_tokenizer(model, Path(arguments.data) / "tokenizer" / "tokenizer.json")
+        texts = token_stream(read_tokens(Path(arguments.data) / "train.bin"), model)
+    if not arguments.own_tokens:
+        return texts
+    written = own_text(model, texts, arguments.own_tokens, seed=arguments.seed)
+    return torch.cat((texts[: int(arguments.text_share * len(texts))], written))
+
+
+def options(kind: str, arguments: argparse.Namespace, stream: Tensor) -> dict[str, Any]:
+    """Return the keywords of a kind's task."""
+    names = {
+        "medusa": ("num_heads", "own_matrix", "labels"),
+        "eagle3": ("unroll", "intermediate_size"),
+        "draft": ("num_layers", "hidden_size", "intermediate_size"),
+    }[kind]
+    given = {name: getattr(arguments, name) for name in names}
+    if kind == "eagle3" and arguments.draft_vocab:
+        given["draft_ids"] = frequent_ids(stream, arguments.draft_vocab)
+    return given
+
+
+def calibrate(head: Drafter, model: DecoderLM, stream: Tensor, num_nodes: int) -> None:
+    """Give Medusa the tree that its accuracies on the model's own text are worth."""
+    if not isinstance(head, MedusaHead):
+        return
+    written = own_text(model, stream, 16 * 256, seed=1).long()
+    windows = written[: len(written) // 256 * 256].view(-1, 256)
+    seen = capture(model, windows, head.needs, training_backend(model))
+    head.paths = grow_paths(medusa_accuracy(head, seen), num_nodes)
+
+
+def measure(
+    head: Drafter, model: DecoderLM, on: Evaluation, num_nodes: int
+) -> dict[str, dict[str, Any]]:
+    """Return the acceptance of a head's chain, and of its tree where it has one."""
+    is_model = isinstance(head, DecoderLM)
+    tree = head.paths if isinstance(head, MedusaHead) else TreeShape(num_nodes, 6, 8)
+    trees = {"chain": None} if is_model else {"chain": None, f"tree of {num_nodes}": tree}
+    return {
+        name: asdict(measure_acceptance(head, model, on.prompts, texts=on.texts, tree=shape))
+        for name, shape in trees.items()
+    }
+
+
+def facts(
+    kind: str, command: str, head: Drafter, on: Evaluation, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Return what the card needs beside the figures."""
+    on_cuda = next(head.parameters()).is_cuda
+    text = f"{arguments.megabytes:g} MB of Python" if arguments.data is None else "a corpus"
+    own = f", and {arguments.own_tokens:,} tokens the model wrote" if arguments.own_tokens else ""
+    log_steps = torch.load(Path(arguments.out) / "state.pt", weights_only=True)["step"]
+    return {
+        "kind": kind,
+        "command": command,
+        "num_parameters": sum(p.numel() for p in head.parameters()),
+        "num_prompts": len(on.prompts),
+        "max_tokens": arguments.max_tokens,
+        "steps": log_steps,
+        "text": text + own,
+        "device": torch.cuda.get_device_name() if on_cuda else platform.processor() or "a CPU",
+    }
+
+
+def _check_tokenizer(model: DecoderLM, path: Path) -> None:
+    theirs = json.loads(path.read_text(encoding="utf-8"))["model"]
+    assert model.tokenizer is not None
+    ours = json.loads(model.tokenizer.hf.backend_tokenizer.to_str())["model"]
+    if theirs["vocab"] != ours["vocab"]:
+        fix = "Leave out --data, or make the corpus with the model's tokenizer."
+        raise ConfigError("--data", str(path), "is not the model's tokenizer", fix)
+
+
+def _parser(kind: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(f"workbench train {kind}", description=__doc__)
+    add = parser.add_argument
+    add("--model", default="tinypy", help="the target: a name, folder or hub id")
+    add("--out", required=True, help="folder for state.pt")
+    add("--export", help="measure, and write the head to this folder")
+    add("--data", help="a corpus of the model's tokenizer; else Python of this machine")
+    add("--megabytes", type=float, default=20.0, help="of this machine's Python")
+    add("--own-tokens", type=int, default=0, help="tokens of the model's own text to add")
+    add("--text-share", type=float, default=1.0, help="part of the other text kept beside those")
+    add("--minutes", type=float, default=10.0, help="stepping time over all calls")
+    add("--steps", type=int, help="budget in steps instead of minutes")
+    add("--batch", type=int, default=32)
+    add("--length", type=int, default=512)
+    add("--lr", type=float, default=1e-3, help="peak learning rate")
+    add("--tree", type=int, default=32, help="nodes of a drafted tree")
+    add("--every", type=int, default=2, help="measure on every n-th prompt of the suite")
+    add("--max-tokens", type=int, default=128, help="tokens a prompt is gone on with")
+    add("--seed", type=int, default=0)
+    add("--device", default="auto")
+    add("--dtype", default="auto")
+    if kind == "medusa":
+        add("--num-heads", type=int, default=3)
+        add("--labels", choices=("target", "text"), default="target")
+        shared = "heads end in the target's matrix (version 2)"
+        add("--shared-matrix", dest="own_matrix", action="store_false", help=shared)
+    elif kind == "eagle3":
+        add("--unroll", type=int, default=7, help="passes of the training-time test")
+        add("--draft-vocab", type=int, help="draft only that many, the most frequent tokens")
+        add("--intermediate-size", type=int, help="of the head's layer; else the target's")
+    else:
+        add("--num-layers", type=int, default=2)
+        add("--hidden-size", type=int, default=256)
+        add("--intermediate-size", type=int, default=640)
+    return parser
