@@ -31,6 +31,7 @@ class BackendShell:
             inner.add_rms_norm,
         )
         self.rope, self.silu_mul = inner.rope, inner.silu_mul
+        self.embedding, self.angles = inner.embedding, inner.angles
 
     def prepare(self, ctx: ForwardContext) -> Any:
         """Nothing to prepare: the rows came with the backend."""
