@@ -22,6 +22,7 @@ from workbench.run.graphs import resolve_sizes
 from workbench.run.tapes import resolve_tape
 from workbench.sample import Sampler
 from workbench.scheduler import Scheduler, get_policy
+from workbench.speculation import get_proposer
 
 
 def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None) -> Engine:
@@ -51,7 +52,7 @@ def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None)
         scheduler,
         runner,
         Sampler(),
-        proposer=config.proposer,
+        proposer=get_proposer(config.proposer, model, config.model),
         speculation=config.speculation,
         seed=config.seed,
     )

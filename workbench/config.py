@@ -173,8 +173,9 @@ class EngineConfig:
     take in what is evicted or swapped out of it (0: none). `seed` fixes the draw of every request
     that names no seed of its own. `eviction`: which cached block goes next, a name in
     `workbench.cache.eviction_policy` or a function. `proposer` guesses tokens that are verified
-    several at once, as `speculation` (a `SpeculationConfig`) says. `cuda_graphs` and `tape` are
-    explained at `Runner`, the rest at `SchedulerConfig`.
+    several at once, as `speculation` (a `SpeculationConfig`) says: "ngram", "suffix", a name under
+    `adapters/<model>/`, a folder with a draft head or model, or a `Proposer`. `cuda_graphs` and
+    `tape` are explained at `Runner`, the rest at `SchedulerConfig`.
     """
 
     model: str = "tinypy"

@@ -47,6 +47,25 @@ def resolve_model(name: str | Path) -> Path:
     raise ConfigError("model", text, "; ".join(tried), fix)
 
 
+def resolve_attached(name: str | Path, model: str) -> Path:
+    """Return the folder of what attaches to a model: `adapters/<model>/<name>`, or a local folder.
+
+    Raises `ConfigError` naming what was tried, and what there is for this model.
+    """
+    text = os.fspath(name)
+    around = _adapters() / model
+    places = [Path(text).expanduser()]
+    if re.fullmatch(r"\w[\w.-]*", text) and re.fullmatch(r"\w[\w.-]*", model):
+        places.insert(0, around / text)
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    tried = "; ".join(f"no config.json in {place.resolve()}" for place in places)
+    known = sorted(p.parent.name for p in around.glob("*/config.json") if p.parent.name != "base")
+    fix = f"Give a folder, or what ships for {model!r} ({', '.join(known) or 'nothing yet'})."
+    raise ConfigError("proposer", text, tried, fix)
+
+
 def embedded_models() -> list[str]:
     """Return the names under `adapters/` that hold a base model."""
     return sorted(path.parent.parent.name for path in _adapters().glob("*/base/config.json"))

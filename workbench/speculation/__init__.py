@@ -11,6 +11,7 @@ from workbench.draft import Draft, DraftError
 from workbench.speculation.config import SpeculationConfig
 from workbench.speculation.draft_model import DraftModel
 from workbench.speculation.early_exit import EarlyExit
+from workbench.speculation.named import get_proposer
 from workbench.speculation.ngram import NGram
 from workbench.speculation.proposer import Candidate, ProposalContext, Proposer, ProposerFailed
 from workbench.speculation.rules import (
@@ -51,4 +52,5 @@ __all__ = [
     "Typical",
     "Verdict",
     "Verifier",
+    "get_proposer",
 ]

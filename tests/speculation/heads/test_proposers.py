@@ -18,6 +18,7 @@ from workbench.layers import probe
 from workbench.models import DecoderLM, load_model
 from workbench.ops import get_backend
 from workbench.sampling_params import SamplingParams
+from workbench.speculation import DraftModel, NGram, SuffixAutomaton, get_proposer
 from workbench.speculation.dflash import DFlashProposer
 from workbench.speculation.eagle import EagleProposer
 from workbench.speculation.head_proposers import load_proposer
@@ -275,3 +276,39 @@ def _saved(target: DecoderLM, folder: Any) -> Any:
 
     save_draft_model(target, folder, torch.float32)
     return folder
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_folder_is_enough(kind: str, target, tmp_path) -> None:
+    """Each calls itself a Llama, as published EAGLE heads do; only a whole model is one."""
+    config, make = CONFIGS[kind]
+    folder = files.write(tmp_path, config | {"architectures": ["LlamaForCausalLM"]}, make())
+    proposer = get_proposer(folder, target)
+    assert type(proposer) is CLASSES.get(kind, EagleProposer)
+
+
+def test_a_folder_with_a_whole_model_drafts_by_itself(target, reference_model, tmp_path) -> None:
+    reference_model.save_pretrained(tmp_path)
+    proposer = get_proposer(str(tmp_path), target)
+    assert isinstance(proposer, DraftModel)
+    with build(EngineConfig(num_blocks=60, proposer=tmp_path), model=target) as engine:
+        (output,) = engine.generate([[1, 2, 3]], SamplingParams(max_tokens=12, temperature=0))
+    assert output.metrics.num_accepted == output.metrics.num_draft_tokens > 0, "its own twin"
+
+
+def test_names(target, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(get_proposer("ngram", target), NGram)
+    assert isinstance(get_proposer("suffix", target), SuffixAutomaton)
+    own = NGram()
+    assert get_proposer(own, target) is own
+    assert get_proposer(None, target) is None
+    config, make = CONFIGS["eagle3"]
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
+    folder = tmp_path / "adapters" / "tiny" / "eagle3"
+    folder.mkdir(parents=True)
+    files.write(folder, config, make())
+    assert isinstance(get_proposer("eagle3", target, "tiny"), EagleProposer)
+    with pytest.raises(ConfigError, match=r"ships for 'tiny' \(eagle3\). Or one of ngram"):
+        get_proposer("medusa", target, "tiny")
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        build(EngineConfig(proposer="../medusa", num_blocks=8), model=target)
