@@ -256,8 +256,8 @@ class BlockManager(PoolFacts):
         The tail goes first, so that of a prefix the end is evicted before what it rests on.
         """
         self.holed.discard(sequence_id)
-        self._let_go(sequence_id, slice(None))
-        del self.tables[sequence_id]
+        for block_id in reversed(self.tables.pop(sequence_id).block_ids):
+            self._release(block_id, sequence_id)
 
     def clear_cached(self) -> int:
         """Forget all cached content of free blocks and the host's; return how many became blank."""
