@@ -49,6 +49,7 @@ FINISHED = f"""() => {{
   const done = cells.every(cell => cell.model.executionCount !== null);
   return (done || failed) && ({IDLE})();
 }}"""
+LIGHT = "document.body.dataset.jpThemeLight === 'true'"
 CELLS = """() => window.jupyterapp.shell.currentWidget.content.widgets.map(
   cell => cell.model.sharedModel.toJSON())"""
 
@@ -175,6 +176,12 @@ def run_notebook(lab: Lab, page: Any, repository: Path) -> Iterator[Callable[[Pa
         try:
             page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=START_SECONDS * 1e3)
             page.wait_for_function(IDLE, timeout=START_SECONDS * 1e3)
+            # The server keeps the theme that another test may have chosen.
+            page.evaluate(
+                "void window.jupyterapp.commands.execute("
+                "'apputils:change-theme', {theme: 'JupyterLab Light'})"
+            )
+            page.wait_for_function(LIGHT, timeout=START_SECONDS * 1e3)
             # `void`: the command's promise may never settle for the driver
             page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
             page.wait_for_function(FINISHED, timeout=RUN_SECONDS * 1e3)

@@ -84,6 +84,23 @@ test("a live run is followed until the reader looks back, and again from its end
   leave();
 });
 
+test("who follows does not tell the kernel its step: it would come late and look like going back", () => {
+  mock.timers.enable({ apis: ["setTimeout"] });
+  const model = new Model(state({ live: true, follow: true, step: 0, last_step: 0 }));
+  const { cursor, leave } = join(model);
+  model.set("last_step", 4);
+  mock.timers.tick(1000);
+  assert.deepEqual([cursor.step, model.saved.length, model.get("step")], [4, 0, 0]);
+  cursor.go(2);
+  mock.timers.tick(1000);
+  assert.deepEqual([model.get("step"), model.get("follow")], [2, false]);
+  cursor.go(4);
+  mock.timers.tick(1000);
+  assert.deepEqual([model.get("step"), model.get("follow")], [2, true]);
+  leave();
+  mock.timers.reset();
+});
+
 test("playing goes on at its rate and stops at the end", () => {
   const cursor = new Cursor();
   cursor.grow(0, 40);

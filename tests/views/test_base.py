@@ -246,3 +246,15 @@ def test_a_pacer_whose_loop_is_closed_says_so() -> None:
 def test_packed_arrays_are_little_endian_and_empty_ones_are_nothing() -> None:
     assert zlib.decompress(packed([1, 258], "u2")) == b"\x01\x00\x02\x01"
     assert packed([], "u2") == b""
+
+
+def test_following_again_goes_to_the_newest_step() -> None:
+    bus, view = EventBus(), Counting()
+    bus.subscribe(view)
+    for step in range(1, 6):
+        bus.emit(done(step))
+    view.refresh()
+    view.step = 2
+    assert not view.follow
+    view.follow = True  # as the browser says it, without the step
+    assert view.step == 5

@@ -54,6 +54,13 @@ class Cursor(traitlets.HasTraits):
         if self.live and not self.growing:
             self.follow = self.step == self.last_step
 
+    @traitlets.observe("follow")
+    def _followed(self, _: object) -> None:
+        if self.follow and not self.growing:  # the browser goes there, and does not say so
+            self.growing = True
+            self.step = self.last_step
+            self.growing = False
+
     def forget(self, view: object) -> None:
         """Take no heed of a view's bounds any more."""
         self._bounds.pop(id(view), None)

@@ -131,7 +131,9 @@ export function join(model) {
   const save = () => {
     timer = null;
     if (models[0] !== model) return;
-    const names = ["step", "follow", "selected"];
+    // A busy kernel hears of it late: by then the step of one who follows is an old one, which it
+    // would take for looking back.
+    const names = cursor.follow ? ["follow", "selected"] : ["step", "follow", "selected"];
     if (names.every((name) => model.get(name) === cursor[name])) return;
     cursor.tell();
     for (const name of names) model.set(name, cursor[name]);

@@ -1,0 +1,80 @@
+"""The notebooks of the views in JupyterLab: every panel draws, and the arrow keys scrub it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+    pytest.mark.xdist_group("browser"),  # one server, one worker
+]
+
+RunNotebook = Callable[[Path], list[Any]]
+# How many panels each shows.
+PANELS = {
+    "03_kv_cache": 3,
+    "04_inflight_batching": 4,
+    "05_time_travel": 4,
+    "30_speculation": 2,
+    "32_invent_a_strategy": 1,
+}
+SECONDS = 60e3
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_panels_draw_and_are_scrubbed_by_keys(
+    name: str, repository: Path, run_notebook: RunNotebook, page: Any
+) -> None:
+    cells = run_notebook(repository / "notebooks" / f"{name}.ipynb")
+    errors = [o for c in cells for o in c.get("outputs", []) if o["output_type"] == "error"]
+    assert not errors, errors
+    # Cells out of sight may be left out of the page: the notebook is gone through cell by cell.
+    seen: set[str] = set()
+    for index in range(len(cells)):
+        page.evaluate(
+            """async index => {
+              const notebook = window.jupyterapp.shell.currentWidget.content;
+              await notebook.scrollToItem(index, "start");
+            }""",
+            index,
+        )
+        if not cells[index].get("outputs"):
+            continue
+        views = [o for o in cells[index]["outputs"] if _is_widget(o)]
+        if not views:
+            continue
+        panel = page.locator(f".jp-Cell[data-windowed-list-index='{index}'] .wb-view")
+        panel.wait_for(state="visible", timeout=SECONDS)
+        assert not panel.locator(".wb-problem").inner_text().strip()
+        _scrub(page, panel)
+        seen.add(str(index))
+    assert len(seen) == PANELS[name]
+
+
+def _is_widget(output: Any) -> bool:
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
+def _scrub(page: Any, panel: Any) -> None:
+    """Go to the last step and one back, by keys, and see that the panel draws both."""
+    slider = panel.get_by_label("step", exact=True)
+    last = int(slider.get_attribute("max"))
+    slider.focus()
+    page.keyboard.press("End")
+    _wait_for_step(page, panel, last)
+    page.keyboard.press("ArrowLeft")
+    _wait_for_step(page, panel, last - 1)
+
+
+def _wait_for_step(page: Any, panel: Any, step: int) -> None:
+    page.wait_for_function(
+        "([panel, step]) => Number(panel.dataset.step) === step",
+        arg=[panel.element_handle(), step],
+        timeout=SECONDS,
+    )
