@@ -11,9 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-import jsonschema
-from jsonschema.validators import validator_for
-
 from workbench.guided.jobs import Refused
 
 Schema = Any  # a mapping or a boolean
@@ -24,6 +21,9 @@ SINGLE = ("items", "additionalProperties", "contains", "propertyNames", "not", "
 
 def check_schema(schema: Schema) -> None:
     """Raise `Refused` for a schema that is invalid, refers elsewhere, or holds a trap."""
+    import jsonschema  # nearly a second: the engine's process imports this module and never checks
+    from jsonschema.validators import validator_for
+
     draft = validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
         draft.check_schema(schema)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import os
 import resource
 import signal
@@ -46,6 +47,7 @@ def main(descriptor: int) -> None:
     engine = Connection(descriptor)
     vocabulary: Vocabulary = engine.recv()
     backends = _backends(vocabulary)
+    importlib.import_module("jsonschema")  # once, before a fork: else each child would
     queue: deque[Job] = deque()
     children: list[Child] = []
     try:

@@ -11,8 +11,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jsonschema
-
 from workbench.guided.jobs import Refused
 from workbench.guided.schema_ends import parts
 
@@ -80,6 +78,8 @@ def _problem(node: Any) -> str:
 def _listed_problem(node: Mapping[str, Any], keys: set[str]) -> str:
     if len(keys - {"type"}) > 1:
         return f"{', '.join(sorted(keys - {'type'}))} together"
+    import jsonschema  # as in `schema_ends`
+
     kind = {"type": node["type"]} if "type" in node else True
     valid = jsonschema.Draft202012Validator(kind).is_valid
     values = node["enum"] if "enum" in node else [node["const"]]
