@@ -51,7 +51,7 @@ PANEL = ".jp-OutputArea .wb-kv-cache"
 MEASURE = """
 from workbench.bench.view_trace import make_trace
 view = wb.views.KVCacheView(make_trace(100_000, {steps}, 512))
-print(len(view.log) + len(view.tail))
+print(len(view.history) + len(view.tail))
 view.step = view.first_step
 view
 """

@@ -255,7 +255,7 @@ def test_steps_that_are_not_there(make_engine: MakeEngine) -> None:
         engine.run(2)
         Walk(engine, random.Random(0), guided=False).fail()
         failed = engine.scheduler.step
-        assert failed not in trace.steps or pytest.skip("the step did not fail")
+        assert failed not in trace.steps
         engine.run()
     with pytest.raises(TraceError, match=f"step {failed} was planned and never committed"):
         trace.at(failed)

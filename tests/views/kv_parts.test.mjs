@@ -1,6 +1,5 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { extremes, short } from "../../workbench/views/js/kv_chart.js";
 import {
   hit,
   layOut,
@@ -78,11 +77,6 @@ test("a detailed cell is filled from below, with a corner where it is shared", (
   const cached = paint(cell({ owner: 1, fill: 16, findable: 1 }));
   const seen = new Set([0, 1, 2, 3].map((x) => cached(0, x, 0)));
   assert.deepEqual(seen, new Set([look.cached[1], look.blank]));
-});
-
-test("numbers are short and a column of many steps keeps their extremes", () => {
-  assert.deepEqual([0, 9999, 12000, 123456, 1500000].map(short), ["0", "9999", "12k", "123k", "1.5M"]);
-  assert.deepEqual(extremes([5, 1, 9, 2], 1, 4), [1, 9]);
 });
 
 test("tokens that came in chunks are read across them, and unknown ones are shown by id", () => {

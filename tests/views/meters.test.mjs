@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { placeOf, valueAt } from "../../workbench/views/js/controls.js";
-import {
-  bytes, duration, lowerBound, Meters, percentile, short, tiles,
-} from "../../workbench/views/js/meters.js";
+import { lowerBound } from "../../workbench/views/js/buffers.js";
+import { Meters, percentile, tiles } from "../../workbench/views/js/meters.js";
+import { bytes, duration, short } from "../../workbench/views/js/numbers.js";
 import { extremes, roundUp } from "../../workbench/views/js/series.js";
 
 const made = () =>

@@ -6,7 +6,7 @@ import { explain, sentence } from "../../workbench/views/js/kv_words.js";
 
 const chunks = [];
 for await (const chunk of process.stdin) chunks.push(chunk);
-const { about, log: old, tail, walk } = JSON.parse(Buffer.concat(chunks).toString());
+const { about, history: old, tail, walk } = JSON.parse(Buffer.concat(chunks).toString());
 const bytes = (text) => Buffer.from(text, "base64");
 const log = new kv.KVLog(
   about,

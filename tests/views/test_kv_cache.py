@@ -57,7 +57,7 @@ def read(node: Any, view: KVCacheView, walk: list[int]) -> list[dict[str, Any]]:
     """Return what the browser's code says of a view at each step of a walk."""
     state = {
         "about": view.about,
-        "log": base64.b64encode(view.log).decode(),
+        "history": base64.b64encode(view.history).decode(),
         "tail": base64.b64encode(view.tail).decode(),
         "walk": walk,
     }

@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None, *, browser: Path | None = None) -> int:
         "key to paint, p95": percentile(keys, 0.95),
         "frame gap while dragging, p95": percentile(gaps, 0.95),
         "first paint": first,
-        "sent": float(len(view.log) + len(view.tail)),
+        "sent": float(len(view.history) + len(view.tail)),
     }
     for name, figure in figures.items():
         text = human_bytes(figure) if name == "sent" else f"{figure:.1f} ms"

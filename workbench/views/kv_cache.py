@@ -33,7 +33,7 @@ class KVCacheView(View):
     PICTURE_INCHES = (9.0, 4.6)
 
     about = traitlets.Dict().tag(sync=True)
-    log = traitlets.Bytes().tag(sync=True)  # most of the log, and
+    history = traitlets.Bytes().tag(sync=True)  # most of the log, and
     tail = traitlets.Bytes().tag(sync=True)  # what came since
 
     def reset(self) -> None:
@@ -53,7 +53,7 @@ class KVCacheView(View):
         old, new = kv.log.parts()
         with self.hold_sync():
             self.about = {"first_step": kv.first_step, **_sizes(kv.layout)}
-            self.log, self.tail = old, new
+            self.history, self.tail = old, new
         return kv.first_step, kv.last_step
 
     def opening_step(self) -> int:

@@ -28,6 +28,17 @@ export function scrub(cells, places, masks, starts, from, to) {
   return cells;
 }
 
+/** The first place in a sorted array whose value is >= x. */
+export function lowerBound(sorted, x) {
+  let [low, high] = [0, sorted.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (sorted[middle] < x) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
 /** The number of values in a sorted array that are <= x: the place after the last of them. */
 export function upperBound(sorted, x) {
   let low = 0;

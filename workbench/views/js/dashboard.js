@@ -2,26 +2,25 @@
 import { joined, unpackColumns } from "./buffers.js";
 import { css, mix, rgb, HUES } from "./colours.js";
 import { ControlBar, RequestTable } from "./controls.js";
-import { bytes, Meters, short, tiles } from "./meters.js";
+import { Meters, tiles } from "./meters.js";
+import { bytes } from "./numbers.js";
 import { canvas, element, mount } from "./panel.js";
-import { extremes, SeriesChart } from "./series.js";
+import { column, SeriesChart } from "./series.js";
 
 const BLUE = rgb(HUES[4]);
 const ORANGE = rgb(HUES[0]);
 const GREEN = rgb(HUES[2]);
 
-const column = (values) => (from, to) => extremes(values, from, to);
 const growth = (meters, name) => (from, to) => {
   const value = meters.between(name, Math.max(0, from - 1), to - 1) ?? 0;
   return [value, value];
 };
 
-/** What each chart shows: title, series of a theme and the meters, top of the scale, its format. */
+/** What each chart shows: title, series of the meters and a theme, top of the scale. */
 const CHARTS = [
   {
     title: "generated, tokens/s",
     series: (m, theme) => [{ area: true, colour: mix(theme.paper, BLUE, 0.75), at: growth(m, "made") }],
-    format: short,
   },
   {
     title: "sequences: running (area), waiting (line)",
@@ -29,18 +28,15 @@ const CHARTS = [
       { area: true, colour: mix(theme.paper, GREEN, 0.7), at: column(m.running) },
       { colour: ORANGE, at: column(m.waiting) },
     ],
-    format: short,
   },
   {
     title: "KV blocks in use",
     series: (m, theme) => [{ area: true, colour: mix(theme.paper, BLUE, 0.55), at: column(m.used) }],
     top: (about) => about.num_blocks,
-    format: short,
   },
   {
     title: "time of a step, ms",
     series: (m, theme) => [{ colour: theme.ink, at: column(m.step_ms) }],
-    format: short,
   },
 ];
 
@@ -97,15 +93,16 @@ function build(panel) {
       }
       const row = Math.max(0, meters.row(step));
       showTiles(figures, tiles(meters, about, row));
-      CHARTS.forEach(({ series, top: highest, format }, k) =>
+      const ends = [meters.step[0], meters.step[meters.numRows - 1]];
+      CHARTS.forEach(({ series, top: highest }, k) =>
         charts[k].draw({
-          series: series(meters, theme),
+          series: () => series(meters, theme),
           rows: meters.numRows,
           row,
+          ends,
           version,
           theme,
           top: highest?.(about),
-          format,
         }),
       );
       showMemory(memory, about, meters.used[row] / about.num_blocks, theme);

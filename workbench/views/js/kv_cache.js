@@ -1,6 +1,6 @@
 // KVCacheView in the browser: blocks and host slots, use over time, prefix lookups, one selection.
 import { joined, unpackColumns } from "./buffers.js";
-import { UseChart } from "./kv_chart.js";
+import { mix } from "./colours.js";
 import { Grid, looks } from "./kv_grid.js";
 import { KVLog, ownerOf } from "./kv_log.js";
 import { LookupList } from "./kv_lookups.js";
@@ -8,6 +8,7 @@ import { drawMarks } from "./kv_overlay.js";
 import { legend } from "./kv_legend.js";
 import { explain, sentence } from "./kv_words.js";
 import { canvas, element, mount } from "./panel.js";
+import { column, SeriesChart } from "./series.js";
 
 const HEIGHT = 380; // CSS pixels that the blocks take if they can
 const HOST_HEIGHT = 90;
@@ -23,7 +24,7 @@ function build(panel) {
     panel.cursor.go(log.about.first_step + log.lookup_row[lookup]);
   });
   const signs = panel.body.appendChild(element("div", "wb-legend"));
-  const chart = new UseChart(use.canvas, use.context, use.fit);
+  const chart = new SeriesChart(use, "blocks");
   let [log, grids, hovered, old, version] = [null, [], null, {}, 0];
   let look = null; // for one theme
 
@@ -80,11 +81,11 @@ function build(panel) {
   });
 
   return {
-    traits: ["log", "tail", "about"],
+    traits: ["history", "tail", "about"],
 
     async load(newest) {
       const about = panel.model.get("about");
-      const sent = panel.model.get("log");
+      const sent = panel.model.get("history");
       if (old.sent !== sent) old = { sent, part: await unpackColumns(sent) };
       const more = await unpackColumns(panel.model.get("tail"));
       if (!newest()) return;
@@ -110,7 +111,15 @@ function build(panel) {
         drawMarks(grid, marks, theme);
         if (table) grid.path(table.map(({ place }) => place), theme);
       }
-      chart.draw(log, theme);
+      chart.draw({
+        series: () => useOf(log, theme),
+        rows: log.numSteps,
+        row: log.row,
+        ends: [log.about.first_step, log.about.first_step + log.numSteps - 1],
+        version: log.version,
+        theme,
+        top: log.about.num_blocks,
+      });
       lookups.draw(log);
       legend(signs, log, look);
       const said = sentence(log);
@@ -128,6 +137,17 @@ function litBy(log, sequence, table) {
   const lit = log.cells.map((cell) => (ownerOf(cell) === sequence ? 1 : 0));
   for (const { place } of table) lit[place] = 1;
   return lit;
+}
+
+/** Use over time: blocks in use, with those cached and free, and what the tokens would fill. */
+function useOf(log, theme) {
+  const both = log.used.map((used, row) => used + log.cached[row]);
+  const held = Float64Array.from(log.tokens_held, (tokens) => tokens / log.about.block_size);
+  return [
+    { area: true, colour: mix(theme.paper, theme.ink, 0.22), at: column(both) },
+    { area: true, colour: mix(theme.paper, theme.accent, 0.55), at: column(log.used) },
+    { colour: theme.ink, at: column(held) },
+  ];
 }
 
 export default mount("kv-cache", build);

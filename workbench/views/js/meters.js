@@ -1,19 +1,9 @@
 // An engine's figures at any step, from the rows that meters.py writes. No DOM.
-import { upperBound } from "./buffers.js";
+import { lowerBound, upperBound } from "./buffers.js";
+import { duration, short } from "./numbers.js";
 
 const SECONDS = 1; // over which a throughput is meant
 const MOST_LATENCIES = 1000; // the latest, of which percentiles are taken
-
-/** The first place in a sorted array whose value is >= x. */
-export function lowerBound(sorted, x) {
-  let [low, high] = [0, sorted.length];
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (sorted[middle] < x) low = middle + 1;
-    else high = middle;
-  }
-  return low;
-}
 
 /** The value below which a share of the values lie; null of none. */
 export function percentile(values, share) {
@@ -59,29 +49,6 @@ export class Meters {
   share(part, whole, row) {
     return this[whole][row] ? this[part][row] / this[whole][row] : null;
   }
-}
-
-/** A number as a reader wants it: three figures, and a dash for none. */
-export function short(value) {
-  if (value === null || value === undefined || Number.isNaN(value)) return "–";
-  if (value >= 99_950) return `${(value / 1000).toFixed(0)}k`;
-  if (value >= 9_995) return `${(value / 1000).toFixed(1)}k`;
-  if (value >= 100 || Number.isInteger(value)) return value.toFixed(0);
-  return value >= 10 ? value.toFixed(1) : value.toFixed(2);
-}
-
-/** Milliseconds with their unit, or seconds from one on. */
-export function duration(ms) {
-  if (ms === null) return "–";
-  return ms >= 1000 ? `${short(ms / 1000)} s` : `${short(ms)} ms`;
-}
-
-/** Bytes with a binary unit. */
-export function bytes(count) {
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  let unit = 0;
-  for (; count >= 1024 && unit < units.length - 1; unit++) count /= 1024;
-  return `${unit ? count.toFixed(1) : count} ${units[unit]}`;
 }
 
 const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(0)} %`);

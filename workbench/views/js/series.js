@@ -1,7 +1,8 @@
 // A small chart over steps: areas and lines, a scale that fits, and the step shown as a bar.
 import { css } from "./colours.js";
+import { short } from "./numbers.js";
 
-const PAD = { left: 42, right: 8, top: 20, bottom: 6 };
+const PAD = { left: 42, right: 8, top: 20, bottom: 18 };
 
 /** [lowest, highest] of the rows from..to of a column. */
 export function extremes(values, from, to) {
@@ -12,6 +13,9 @@ export function extremes(values, from, to) {
   }
   return [low, high];
 }
+
+/** A column as `at` of a series. */
+export const column = (values) => (from, to) => extremes(values, from, to);
 
 /** The next of 1, 2, 5, 10, 20, 50, … that is not below a value. */
 export function roundUp(value) {
@@ -34,15 +38,16 @@ export class SeriesChart {
   }
 
   /**
-   * Draw `series`: [{area, colour, at(from, to) -> [low, high]}, …] over `rows`, and a bar at `row`.
+   * Draw `series()`: [{area, colour, at(from, to) -> [low, high]}, …] over `rows`, and a bar at `row`.
    *
    * Many rows share a column of pixels; `at` says how far the values of these go. version: changes
-   * when they do. top: the highest value on the scale, if it is not what fits.
+   * when they do; only then, or with size and theme, `series` is asked. ends: the first and the last
+   * step. top: the highest value on the scale, if it is not what fits.
    */
-  draw({ series, rows, row, version, theme, top, format }) {
+  draw({ series, rows, row, ends, version, theme, top, format = short }) {
     const { width, height } = this.fit();
     const key = [width, height, rows, version, theme.paper, theme.ink].join();
-    if (key !== this.key) this.drawBase(series, rows, theme, width, height, top, format);
+    if (key !== this.key) this.drawBase(series(), rows, ends, theme, width, height, top, format);
     this.key = key;
     this.context.drawImage(this.base, 0, 0, width, height);
     const x = PAD.left + (row / Math.max(1, rows - 1)) * (width - PAD.left - PAD.right);
@@ -50,7 +55,7 @@ export class SeriesChart {
     this.context.fillRect(x - 0.75, PAD.top, 1.5, height - PAD.top - PAD.bottom);
   }
 
-  drawBase(series, rows, theme, width, height, top, format) {
+  drawBase(series, rows, ends, theme, width, height, top, format) {
     const scale = globalThis.devicePixelRatio || 1;
     [this.base.width, this.base.height] = [width * scale, height * scale].map(Math.round);
     const context = this.base.getContext("2d");
@@ -74,6 +79,10 @@ export class SeriesChart {
       context.fillStyle = css(theme.faint);
       context.fillText(format(highest * part), PAD.left - 5, y(highest * part));
     }
+    context.fillStyle = css(theme.faint);
+    context.fillText(`step ${ends[1]}`, width - PAD.right, height - 7);
+    context.textAlign = "left";
+    context.fillText(`step ${ends[0]}`, PAD.left, height - 7);
     series.forEach(({ area, colour }, s) => {
       context.beginPath();
       if (area) context.moveTo(x(0), y(0));
