@@ -1,8 +1,11 @@
 """The paged cache's layout and its quantised dtypes, shared by the kernels that write or read it.
 
 A layer's cache is [2 (keys, values), num_blocks, block_size, K, D]; slot = block * block_size +
-offset. An int8 or fp8 (e4m3) cache keeps x / scale with one float32 scale per KV head, for keys and
-for values. `random_cache` and `gather_row` make and read caches in input makers and references.
+offset. An int8 or fp8 (e4m3) cache keeps x / scale, where each token's head has its own scale, its
+largest magnitude over that of the dtype: so what is kept depends on that token alone, whatever else
+is in its block. Scales are float32 [2, num_blocks, K, block_size]: those of a head lie side by side
+in a block, and belong to it wherever it is copied. `random_cache` and `gather_row` make and read
+caches in input makers and references.
 """
 
 from __future__ import annotations
@@ -18,32 +21,39 @@ LARGEST = {torch.int8: 127.0, FP8: 448.0}
 
 
 @triton.jit
-def to_cache(x, INT8: tl.constexpr, FP8: tl.constexpr):
-    """Return float32 x, already divided by its scale, within the range of the cache's dtype."""
-    if INT8:
-        x = tl.floor(tl.clamp(x, -127.0, 127.0) + 0.5)
-    if FP8:  # out of range would become NaN
-        x = tl.clamp(x, -448.0, 448.0)
-    return x
+def to_cache(first, second, scales, wanted, INT8: tl.constexpr, LARGEST: tl.constexpr):
+    """Return heads' halves over their scale, which is stored; as they are without `scales`."""
+    if scales is not None:
+        peak = tl.maximum(tl.max(tl.abs(first), axis=1), tl.max(tl.abs(second), axis=1))
+        scale = tl.where(peak > 0.0, peak / LARGEST, 1.0)
+        tl.store(scales, scale, mask=wanted)
+        # A quotient may be rounded to above the largest, which fp8 would take for NaN.
+        first = tl.clamp(first / scale[:, None], -LARGEST, LARGEST)
+        second = tl.clamp(second / scale[:, None], -LARGEST, LARGEST)
+        if INT8:
+            first, second = tl.floor(first + 0.5), tl.floor(second + 0.5)
+    return first, second
 
 
-def quantise(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return x [..., K, D] as a cache of this dtype keeps it; scale [K] (None: 1)."""
-    if dtype not in QUANTISED:
-        return x.to(dtype)
-    wide = x.float() if scale is None else x.float() / scale.unsqueeze(-1)
-    bounded = wide.clamp(-LARGEST[dtype], LARGEST[dtype])
-    return (torch.floor(bounded + 0.5) if dtype == torch.int8 else bounded).to(dtype)
+def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return x [..., D] as an 8-bit cache of this dtype keeps it, and the scales [...] float32."""
+    wide = x.float()
+    scales = wide.abs().amax(-1) / LARGEST[dtype]
+    scales = torch.where(scales > 0, scales, 1.0)
+    wide = (wide / scales.unsqueeze(-1)).clamp(-LARGEST[dtype], LARGEST[dtype])
+    return (torch.floor(wide + 0.5) if dtype == torch.int8 else wide).to(dtype), scales
 
 
 def gather_row(
-    kv: Tensor, block_ids: Tensor, length: int, scales: tuple[Tensor, Tensor] | None
+    kv: Tensor, block_ids: Tensor, length: int, scales: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return keys and values [length, K, D] float32 of one sequence's blocks."""
-    keys, values = (side[block_ids.long()].flatten(0, 1)[:length].float() for side in kv)
+    ids = block_ids.long()
+    keys, values = (side[ids].flatten(0, 1)[:length].float() for side in kv)
     if scales is None:
         return keys, values
-    return keys * scales[0].unsqueeze(-1), values * scales[1].unsqueeze(-1)
+    k_scale, v_scale = (x[ids].transpose(1, 2).flatten(0, 1)[:length, :, None] for x in scales)
+    return keys * k_scale, values * v_scale
 
 
 def random_cache(
@@ -70,7 +80,7 @@ def random_cache(
         for begin in range(0, num_blocks, 4096):
             part = side[begin : begin + 4096]
             noise = torch.randn(part.shape, generator=generator, device=device)
-            part.copy_(quantise(noise * (30 if dtype == torch.int8 else 1), None, dtype))
+            part.copy_(noise.mul_(30).round_().clamp_(-127, 127) if dtype == torch.int8 else noise)
     tables = torch.full((len(lens), max([1, *counts])), order[-1], dtype=torch.int32)
     used = 0
     for row, count in enumerate(counts):
@@ -84,10 +94,11 @@ def random_cache(
     return kv, tables.to(device)
 
 
-def random_scales(dtype: torch.dtype, kv_heads: int, device: torch.device) -> dict[str, Tensor]:
-    """Return `k_scale` and `v_scale` [K] for a quantised cache, nothing for another."""
-    if dtype not in QUANTISED:
+def random_scales(kv: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return `kv_scales` for a quantised cache, nothing for another."""
+    if kv.dtype not in QUANTISED:
         return {}
-    steps = torch.arange(kv_heads, device=device) % 3
-    base = (0.5 + 0.25 * steps) / (30 if dtype == torch.int8 else 1)
-    return {"k_scale": base, "v_scale": base.flip(0).contiguous()}
+    sides, blocks, block_size, kv_heads, _ = kv.shape
+    shape = (sides, blocks, kv_heads, block_size)
+    scales = torch.rand(shape, generator=generator, device=kv.device) + 0.5
+    return {"kv_scales": scales / (30 if kv.dtype == torch.int8 else 1)}

@@ -14,7 +14,8 @@ from torch import Tensor
 from workbench.kernels.attention_math import attend
 from workbench.kernels.launch import Config, power_of_2, sm_count
 from workbench.kernels.paged import FP8, QUANTISED, gather_row, random_cache, random_scales
-from workbench.kernels.paged_decode import LIMITS, choose_splits, default, plan
+from workbench.kernels.paged_decode import LIMITS, default, plan
+from workbench.kernels.paged_decode_splits import choose_splits
 from workbench.kernels.spec import Case, Inputs, KernelSpec
 
 
@@ -24,19 +25,17 @@ def reference(
     block_tables: Tensor,
     context_lens: Tensor,
     *,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
+    kv_scales: Tensor | None = None,
     num_splits: int | None = None,
     **settings: Any,
 ) -> Tensor:
     """Return attention [S, H, D] of q [S, H, D], row by row in float32."""
-    scales = None if k_scale is None or v_scale is None else (k_scale, v_scale)
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     block_size = kv.shape[2]
     for row, length in enumerate(context_lens.tolist()):
         if length:
             block_ids = block_tables[row, : -(-length // block_size)]
-            keys, values = gather_row(kv, block_ids, length, scales)
+            keys, values = gather_row(kv, block_ids, length, kv_scales)
             out[row] = attend(q[row : row + 1], keys, values, **settings)[0].to(q.dtype)
     return out
 
@@ -89,7 +88,7 @@ def make_inputs(
         "window": window,
         "soft_cap": soft_cap,
         "num_splits": num_splits,
-        **random_scales(kept, kv_heads, device),
+        **random_scales(kv, generator),
     }
     if sinks:
         inputs["sinks"] = torch.randn(heads, generator=generator, device=device)
@@ -109,16 +108,17 @@ def keep(config: Config, inputs: Inputs) -> bool:
         return False
     if config["MIN_SPLIT"] < config["BLOCK_N"]:
         return False
-    # Keys as rows is for Hopper's 64-row instructions; float32 has none of them.
+    # Keys as rows is for Hopper's 64-row instructions; float32 and packed bytes have none of them.
     if config["SWAP"] and (config["num_warps"] % 4 or config["BLOCK_N"] < 64):
         return False
-    return not (config["SWAP"] and q.element_size() == 4)
+    return not (config["SWAP"] and (q.element_size() == 4 or kv.dtype in QUANTISED))
 
 
 def num_bytes(q: Tensor, kv: Tensor, context_lens: Tensor, **inputs: Any) -> int:
-    """Return bytes: every visible key and value once, q and the output."""
+    """Return bytes: every visible key and value once, with its scale, q and the output."""
     tokens = context_lens.clamp(max=inputs.get("window") or 1 << 30).sum()
-    cache = 2 * int(tokens) * kv.shape[3] * kv.shape[4] * kv.element_size()
+    scale = 4 if kv.dtype in QUANTISED else 0
+    cache = 2 * int(tokens) * kv.shape[3] * (kv.shape[4] * kv.element_size() + scale)
     return cache + 2 * q.numel() * q.element_size()
 
 
@@ -207,7 +207,7 @@ SPEC = KernelSpec(
     },
     space={
         "BLOCK_N": (16, 32, 64, 128),
-        "MIN_SPLIT": (128, 256),
+        "MIN_SPLIT": (64, 128, 256),
         "SWAP": (0, 1),
         "num_warps": (1, 2, 4, 8),
         "num_stages": (2, 3, 5, 7),
@@ -223,5 +223,5 @@ SPEC = KernelSpec(
         torch.bfloat16: (2e-2, 2e-2),
     },
     limits=LIMITS,
-    sources=("attention_math.py",),
+    sources=("paged_decode_bytes.py", "paged_decode_splits.py", "attention_math.py"),
 )

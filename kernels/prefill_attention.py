@@ -19,55 +19,21 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from workbench.kernels.attention_math import LOG2E, soft_capped, with_sink
 from workbench.kernels.launch import INTERPRETED, Config, Launch, Plan, cdiv, power_of_2
-from workbench.kernels.prefill_tiles import find_row, key_bounds
+from workbench.kernels.paged import LARGEST, QUANTISED
+from workbench.kernels.prefill_tiles import find_row, key_bounds, load_tile, token_scales
 from workbench.kernels.spec import check_limits
 
 LIMITS = {"head_dim": (1, 256), "group": (1, 64), "block_size": (1, 1024)}
 
 
 @triton.jit
-def _load(source, table, first_row, start, d, head, first, end, stride,
-          K: tl.constexpr, D: tl.constexpr, TILE_D: tl.constexpr, BLOCK_N: tl.constexpr,
-          BLOCK_SIZE: tl.constexpr, PAGED: tl.constexpr, TMA: tl.constexpr, MASKED: tl.constexpr,
-          ):  # fmt: skip
-    """Return keys or values start : start + BLOCK_N of one head, zero outside first : end.
-
-    What lies outside is a stranger's, and a weight of 0 times NaN is NaN.
-    """
-    position = start + tl.arange(0, BLOCK_N)
-    inside = (position >= first) & (position < end)
-    if TMA:
-        row = first_row + start
-        if PAGED:  # a tile lies within one block
-            row = tl.load(table + start // BLOCK_SIZE) * BLOCK_SIZE + start % BLOCK_SIZE
-        tile = source.load([row, head * D])
-        if MASKED:
-            tile = tl.where(inside[:, None], tile, 0.0).to(tile.dtype)
-    else:
-        if PAGED:
-            if MASKED:
-                block = tl.load(table + position // BLOCK_SIZE, mask=inside, other=0)
-            else:
-                block = tl.load(table + position // BLOCK_SIZE)
-            rows = block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE
-        else:
-            rows = (first_row + position).to(tl.int64)
-        places = source + rows[:, None] * stride + (head * D + d)[None, :]
-        if MASKED:
-            tile = tl.load(places, mask=inside[:, None] & (d < D)[None, :], other=0.0)
-        elif D == TILE_D:
-            tile = tl.load(places)
-        else:
-            tile = tl.load(places, mask=(d < D)[None, :], other=0.0)
-    return tile
-
-
-@triton.jit
-def _scores(q, k, factor, cap, slope, own, key, end, window, old, ancestors, word_row,
+def _scores(q, k, key_scales, factor, cap, slope, own, key, end, window, old, ancestors, word_row,
             CAPPED: tl.constexpr, ALIBI: tl.constexpr, WINDOWED: tl.constexpr,
             TREE: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Return (score, unit): exp2(score * unit) is the softmax's exponential; -inf: not seen."""
     score = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if key_scales is not None:
+        score = score * key_scales[None, :]
     unit = factor
     if CAPPED or ALIBI:
         score = score * factor
@@ -93,20 +59,26 @@ def _scores(q, k, factor, cap, slope, own, key, end, window, old, ancestors, wor
 
 
 @triton.jit
-def _attend(acc, norm, peak, q, k, v, table, first_row, low, high, head, first, end, own, slope,
-            factor, cap, window, old, ancestors, word_row, k_stride, v_stride,
+def _attend(acc, norm, peak, q, k, v, scales, scale_stride, table, first_row, low, high, head,
+            first, end, own, slope, factor, cap, window, old, ancestors, word_row, k_stride,
+            v_stride,
             K: tl.constexpr, D: tl.constexpr, TILE_D: tl.constexpr, BLOCK_N: tl.constexpr,
             BLOCK_SIZE: tl.constexpr, PAGED: tl.constexpr, TMA: tl.constexpr,
-            CAPPED: tl.constexpr, ALIBI: tl.constexpr, WINDOWED: tl.constexpr,
-            TREE: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+            LARGEST: tl.constexpr, CAPPED: tl.constexpr, ALIBI: tl.constexpr,
+            WINDOWED: tl.constexpr, TREE: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Run the online softmax over the key tiles from `low` to `high`."""
     d = tl.arange(0, TILE_D)
     for start in range(low, high, BLOCK_N):
         key = start + tl.arange(0, BLOCK_N)
-        keys = _load(k, table, first_row, start, d, head, first, end, k_stride, K, D, TILE_D,
+        keys = load_tile(k, table, first_row, start, d, head, first, end, k_stride, K, D, TILE_D,
                      BLOCK_N, BLOCK_SIZE, PAGED, TMA, MASKED).to(q.dtype)  # fmt: skip
-        score, unit = _scores(q, keys, factor, cap, slope, own, key, end, window, old, ancestors,
-                              word_row, CAPPED, ALIBI, WINDOWED, TREE, MASKED)  # fmt: skip
+        key_scales = None
+        if scales is not None:
+            key_scales = token_scales(scales, table, start, head, first, end, K, BLOCK_N,
+                                       BLOCK_SIZE)  # fmt: skip
+        score, unit = _scores(q, keys, key_scales, factor, cap, slope, own, key, end, window, old,
+                              ancestors, word_row, CAPPED, ALIBI, WINDOWED, TREE,
+                              MASKED)  # fmt: skip
         higher = tl.maximum(peak, tl.max(score, axis=1) * unit)
         floor = higher
         if MASKED and (WINDOWED or TREE):  # nothing seen yet: no peak to subtract
@@ -115,7 +87,11 @@ def _attend(acc, norm, peak, q, k, v, table, first_row, low, high, head, first, 
         shrink = tl.exp2(peak - floor)
         norm = norm * shrink + tl.sum(weight, axis=1)
         acc = acc * shrink[:, None]
-        values = _load(v, table, first_row, start, d, head, first, end, v_stride, K, D, TILE_D,
+        if scales is not None:  # times LARGEST: as large as the values, far from a half's smallest
+            value_scales = token_scales(scales + scale_stride, table, start, head, first, end, K,
+                                         BLOCK_N, BLOCK_SIZE)  # fmt: skip
+            weight = weight * (value_scales * LARGEST)[None, :]
+        values = load_tile(v, table, first_row, start, d, head, first, end, v_stride, K, D, TILE_D,
                        BLOCK_N, BLOCK_SIZE, PAGED, TMA, MASKED).to(q.dtype)  # fmt: skip
         acc = tl.dot(weight.to(q.dtype), values, acc, input_precision="ieee")
         peak = higher
@@ -124,11 +100,12 @@ def _attend(acc, norm, peak, q, k, v, table, first_row, low, high, head, first, 
 
 @triton.jit(do_not_specialize=["num_rows", "window", "num_tiles"])
 def prefill_attention_kernel(
-    q, k, v, starts, context_lens, tables, k_scale, v_scale, sinks, alibi, ancestors, out,
-    num_rows, num_tiles, window, q_stride, k_stride, v_stride, table_stride, scale, cap,
+    q, k, v, scales, starts, context_lens, tables, sinks, alibi, ancestors, out, num_rows,
+    num_tiles, window, q_stride, k_stride, v_stride, scale_stride, table_stride, scale, cap,
     K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, TILE_D: tl.constexpr, WORDS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, PAGED: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr,
-    UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr,
+    LARGEST: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    TMA: tl.constexpr,
 ):  # fmt: skip
     """Attend from one tile of one row's new tokens, for the G query heads of one KV head."""
     BLOCK_Q: tl.constexpr = BLOCK_M // G
@@ -152,11 +129,12 @@ def prefill_attention_kernel(
     queries = tl.load(
         q + (token * q_stride + heads * D)[:, None] + d[None, :], mask=inside, other=0.0
     )
-    queries = queries.to(tl.float32) if UPCAST else queries
+    if UPCAST:
+        queries = queries.to(tl.float32)
+    elif scales is not None:  # bytes become halves in fewer instructions
+        queries = queries.to(tl.float16)
     slope = tl.load(alibi + heads, mask=wanted, other=0.0) if ALIBI else 0.0
     factor = scale if CAPPED or ALIBI else scale * LOG2E
-    if k_scale is not None:
-        factor *= tl.load(k_scale + head)
     own = old + new
     lowest = old + tile * BLOCK_Q
     first, low, first_open, last_open, high = key_bounds(
@@ -168,19 +146,19 @@ def prefill_attention_kernel(
     table = tables + row * table_stride if PAGED else starts
     for part in tl.static_range(0 if WINDOWED else 1, 3):  # the window's edge, open, the diagonal
         acc, norm, peak = _attend(
-            acc, norm, peak, queries, k, v, table, first_token,
+            acc, norm, peak, queries, k, v, scales, scale_stride, table, first_token,
             low if part == 0 else (first_open if part == 1 else last_open),
             first_open if part == 0 else (last_open if part == 1 else high),
             head, first, end, own, slope, factor, cap, window, old, ancestors, token * WORDS,
-            k_stride, v_stride, K, D, TILE_D, BLOCK_N, BLOCK_SIZE, PAGED, TMA, CAPPED, ALIBI,
-            WINDOWED, TREE, part != 1,
+            k_stride, v_stride, K, D, TILE_D, BLOCK_N, BLOCK_SIZE, PAGED, TMA, LARGEST, CAPPED,
+            ALIBI, WINDOWED, TREE, part != 1,
         )  # fmt: skip
     if sinks is not None:
         sink = tl.load(sinks + heads, mask=wanted, other=0.0).to(tl.float32) * LOG2E
         acc, norm = with_sink(acc, norm, peak, sink, 1)
     acc = acc / tl.where(norm > 0.0, norm, 1.0)[:, None]
-    if v_scale is not None:
-        acc *= tl.load(v_scale + head)
+    if scales is not None:
+        acc *= 1.0 / LARGEST
     places = ((token * K * G + heads) * D)[:, None] + d[None, :]
     tl.store(out + places, acc.to(out.dtype.element_ty), mask=inside)
 
@@ -224,8 +202,7 @@ def plan(
     sinks: Tensor | None = None,
     alibi: Tensor | None = None,
     ancestors: Tensor | None = None,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
+    kv_scales: Tensor | None = None,
     out: Tensor | None = None,
     config: Config | None = None,
 ) -> Plan:
@@ -235,7 +212,8 @@ def plan(
     block_size, K, D], which holds the new tokens already. Without: k, v [T, K, D] are the new
     tokens themselves and no row has older ones. query_starts [S + 1] int32 need not begin at 0 (the
     rows of a larger batch); num_tokens is then how many tokens they hold (None: T). Other arguments
-    as of `attention_math.attend`; ancestors [T, W] int32.
+    as of `attention_math.attend`; ancestors [T, W] int32; kv_scales [2, blocks, K, block_size]
+    float32 of an int8 or fp8 cache.
     """
     tokens, heads, dim = q.shape
     kv_heads, paged = k.shape[-2], block_tables is not None
@@ -245,6 +223,7 @@ def plan(
         "prefill_attention", LIMITS, head_dim=dim, group=heads // kv_heads, block_size=block_size
     )
     assert q[:1].is_contiguous(), "the heads of a token are adjacent"
+    assert (k.dtype in QUANTISED) == (kv_scales is not None), "an 8-bit cache has scales"
     config = config or default(q, k, context_lens, num_tokens)
     if out is None:
         out = torch.empty((tokens, heads, dim), dtype=q.dtype, device=q.device)
@@ -253,7 +232,8 @@ def plan(
     num_tiles = cdiv(tokens if num_tokens is None else num_tokens, block_q) + rows
     arguments = {
         "q": q, "starts": query_starts, "context_lens": context_lens, "tables": block_tables,
-        "k_scale": k_scale, "v_scale": v_scale, "sinks": sinks, "alibi": alibi,
+        "scales": kv_scales, "scale_stride": 0 if kv_scales is None else kv_scales.stride(0),
+        "LARGEST": LARGEST.get(k.dtype, 1.0), "sinks": sinks, "alibi": alibi,
         "ancestors": ancestors, "out": out, "num_rows": rows, "num_tiles": num_tiles,
         "window": window or 0, "q_stride": q.stride(0), "k_stride": k.stride(-3),
         "v_stride": v.stride(-3), "table_stride": table_stride,

@@ -27,23 +27,22 @@ def reference(
     block_tables: Tensor | None = None,
     *,
     ancestors: Tensor | None = None,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
+    kv_scales: Tensor | None = None,
     num_tokens: int | None = None,
     **settings: Any,
 ) -> Tensor:
     """Return attention [T, H, D], row by row in float32; tokens of no row give zeros."""
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-    scales = None if k_scale is None or v_scale is None else (k_scale, v_scale)
     starts = query_starts.tolist()
     for row, length in enumerate(context_lens.tolist()):
         new = slice(starts[row], starts[row + 1])
         if block_tables is None:
             keys, values = k[new], v[new]
         else:
-            block_ids = block_tables[row, : -(-length // k.shape[1])]
-            keys, values = gather_row(torch.stack((k, v))[:, block_ids.long()],
-                                      torch.arange(len(block_ids)), length, scales)  # fmt: skip
+            ids = block_tables[row, : -(-length // k.shape[1])].long()
+            own = None if kv_scales is None else kv_scales[:, ids]
+            pair = torch.stack((k[ids], v[ids]))
+            keys, values = gather_row(pair, torch.arange(len(ids)), length, own)
         tree = None if ancestors is None else ancestors[new]
         out[new] = attend(q[new], keys, values, ancestors=tree, **settings).to(q.dtype)
     return out
@@ -90,7 +89,7 @@ def make_inputs(
             generator=generator,
             device=device,
         )
-        inputs |= {"k": cache[0], "v": cache[1], **random_scales(kept, kv_heads, device)}
+        inputs |= {"k": cache[0], "v": cache[1], **random_scales(cache, generator)}
     inputs |= {"window": window, "soft_cap": soft_cap}
     inputs["context_lens"] = torch.tensor(lens, dtype=torch.int32, device=device)
     if sinks:

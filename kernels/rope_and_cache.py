@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from workbench.kernels.launch import Config, Launch, Plan, cdiv, power_of_2
-from workbench.kernels.paged import FP8, QUANTISED, quantise, random_scales, to_cache
+from workbench.kernels.paged import FP8, LARGEST, QUANTISED, quantise, random_scales, to_cache
 from workbench.kernels.spec import Case, Inputs, KernelSpec, check_limits
 
 LIMITS = {"head_dim": (2, 512)}
@@ -47,11 +47,11 @@ def _store(out, places, d, inside, first, second, HALF_DIM: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def rope_and_cache_kernel(
-    q, k, v, cos, sin, q_out, k_out, kv, slots, k_scale, v_scale,
-    num_tokens, q_stride, k_stride, v_stride, side_stride,
+    q, k, v, cos, sin, q_out, k_out, kv, scales, slots,
+    num_tokens, q_stride, k_stride, v_stride, side_stride, scale_stride,
     H: tl.constexpr, K: tl.constexpr, HALF_DIM: tl.constexpr, HALF: tl.constexpr,
-    ROTATE: tl.constexpr, CACHED: tl.constexpr, INT8: tl.constexpr, FP8: tl.constexpr,
-    SCALED: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, ROTATE: tl.constexpr, CACHED: tl.constexpr, INT8: tl.constexpr,
+    LARGEST: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     """Rotate TOKENS x HEADS heads of q, or of k (and cache them with those of v)."""
     DIM: tl.constexpr = 2 * HALF_DIM
@@ -81,17 +81,17 @@ def rope_and_cache_kernel(
             # What is cached is what `k_out` holds, rounding included.
             first = first.to(k.dtype.element_ty).to(tl.float32)
             second = second.to(k.dtype.element_ty).to(tl.float32)
-            if SCALED:
-                scale = tl.load(k_scale + heads, mask=wanted, other=1.0)[:, None]
-                first, second = first / scale, second / scale
-            first, second = to_cache(first, INT8, FP8), to_cache(second, INT8, FP8)
+            own = scales
+            if scales is not None:
+                own += ((slot // BLOCK_SIZE) * K + heads) * BLOCK_SIZE + slot % BLOCK_SIZE
+                wanted = wanted & (slot >= 0)
+            first, second = to_cache(first, second, own, wanted, INT8, LARGEST)
             _store(kv, place, d, inside, first, second, HALF_DIM)
             source = tokens * v_stride + heads * DIM
             first, second = _rotated(v, cos, sin, source, tokens, d, inside, HALF_DIM, False)
-            if SCALED:
-                scale = tl.load(v_scale + heads, mask=wanted, other=1.0)[:, None]
-                first, second = first / scale, second / scale
-            first, second = to_cache(first, INT8, FP8), to_cache(second, INT8, FP8)
+            if scales is not None:
+                own += scale_stride
+            first, second = to_cache(first, second, own, wanted, INT8, LARGEST)
             _store(kv + side_stride, place, d, inside, first, second, HALF_DIM)
 
 
@@ -103,19 +103,25 @@ def reference(
     sin: Tensor | None = None,
     kv: Tensor | None = None,
     slot_mapping: Tensor | None = None,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
+    kv_scales: Tensor | None = None,
 ) -> Any:
-    """Return rotated q [T, H, D] and k [T, K, D], and the cache after the write if there is one."""
+    """Return rotated q [T, H, D] and k [T, K, D], and cache and scales after the write, if any."""
     if cos is not None and sin is not None:
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
     if kv is None or slot_mapping is None:
         return q, k
-    kv = kv.clone()
-    kept = slot_mapping >= 0
-    for side, new, scale in ((0, k, k_scale), (1, v, v_scale)):
-        kv[side].flatten(0, 1)[slot_mapping[kept]] = quantise(new[kept], scale, kv.dtype)
-    return q, k, kv
+    kv, kept = kv.clone(), slot_mapping >= 0
+    slots, size = slot_mapping[kept], kv.shape[2]
+    if kv_scales is None:
+        for side, new in zip(kv, (k, v), strict=True):
+            side.flatten(0, 1)[slots] = new[kept].to(kv.dtype)
+        return q, k, kv
+    kv_scales = kv_scales.clone()
+    for side, scales, new in zip(kv, kv_scales, (k, v), strict=True):
+        side.flatten(0, 1)[slots], scales[slots // size, :, slots % size] = quantise(
+            new[kept], kv.dtype
+        )
+    return q, k, kv, kv_scales
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -137,20 +143,21 @@ def plan(
     sin: Tensor | None = None,
     kv: Tensor | None = None,
     slot_mapping: Tensor | None = None,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
+    kv_scales: Tensor | None = None,
     config: Config | None = None,
 ) -> Plan:
     """Plan the rotation of q [T, H, D], k [T, K, D] by cos, sin [T, D/2], and the cache write.
 
     Without cos nothing is rotated; without kv [2, blocks, block_size, K, D] nothing is written.
-    Tokens of q, k, v may be strided (slices of one matrix). kv is written in place.
+    Tokens of q, k, v may be strided (slices of one matrix). kv, and kv_scales [2, blocks, K,
+    block_size] float32 of an 8-bit cache, are written in place.
     """
     tokens, heads, dim = q.shape
     kv_heads = k.shape[1]
     check_limits("rope_and_cache", LIMITS, head_dim=dim)
     assert dim % 2 == 0, "a head has two halves"
     assert all(x[:1].is_contiguous() for x in (q, k, v)), "the heads of a token are adjacent"
+    assert (kv is not None and kv.dtype in QUANTISED) == (kv_scales is not None), "8 bits, scales"
     assert kv is None or (kv.is_contiguous() and kv.shape[3:] == (kv_heads, dim)), "cache layout"
     config = config or default(q, k)
     rotate = cos is not None
@@ -158,22 +165,22 @@ def plan(
         "q": q, "k": k, "v": v, "cos": cos, "sin": sin,
         "q_out": torch.empty(q.shape, dtype=q.dtype, device=q.device) if rotate else q,
         "k_out": torch.empty(k.shape, dtype=k.dtype, device=k.device) if rotate else k,
-        "kv": kv, "slots": slot_mapping, "k_scale": k_scale, "v_scale": v_scale,
-        "num_tokens": tokens,
+        "kv": kv, "slots": slot_mapping, "scales": kv_scales, "num_tokens": tokens,
         "q_stride": q.stride(0), "k_stride": k.stride(0), "v_stride": v.stride(0),
         "side_stride": 0 if kv is None else kv.stride(0),
         "H": heads, "K": kv_heads, "HALF_DIM": dim // 2, "HALF": power_of_2(dim // 2),
-        "ROTATE": rotate, "CACHED": kv is not None, "SCALED": k_scale is not None,
+        "ROTATE": rotate, "CACHED": kv is not None, "BLOCK_SIZE": 1 if kv is None else kv.shape[2],
         "INT8": kv is not None and kv.dtype == torch.int8,
-        "FP8": kv is not None and kv.dtype == FP8,
+        "LARGEST": 1.0 if kv is None else LARGEST.get(kv.dtype, 1.0),
+        "scale_stride": 0 if kv_scales is None else kv_scales.stride(0),
     }  # fmt: skip
     q_chunks = cdiv(heads, config["HEADS"]) if rotate else 0
     grid = (cdiv(tokens, config["TOKENS"]), q_chunks + cdiv(kv_heads, config["HEADS"]))
     work = tokens and (rotate or kv is not None)
-    outputs = (arguments["q_out"], arguments["k_out"])
+    written = tuple(x for x in (kv, kv_scales) if x is not None)
     return Plan(
         (Launch(rope_and_cache_kernel, grid, arguments, config),) if work else (),
-        outputs if kv is None else (*outputs, kv),
+        (arguments["q_out"], arguments["k_out"], *written),
     )
 
 
@@ -212,7 +219,7 @@ def make_inputs(
     slots[tokens - padded : tokens] = -1
     kv = torch.zeros((2, blocks, block_size, kv_heads, dim), device=device).to(kept)
     inputs |= {"kv": kv, "slot_mapping": slots[:tokens].to(device)}
-    return inputs | random_scales(kept, kv_heads, device)
+    return inputs | random_scales(kv, generator)
 
 
 def num_bytes(q: Tensor, k: Tensor, kv: Tensor | None = None, cos: Any = None, **_: Any) -> int:
@@ -221,6 +228,7 @@ def num_bytes(q: Tensor, k: Tensor, kv: Tensor | None = None, cos: Any = None, *
     total = 2 * size * (q.numel() + k.numel()) * rotated + (0 if cos is None else 2 * cos.nbytes)
     if kv is not None:
         total += (2 - rotated) * size * k.numel() + 2 * kv.element_size() * k.numel()
+        total += 8 * k.shape[0] * k.shape[1] * (kv.dtype in QUANTISED)
     return int(total)
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from kernel_checks import check
 
-from workbench.kernels.paged_decode import choose_splits
+from workbench.kernels.launch import INTERPRETED
+from workbench.kernels.paged import quantise
+from workbench.kernels.paged_decode_bytes import unpacked
+from workbench.kernels.paged_decode_splits import choose_splits
 from workbench.kernels.registry import get_spec
 
 DECODE, PREFILL = get_spec("paged_decode"), get_spec("prefill_attention")
@@ -71,7 +76,7 @@ def test_decode_is_prefill_of_one_token(device: torch.device) -> None:
 def test_splits_fill_the_gpu_and_are_not_too_short(rows: int, kv_heads: int, longest: int) -> None:
     splits = choose_splits(rows, kv_heads, longest, rows * longest, 132)
     assert 1 <= splits <= 128
-    assert splits == 1 or longest / splits >= 192
+    assert splits == 1 or longest / splits >= 64
     programs = rows * kv_heads * splits
     assert programs >= 128 or splits == 128 or longest / splits < 512
 
@@ -80,3 +85,37 @@ def test_one_long_sequence_among_short_ones_is_split() -> None:
     alone = choose_splits(64, 8, 2048, 64 * 2048, 132)
     beside = choose_splits(64, 8, 131072, 131072 + 63 * 2048, 132)
     assert beside > 4 * alone
+
+
+@triton.jit
+def unpack_kernel(words, out, INT8: tl.constexpr, NATIVE: tl.constexpr, N: tl.constexpr):
+    """Fill out [N, 2] with the two values of each word."""
+    place = tl.arange(0, N)
+    word = tl.load(words + place)
+    tl.store(out + 2 * place, unpacked(word, False, INT8, NATIVE).to(tl.float32))
+    tl.store(out + 2 * place + 1, unpacked(word, True, INT8, NATIVE).to(tl.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_every_word_is_unpacked_exactly(dtype: torch.dtype, device: torch.device) -> None:
+    """All 65,536 pairs of bytes; e4m3's two NaNs are never written, and may be anything."""
+    words = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).to(device)
+    out = torch.empty(len(words), 2, device=device)
+    unpack_kernel[(1,)](words, out, dtype == torch.int8, not INTERPRETED, len(words))
+    expected = words.view(dtype).float().view(-1, 2)
+    known = ~expected.isnan()
+    assert known.sum() >= 2 * 65536 - 1024
+    assert torch.equal(out[known], expected[known])
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_a_quantised_token_keeps_its_size(dtype: torch.dtype) -> None:
+    """Whatever a head's magnitude, the error is a small part of its largest element."""
+    x = torch.randn(64, 3, 32, generator=torch.Generator().manual_seed(0))
+    x *= 10.0 ** torch.linspace(-20, 20, 64)[:, None, None]
+    kept, scales = quantise(x, dtype)
+    error = (kept.float() * scales[..., None] - x).abs().amax(-1) / x.abs().amax(-1)
+    assert error.max() < (0.5 / 127 if dtype == torch.int8 else 2**-4) * 1.01
+    zeros, ones = quantise(torch.zeros(1, 2, 8), dtype)
+    assert zeros.float().count_nonzero() == 0
+    assert (ones == 1).all()
