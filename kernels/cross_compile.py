@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from workbench.errors import ConfigError
+from workbench.kernels.early import CAPABILITY
 from workbench.kernels.launch import INTERPRETED, Launch
 from workbench.kernels.registry import SPECS, get_spec
 from workbench.kernels.spec import KernelSpec
@@ -71,6 +72,10 @@ def compile_launch(launch: Launch, target: str) -> Resources:
     if backend != "cuda" or not arch.isdigit():
         raise ConfigError("target", target, "no such target", "Write it as `cuda:90`.")
     options = {k: v for k, v in launch.config.items() if k in ("num_warps", "num_stages")}
+    if "EARLY" in launch.arguments:
+        early = int(arch) >= CAPABILITY
+        launch = replace(launch, arguments={**launch.arguments, "EARLY": early})
+        options["launch_pdl"] = early
     compiled = triton.compile(_source(launch), GPUTarget("cuda", int(arch), 32), options)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")

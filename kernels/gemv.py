@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workbench.kernels.early import await_previous, prefetch, starts_early
 from workbench.kernels.launch import INTERPRETED, Config, Launch, Plan, cdiv, power_of_2
 from workbench.kernels.spec import Case, Inputs, KernelSpec, check_limits
 
@@ -25,7 +26,7 @@ LIMITS = {"rows": (1, 16)}
 @triton.jit
 def gemv_kernel(
     x, weight, bias, residual, out, num_rows, num_outputs, num_inputs, x_stride, weight_stride,
-    residual_stride, EVEN: tl.constexpr, UPCAST: tl.constexpr,
+    residual_stride, EARLY: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Fill BLOCK_N columns of out [num_rows, num_outputs]."""
@@ -33,6 +34,11 @@ def gemv_kernel(
     outputs = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows, inputs = tl.arange(0, ROWS), tl.arange(0, BLOCK_K)
     known = outputs < num_outputs
+    if EARLY:  # weights are there already: the first 2 KiB of each row
+        line = tl.arange(0, 16) * 64
+        near = known[:, None] & (line < num_inputs)[None, :]
+        prefetch(tl.where(near, outputs[:, None] * weight_stride + line[None, :], 0) + weight)
+    await_previous(EARLY)
     acc = tl.zeros([BLOCK_N, ROWS if DOT else BLOCK_K], tl.float32)
     for start in tl.range(0, num_inputs, BLOCK_K, num_stages=STAGES):
         k = start + inputs
@@ -116,6 +122,7 @@ def plan(
         "x_stride": x.stride(0),
         "weight_stride": weight.stride(0),
         "residual_stride": 0 if residual is None else residual.stride(0),
+        "EARLY": starts_early(x.device),
         "EVEN": num_inputs % config["BLOCK_K"] == 0 and num_outputs % config["BLOCK_N"] == 0,
         "UPCAST": INTERPRETED,
     }

@@ -27,7 +27,10 @@ bf16 arithmetic wrongly (triton 3.7 to 3.9), so kernels that multiply tiles take
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One kernel, its grid and its arguments; `config` holds the tuning constants."""
+    """One kernel, its grid and its arguments; `config` holds the tuning constants.
+
+    A true argument EARLY: it starts while the kernel before it runs (`kernels.early`).
+    """
 
     kernel: Any
     grid: tuple[int, ...]
@@ -36,7 +39,13 @@ class Launch:
 
     def __call__(self) -> None:
         """Launch it on the current stream."""
-        self.kernel[self.grid](**self.arguments, **self.config)
+        self.kernel[self.grid](**self.keywords)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Return all that the kernel is called with: arguments, constants and options."""
+        options = {"launch_pdl": True} if self.arguments.get("EARLY") else {}
+        return {**self.arguments, **self.config, **options}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from workbench.kernels.attention_math import LOG2E
+from workbench.kernels.early import await_previous, starts_early
 from workbench.kernels.launch import INTERPRETED, Config, Launch, Plan, power_of_2, sm_count
 from workbench.kernels.paged import LARGEST, QUANTISED
 from workbench.kernels.paged_decode_bytes import paged_decode_bytes_kernel
@@ -55,10 +56,12 @@ def paged_decode_kernel(
     q_stride, side_stride, table_stride, num_splits, window, scale, cap,
     K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     WINDOWED: tl.constexpr, CAPPED: tl.constexpr, SPLIT: tl.constexpr, UPCAST: tl.constexpr,
+    EARLY: tl.constexpr,
     TILE_G: tl.constexpr, TILE_D: tl.constexpr,
     BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr, SWAP: tl.constexpr,
 ):  # fmt: skip
     """Attend from G query heads of one KV head over one split of one row's context."""
+    await_previous(EARLY)
     head, row, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     ALIBI: tl.constexpr = alibi is not None
     first, length, tokens = split_span(context_lens, row, window, num_splits, WINDOWED, MIN_SPLIT)
@@ -141,8 +144,7 @@ def plan(
     _, _, block_size, kv_heads, _ = kv.shape
     group, packed = heads // kv_heads, kv.dtype in QUANTISED
     check_limits("paged_decode", LIMITS, head_dim=dim, group=group, block_size=block_size)
-    assert q[:1].is_contiguous(), "the heads of a token are adjacent"
-    assert kv.is_contiguous(), "a layer's cache is one piece"
+    assert q[:1].is_contiguous() and kv.is_contiguous(), "heads of a token, layers: one piece each"
     assert packed == (kv_scales is not None), "an 8-bit cache has scales, no other has"
     config = config or default(q, kv)
     if num_splits is None:
@@ -153,10 +155,10 @@ def plan(
     split = num_splits > 1
     shared = {
         "context_lens": context_lens, "sinks": sinks, "out": out, "num_splits": num_splits,
-        "window": window or 0, "D": dim, "WINDOWED": window is not None,
+        "window": window or 0, "WINDOWED": window is not None, "EARLY": starts_early(q.device),
         "partial": torch.empty((rows, heads, num_splits, dim), device=q.device) if split else None,
         "partial_lse": torch.empty((rows, heads, num_splits), device=q.device) if split else None,
-        "TILE_D": max(32 if packed else 16, power_of_2(dim)),
+        "D": dim, "TILE_D": max(32 if packed else 16, power_of_2(dim)),
     }  # fmt: skip
     arguments = shared | {
         "q": q, "kv": kv, "tables": block_tables, "alibi": alibi, "q_stride": q.stride(0),
@@ -169,16 +171,20 @@ def plan(
         return Plan((), out)
     kernel: Any = paged_decode_kernel
     if kv_scales is not None:
-        assert dim % 2 == 0, "two values make a word"
-        kernel = paged_decode_bytes_kernel
-        arguments |= {
-            "kv": kv.view(torch.int16), "side_stride": kv.stride(0) // 2, "scales": kv_scales,
-            "scale_stride": kv_scales.stride(0), "INT8": kv.dtype == torch.int8,
-            "LARGEST": LARGEST[kv.dtype],
-        }  # fmt: skip
+        kernel, arguments = paged_decode_bytes_kernel, arguments | _words(kv, kv_scales)
     launches = [Launch(kernel, (kv_heads, rows, num_splits), arguments, config)]
     if split:
         merge = shared | {"H": heads, "TILE_S": power_of_2(num_splits)}
         merging = {"MIN_SPLIT": config["MIN_SPLIT"], "num_warps": 4}
         launches.append(Launch(merge_splits_kernel, (heads, rows), merge, merging))
     return Plan(tuple(launches), out)
+
+
+def _words(kv: Tensor, kv_scales: Tensor) -> dict[str, Any]:
+    """Return an 8-bit cache as the bytes kernel takes it: two values a word."""
+    assert kv.shape[4] % 2 == 0, "two values make a word"
+    return {
+        "kv": kv.view(torch.int16), "side_stride": kv.stride(0) // 2, "scales": kv_scales,
+        "scale_stride": kv_scales.stride(0), "INT8": kv.dtype == torch.int8,
+        "LARGEST": LARGEST[kv.dtype],
+    }  # fmt: skip

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from workbench.kernels.attention_math import LOG2E
+from workbench.kernels.early import await_previous
 from workbench.kernels.paged_decode_splits import finish, shaped, split_span
 
 
@@ -54,16 +55,34 @@ def unpacked(words, SECOND: tl.constexpr, INT8: tl.constexpr, NATIVE: tl.constex
     return half
 
 
+@triton.jit
+def _products(even, odd, words, INT8: tl.constexpr, UPCAST: tl.constexpr):
+    """Return q k [heads, keys] of the halves of q [heads, D/2] and words [keys, D/2]."""
+    low = unpacked(words, False, INT8, not UPCAST).to(even.dtype)
+    high = unpacked(words, True, INT8, not UPCAST).to(even.dtype)
+    product = tl.dot(even, tl.trans(low), input_precision="ieee")
+    return tl.dot(odd, tl.trans(high), product, input_precision="ieee")
+
+
+@triton.jit
+def _mixed(acc, weight, words, SECOND: tl.constexpr, INT8: tl.constexpr, UPCAST: tl.constexpr):
+    """Return acc + weight [heads, keys] times one half of words [keys, D/2]."""
+    DTYPE: tl.constexpr = tl.float32 if UPCAST else tl.float16
+    half = unpacked(words, SECOND, INT8, not UPCAST).to(DTYPE)
+    return tl.dot(weight.to(DTYPE), half, acc, input_precision="ieee")
+
+
 @triton.jit(do_not_specialize=["num_splits", "window"])
 def paged_decode_bytes_kernel(
     q, kv, scales, tables, context_lens, sinks, alibi, out, partial, partial_lse,
     q_stride, side_stride, scale_stride, table_stride, num_splits, window, scale, cap,
     K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     WINDOWED: tl.constexpr, CAPPED: tl.constexpr, SPLIT: tl.constexpr, UPCAST: tl.constexpr,
-    INT8: tl.constexpr, LARGEST: tl.constexpr, TILE_G: tl.constexpr, TILE_D: tl.constexpr,
-    BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr, SWAP: tl.constexpr,
+    EARLY: tl.constexpr, INT8: tl.constexpr, LARGEST: tl.constexpr, TILE_G: tl.constexpr,
+    TILE_D: tl.constexpr, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr, SWAP: tl.constexpr,
 ):  # fmt: skip
     """Attend as `paged_decode_kernel` does; kv holds words [2, blocks, block_size, K, D/2]."""
+    await_previous(EARLY)
     HALF: tl.constexpr = TILE_D // 2
     ALIBI: tl.constexpr = alibi is not None
     DTYPE: tl.constexpr = tl.float32 if UPCAST else tl.float16
@@ -98,23 +117,18 @@ def paged_decode_bytes_kernel(
         v = tl.load(source + side_stride, mask=wanted, other=0)
         k_scale = tl.load(place, mask=valid, other=0.0)
         v_scale = tl.load(place + scale_stride, mask=valid, other=0.0)
-        score = tl.dot(even, tl.trans(unpacked(k, False, INT8, not UPCAST).to(DTYPE)),
-                       input_precision="ieee")  # fmt: skip
-        score = tl.dot(odd, tl.trans(unpacked(k, True, INT8, not UPCAST).to(DTYPE)), score,
-                       input_precision="ieee")  # fmt: skip
+        score = _products(even, odd, k, INT8, UPCAST) * k_scale[None, :]
         away = (length - 1 - position).to(tl.float32)
-        score = shaped(score * k_scale[None, :], factor, cap, slope, away, False, CAPPED, ALIBI)
+        score = shaped(score, factor, cap, slope, away, False, CAPPED, ALIBI)
         score = tl.where(valid[None, :], score, float("-inf"))
         higher = tl.maximum(peak, tl.max(score, axis=1))
         weight = tl.exp2(score - higher[:, None])
         shrink = tl.exp2(peak - higher)
         norm = norm * shrink + tl.sum(weight, axis=1)
         # Times LARGEST, weights are of the size of the values: far from a half's smallest.
-        weight = (weight * (v_scale * LARGEST)[None, :]).to(DTYPE)
-        acc_even = tl.dot(weight, unpacked(v, False, INT8, not UPCAST).to(DTYPE),
-                          acc_even * shrink[:, None], input_precision="ieee")  # fmt: skip
-        acc_odd = tl.dot(weight, unpacked(v, True, INT8, not UPCAST).to(DTYPE),
-                         acc_odd * shrink[:, None], input_precision="ieee")  # fmt: skip
+        weight = weight * (v_scale * LARGEST)[None, :]
+        acc_even = _mixed(acc_even * shrink[:, None], weight, v, False, INT8, UPCAST)
+        acc_odd = _mixed(acc_odd * shrink[:, None], weight, v, True, INT8, UPCAST)
         peak = higher
     acc = tl.interleave(acc_even, acc_odd) * (1.0 / LARGEST)
     finish(acc, norm, peak, sinks, out, partial, partial_lse, row, split, num_splits,

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from workbench.kernels.attention_math import LOG2E, soft_capped, with_sink
+from workbench.kernels.early import await_previous
 from workbench.kernels.launch import cdiv
 
 MAX_SPLITS = 128
@@ -74,10 +75,11 @@ def finish(acc, norm, peak, sinks, out, partial, partial_lse, row, split, num_sp
 @triton.jit(do_not_specialize=["num_splits", "window"])
 def merge_splits_kernel(
     partial, partial_lse, context_lens, sinks, out, num_splits, window,
-    H: tl.constexpr, D: tl.constexpr, WINDOWED: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, WINDOWED: tl.constexpr, EARLY: tl.constexpr,
     TILE_S: tl.constexpr, TILE_D: tl.constexpr, MIN_SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Merge the parts of one head of one row, each weighted by its share of the softmax."""
+    await_previous(EARLY)
     head, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     first, length, tokens = split_span(context_lens, row, window, num_splits, WINDOWED, MIN_SPLIT)
     split, d = tl.arange(0, TILE_S), tl.arange(0, TILE_D)

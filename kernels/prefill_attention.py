@@ -18,6 +18,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from workbench.kernels.attention_math import LOG2E, soft_capped, with_sink
+from workbench.kernels.early import await_previous, starts_early
 from workbench.kernels.launch import INTERPRETED, Config, Launch, Plan, cdiv, power_of_2
 from workbench.kernels.paged import LARGEST, QUANTISED
 from workbench.kernels.prefill_tiles import find_row, key_bounds, load_tile, token_scales
@@ -104,10 +105,11 @@ def prefill_attention_kernel(
     num_tiles, window, q_stride, k_stride, v_stride, scale_stride, table_stride, scale, cap,
     K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, TILE_D: tl.constexpr, WORDS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, PAGED: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr,
-    LARGEST: tl.constexpr, UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    TMA: tl.constexpr,
+    LARGEST: tl.constexpr, EARLY: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Attend from one tile of one row's new tokens, for the G query heads of one KV head."""
+    await_previous(EARLY)
     BLOCK_Q: tl.constexpr = BLOCK_M // G
     ALIBI: tl.constexpr = alibi is not None
     TREE: tl.constexpr = ancestors is not None
@@ -129,14 +131,11 @@ def prefill_attention_kernel(
     queries = tl.load(
         q + (token * q_stride + heads * D)[:, None] + d[None, :], mask=inside, other=0.0
     )
-    if UPCAST:
-        queries = queries.to(tl.float32)
-    elif scales is not None:  # bytes become halves in fewer instructions
-        queries = queries.to(tl.float16)
+    HALVES: tl.constexpr = scales is not None  # bytes become halves in fewer instructions
+    queries = queries.to(tl.float32 if UPCAST else tl.float16) if UPCAST or HALVES else queries
     slope = tl.load(alibi + heads, mask=wanted, other=0.0) if ALIBI else 0.0
     factor = scale if CAPPED or ALIBI else scale * LOG2E
-    own = old + new
-    lowest = old + tile * BLOCK_Q
+    own, lowest = old + new, old + tile * BLOCK_Q
     first, low, first_open, last_open, high = key_bounds(
         old, end, lowest, window, WINDOWED, TREE, BLOCK_Q, BLOCK_N
     )
@@ -157,8 +156,7 @@ def prefill_attention_kernel(
         sink = tl.load(sinks + heads, mask=wanted, other=0.0).to(tl.float32) * LOG2E
         acc, norm = with_sink(acc, norm, peak, sink, 1)
     acc = acc / tl.where(norm > 0.0, norm, 1.0)[:, None]
-    if scales is not None:
-        acc *= 1.0 / LARGEST
+    acc = acc / LARGEST if HALVES else acc
     places = ((token * K * G + heads) * D)[:, None] + d[None, :]
     tl.store(out + places, acc.to(out.dtype.element_ty), mask=inside)
 
@@ -240,7 +238,8 @@ def plan(
         "scale": scale, "cap": soft_cap or 0.0, "K": kv_heads, "G": heads // kv_heads, "D": dim,
         "TILE_D": max(16, power_of_2(dim)), "BLOCK_SIZE": block_size,
         "WORDS": 0 if ancestors is None else ancestors.shape[1], "PAGED": paged,
-        "CAPPED": soft_cap is not None, "WINDOWED": window is not None, "UPCAST": INTERPRETED,
+        "EARLY": starts_early(q.device), "CAPPED": soft_cap is not None,
+        "WINDOWED": window is not None, "UPCAST": INTERPRETED,
     }  # fmt: skip
     for name, side in (("k", k), ("v", v)):
         arguments[name] = _descriptor(side, config, dim) if config["TMA"] else side

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workbench.kernels.early import await_previous, starts_early
 from workbench.kernels.launch import Config, Launch, Plan, cdiv, power_of_2
 from workbench.kernels.spec import Case, Inputs, KernelSpec, check_limits
 
@@ -23,9 +24,10 @@ LIMITS = {"width": (1, 32768)}
 @triton.jit(do_not_specialize=["num_rows"])
 def rms_norm_kernel(
     x, residual, weight, out, total, num_rows, width, x_stride, residual_stride, eps,
-    HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    EARLY: tl.constexpr, HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Normalise ROWS rows of [num_rows, width]; total is x + residual, rounded."""
+    await_previous(EARLY)
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
     inside = (rows < num_rows)[:, None] & (columns < width)[None, :]
@@ -86,6 +88,7 @@ def plan(
         "x_stride": x.stride(0),
         "residual_stride": 0 if residual is None else residual.stride(0),
         "eps": eps,
+        "EARLY": starts_early(x.device),
         "HAS_RESIDUAL": residual is not None,
         "BLOCK": power_of_2(width),
     }

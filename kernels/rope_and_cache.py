@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workbench.kernels.early import await_previous, starts_early
 from workbench.kernels.launch import Config, Launch, Plan, cdiv, power_of_2
 from workbench.kernels.paged import FP8, LARGEST, QUANTISED, quantise, random_scales, to_cache
 from workbench.kernels.spec import Case, Inputs, KernelSpec, check_limits
@@ -50,10 +51,11 @@ def rope_and_cache_kernel(
     q, k, v, cos, sin, q_out, k_out, kv, scales, slots,
     num_tokens, q_stride, k_stride, v_stride, side_stride, scale_stride,
     H: tl.constexpr, K: tl.constexpr, HALF_DIM: tl.constexpr, HALF: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, ROTATE: tl.constexpr, CACHED: tl.constexpr, INT8: tl.constexpr,
-    LARGEST: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, EARLY: tl.constexpr, ROTATE: tl.constexpr, CACHED: tl.constexpr,
+    INT8: tl.constexpr, LARGEST: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     """Rotate TOKENS x HEADS heads of q, or of k (and cache them with those of v)."""
+    await_previous(EARLY)
     DIM: tl.constexpr = 2 * HALF_DIM
     chunk = tl.program_id(1)
     q_chunks: tl.constexpr = (H + HEADS - 1) // HEADS if ROTATE else 0
@@ -169,7 +171,8 @@ def plan(
         "q_stride": q.stride(0), "k_stride": k.stride(0), "v_stride": v.stride(0),
         "side_stride": 0 if kv is None else kv.stride(0),
         "H": heads, "K": kv_heads, "HALF_DIM": dim // 2, "HALF": power_of_2(dim // 2),
-        "ROTATE": rotate, "CACHED": kv is not None, "BLOCK_SIZE": 1 if kv is None else kv.shape[2],
+        "EARLY": starts_early(q.device), "ROTATE": rotate,
+        "CACHED": kv is not None, "BLOCK_SIZE": 1 if kv is None else kv.shape[2],
         "INT8": kv is not None and kv.dtype == torch.int8,
         "LARGEST": 1.0 if kv is None else LARGEST.get(kv.dtype, 1.0),
         "scale_stride": 0 if kv_scales is None else kv_scales.stride(0),

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from workbench.errors import ConfigError
+from workbench.kernels.early import await_previous, starts_early
 from workbench.kernels.launch import Config, Launch, Plan, cdiv, power_of_2
 from workbench.kernels.spec import Case, Inputs, KernelSpec, check_limits
 
@@ -23,8 +24,11 @@ ACTIVATIONS = ("silu", "gelu")
 
 
 @triton.jit
-def silu_mul_kernel(gate_up, out, width, row_stride, GELU: tl.constexpr, BLOCK: tl.constexpr):
+def silu_mul_kernel(
+    gate_up, out, width, row_stride, EARLY: tl.constexpr, GELU: tl.constexpr, BLOCK: tl.constexpr
+):
     """Fill BLOCK columns of one row of out [T, width]."""
+    await_previous(EARLY)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
@@ -68,6 +72,7 @@ def plan(gate_up: Tensor, activation: str = "silu", config: Config | None = None
         "out": out,
         "width": width,
         "row_stride": gate_up.stride(0),
+        "EARLY": starts_early(gate_up.device),
         "GELU": activation == "gelu",
     }
     grid = (num_rows, cdiv(width, config["BLOCK"]))

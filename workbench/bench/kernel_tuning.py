@@ -105,7 +105,7 @@ def _compiled_ahead(
     def compile_one(config: Config) -> None:
         for launch in spec.plan(**inputs, config=config).launches:
             try:
-                launch.kernel.warmup(**launch.arguments, **launch.config, grid=launch.grid)
+                launch.kernel.warmup(**launch.keywords, grid=launch.grid)
             except (OutOfResources, CompilationError, PTXASError, RuntimeError):
                 return
 

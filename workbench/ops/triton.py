@@ -71,7 +71,7 @@ class TritonBackend(ReferenceBackend):
         super().__init__(device)
         require_triton(device)
         from workbench.kernels.launch import sm_count
-        from workbench.kernels.paged_decode import choose_splits
+        from workbench.kernels.paged_decode_splits import choose_splits
         from workbench.kernels.registry import SPECS
         from workbench.kernels.tuning import TunedTable
 
