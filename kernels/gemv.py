@@ -202,11 +202,16 @@ SPEC = KernelSpec(
         "llama-8b gate_up 1": Case({"rows": 1, **_GATE_UP}, small=False, quick=True),
         "llama-8b gate_up 4": Case({"rows": 4, **_GATE_UP}, small=False),
         "llama-8b gate_up 16": Case({"rows": 16, **_GATE_UP}, small=False, quick=True),
-        "llama-8b qkv 1": Case({"rows": 1, "outputs": 6144, "inputs": 4096}, small=False),
+        "llama-8b qkv 1": Case(
+            {"rows": 1, "outputs": 6144, "inputs": 4096}, small=False, quick=True
+        ),
+        "llama-8b o 1": Case({"rows": 1, "outputs": 4096, "inputs": 4096}, small=False, quick=True),
         "llama-8b down 1": Case(
             {"rows": 1, "outputs": 4096, "inputs": 14336, "residual": True}, small=False, quick=True
         ),
-        "llama-8b head 1": Case({"rows": 1, "outputs": 128256, "inputs": 4096}, small=False),
+        "llama-8b head 1": Case(
+            {"rows": 1, "outputs": 128256, "inputs": 4096}, small=False, quick=True
+        ),
     },
     space={
         "BLOCK_N": (4, 8, 16, 32, 64, 128),

@@ -141,10 +141,11 @@ def plan(
     block_size] float32 for an int8 or fp8 cache. Other arguments as of `attention_math.attend`.
     """
     rows, heads, dim = q.shape
-    _, _, block_size, kv_heads, _ = kv.shape
+    block_size, kv_heads = kv.shape[2:4]
     group, packed = heads // kv_heads, kv.dtype in QUANTISED
     check_limits("paged_decode", LIMITS, head_dim=dim, group=group, block_size=block_size)
-    assert q[:1].is_contiguous() and kv.is_contiguous(), "heads of a token, layers: one piece each"
+    assert q[:1].is_contiguous(), "the heads of a token are adjacent"
+    assert kv.is_contiguous(), "a layer's cache is one piece"
     assert packed == (kv_scales is not None), "an 8-bit cache has scales, no other has"
     config = config or default(q, kv)
     if num_splits is None:

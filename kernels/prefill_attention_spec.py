@@ -241,6 +241,9 @@ SPEC = KernelSpec(
             {"rows": [(8192, 8192)] * 4, "block_size": 64, **_8B}, small=False
         ),
         "llama-8b chunk 2k at 16k": Case({"rows": [(2048, 16384)], **_8B}, small=False, quick=True),
+        "llama-8b chunk 2k at 16k blocks of 64": Case(
+            {"rows": [(2048, 16384)], "block_size": 64, **_8B}, small=False
+        ),
         "llama-8b chunk 2k at 16k fp8": Case(
             {"rows": [(2048, 16384)], "cache_dtype": FP8, **_8B}, small=False, min_capability=89
         ),
