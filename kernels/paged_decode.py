@@ -164,15 +164,14 @@ def plan(
     arguments = shared | {
         "q": q, "kv": kv, "tables": block_tables, "alibi": alibi, "q_stride": q.stride(0),
         "side_stride": kv.stride(0), "table_stride": block_tables.stride(0), "scale": scale,
-        "cap": soft_cap or 0.0, "K": kv_heads, "G": group, "BLOCK_SIZE": block_size,
-        "CAPPED": soft_cap is not None, "SPLIT": split, "UPCAST": INTERPRETED,
-        "TILE_G": max(16, power_of_2(group)),
+        "cap": soft_cap or 0.0, "CAPPED": soft_cap is not None, "K": kv_heads, "G": group,
+        "TILE_G": max(16, power_of_2(group)), "BLOCK_SIZE": block_size,
+        "SPLIT": split, "UPCAST": INTERPRETED,
     }  # fmt: skip
     if not rows:
         return Plan((), out)
-    kernel: Any = paged_decode_kernel
-    if kv_scales is not None:
-        kernel, arguments = paged_decode_bytes_kernel, arguments | _words(kv, kv_scales)
+    kernel: Any = paged_decode_bytes_kernel if packed else paged_decode_kernel
+    arguments |= {} if kv_scales is None else _words(kv, kv_scales)
     launches = [Launch(kernel, (kv_heads, rows, num_splits), arguments, config)]
     if split:
         merge = shared | {"H": heads, "TILE_S": power_of_2(num_splits)}
