@@ -1,7 +1,7 @@
-"""Text for heads: windows of tokens, a function of seed and step, and the target's own text.
+"""Text for heads: windows of tokens, a function of seed and step, and greedy continuations.
 
-A head learns what its target says, so text that the target wrote itself is the best there is. What
-it writes, it writes through the engine.
+What heads learn from is read or written in bulk (`heads_writing`); what they are measured against
+is written through the engine.
 """
 
 from __future__ import annotations
@@ -134,24 +134,3 @@ def continuations(
     with build(config, model=model) as engine:
         outputs = engine.generate([list(prompt) for prompt in prompts], params)
     return [list(output.outputs[0].token_ids) for output in outputs]
-
-
-def own_text(
-    model: DecoderLM,
-    stream: Tensor,
-    num_tokens: int,
-    *,
-    prompt_tokens: int = 32,
-    max_tokens: int = 224,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> Tensor:
-    """Return about `num_tokens` tokens [N] of the model's own: pieces of a stream, gone on with.
-
-    A piece is `prompt_tokens` of the stream and up to `max_tokens` behind it.
-    """
-    count = max(1, -(-num_tokens // (prompt_tokens + max_tokens)))
-    pieces = TextWindows(stream, prompt_tokens, seed).batch(0, count).tolist()
-    written = continuations(model, pieces, max_tokens, temperature=temperature, seed=seed)
-    ids = [i for piece, more in zip(pieces, written, strict=True) for i in (*piece, *more)]
-    return torch.tensor(ids, dtype=torch.int32)
