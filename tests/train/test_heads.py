@@ -116,6 +116,38 @@ def test_a_target_in_bfloat16_trains_heads_in_float32(kind: str, model, tmp_path
     assert log[-1]["acceptance"] >= 1
 
 
+def test_a_thinned_target_is_the_target_where_nothing_is_left_out(model) -> None:
+    layers = range(model.config.num_layers)
+    whole = new_task("draft", model, from_layers=layers).module
+    prompts = [[5, 6, 7], [8, 9]]
+    assert measure_acceptance(whole, model, prompts, max_tokens=8).length == 5.0
+    less = new_task("draft", model, from_layers=[1]).module
+    assert less.config.num_layers == 1
+    ours, theirs = less.layers[0].state_dict(), model.layers[1].state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert less.head.weight is less.embedding.weight or not model.config.tied_head
+    for wrong in ([], [2]):
+        with pytest.raises(ConfigError, match="the target has 2 layers"):
+            new_task("draft", model, from_layers=wrong)
+
+
+@pytest.mark.parametrize("kind", ["medusa", "eagle3", "draft"])
+def test_muon_and_bfloat16_learn_too(kind: str, model) -> None:
+    settings = replace(SETTINGS, optimizer="muon", autocast=True)
+    head, log = train_head(
+        model,
+        kind,
+        text(model),
+        steps=30,
+        settings=settings,
+        log_every=0.0,
+        progress=False,
+        **options(kind),
+    )
+    assert {p.dtype for p in head.parameters()} == {torch.float32}
+    assert log[-1]["loss"] < log[1]["loss"]
+
+
 class Interrupted(Exception):
     """Stands for a notebook's stop button."""
 

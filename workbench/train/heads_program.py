@@ -42,7 +42,9 @@ def main(kind: str, argv: Sequence[str]) -> int:
     own = None if arguments.own is None else read_rows(model, arguments.own)
     written = 0 if own is None else own.numel()
     print(f"{len(stream):,} tokens of text, {written:,} of the model's own", flush=True)
-    evaluation = Evaluation.of(model, load_prompts()[:: arguments.every], arguments.max_tokens)
+    evaluation = None
+    if arguments.every:
+        evaluation = Evaluation.of(model, load_prompts()[:: arguments.every], arguments.max_tokens)
     narrow = model.device.type == "cuda" if arguments.autocast is None else arguments.autocast
     settings = HeadSettings(
         arguments.batch,
@@ -68,15 +70,16 @@ def main(kind: str, argv: Sequence[str]) -> int:
         own_rows=own,
         **options(kind, arguments, stream),
     )
+    command = shlex.join(["workbench", "train", kind, *argv])
+    metrics = facts(kind, command, head, arguments) | {"acceptance": {}, "log": log}
+    if arguments.export:  # first of all, whatever may go wrong in what follows
+        export_head(head, Path(arguments.export), arguments.model, metrics)
     calibrate(head, model, stream, arguments.tree)
-    measured = measure(head, model, evaluation, arguments.tree)
-    print(json.dumps(measured, indent=1), flush=True)
+    if evaluation is not None:
+        metrics["acceptance"] = measure(head, model, evaluation, arguments.tree)
+        metrics |= {"num_prompts": len(evaluation.prompts), "max_tokens": arguments.max_tokens}
+        print(json.dumps(metrics["acceptance"], indent=1), flush=True)
     if arguments.export:
-        command = shlex.join(["workbench", "train", kind, *argv])
-        metrics = facts(kind, command, head, evaluation, arguments) | {
-            "acceptance": measured,
-            "log": log,
-        }
         export_head(head, Path(arguments.export), arguments.model, metrics)
     return 0
 
@@ -132,9 +135,7 @@ def measure(
     }
 
 
-def facts(
-    kind: str, command: str, head: Drafter, on: Evaluation, arguments: argparse.Namespace
-) -> dict[str, Any]:
+def facts(kind: str, command: str, head: Drafter, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what the card needs beside the figures."""
     on_cuda = next(head.parameters()).is_cuda
     text = f"{arguments.megabytes:g} MB of Python" if arguments.data is None else "a corpus"
@@ -145,8 +146,6 @@ def facts(
         "kind": kind,
         "command": command,
         "num_parameters": sum(p.numel() for p in head.parameters()),
-        "num_prompts": len(on.prompts),
-        "max_tokens": arguments.max_tokens,
         "steps": log_steps,
         "text": text + own,
         "device": torch.cuda.get_device_name() if on_cuda else platform.processor() or "a CPU",
@@ -182,7 +181,7 @@ def _parser(kind: str) -> argparse.ArgumentParser:
     add("--autocast", action=argparse.BooleanOptionalAction, default=None, help=narrow)
     add("--measure-every", type=float, default=60.0, help="seconds between measurements")
     add("--tree", type=int, default=32, help="nodes of a drafted tree")
-    add("--every", type=int, default=2, help="measure on every n-th prompt of the suite")
+    add("--every", type=int, default=2, help="measure on every n-th prompt, 0: never")
     add("--max-tokens", type=int, default=128, help="tokens a prompt is gone on with")
     add("--seed", type=int, default=0)
     add("--device", default="auto")

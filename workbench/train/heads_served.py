@@ -9,6 +9,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from workbench.build import build
@@ -18,6 +19,7 @@ from workbench.models import DecoderLM, load_model
 from workbench.request import RequestOutput
 from workbench.sampling_params import SamplingParams
 from workbench.speculation import Proposer, get_proposer
+from workbench.train.heads_export import write_figures
 
 
 def served_acceptance(
@@ -28,7 +30,7 @@ def served_acceptance(
     temperature: float = 0.0,
     max_tokens: int = 128,
     seed: int = 0,
-    max_sequences: int = 16,
+    max_sequences: int = 32,
 ) -> dict[str, Any]:
     """Return how far a proposer's drafts were right, over all prompts, and the tokens that came.
 
@@ -65,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
     prompts = load_prompts()[:: arguments.every]
+    rows: dict[str, dict[str, Any]] = {name: {} for name in arguments.proposers}
     for temperature in arguments.temperatures:
         plain = served_acceptance(
             model, None, prompts, temperature=temperature, max_tokens=arguments.max_tokens
@@ -76,10 +79,25 @@ def main(argv: Sequence[str]) -> int:
             )
             pairs = zip(plain["token_ids"], found.pop("token_ids"), strict=True)
             same = sum(one == other for one, other in pairs)
-            row = {"proposer": name, "temperature": temperature, **found}
-            row |= {"num_prompts": len(prompts), "same_as_plain": same}
-            print(json.dumps(row), flush=True)
+            found |= {"num_prompts": len(prompts), "same_as_plain": same}
+            print(json.dumps({"proposer": name, "temperature": temperature, **found}), flush=True)
+            rows[name][f"engine, {_drafted(proposer)}, temperature {temperature:g}"] = found
+    if arguments.write:
+        for name, acceptance in rows.items():
+            _record(Path(name), acceptance, len(prompts), arguments.max_tokens)
     return 0
+
+
+def _drafted(proposer: Any) -> str:
+    """Return what a proposer says that it drafts."""
+    return str(proposer.describe()["draft"])
+
+
+def _record(folder: Path, acceptance: dict[str, Any], num_prompts: int, max_tokens: int) -> None:
+    """Put figures into a head's `metrics.json` in place of those there, and renew its card."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics |= {"num_prompts": num_prompts, "max_tokens": max_tokens, "acceptance": acceptance}
+    write_figures(folder, metrics)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--temperatures", type=float, nargs="+", default=[0.0, 0.8])
     add("--every", type=int, default=2, help="measure on every n-th prompt of the suite")
     add("--max-tokens", type=int, default=128)
+    add("--write", action="store_true", help="into the folders' figures and cards")
     add("--device", default="auto")
     add("--dtype", default="auto")
     return parser

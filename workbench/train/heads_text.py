@@ -56,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", help="a corpus of the model's tokenizer; else Python of this machine")
     add("--megabytes", type=float, default=20.0, help="of this machine's Python")
     add("--rows", type=int, default=4096)
-    add(
-        "--length", type=int, default=256, help="of a row, its beginning included"
-    )
+    add("--length", type=int, default=256, help="of a row, its beginning included")
     add("--temperatures", type=float, nargs="+", default=[0.0, 0.8], help="taking turns by row")
     add("--batch", type=int, default=256, help="rows written side by side")
     add("--seconds", type=float, help="begin no batch after that long")
