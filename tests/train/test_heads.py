@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,14 +35,13 @@ from workbench.train.heads_acceptance import (
 from workbench.train.heads_capture import capture, training_backend
 from workbench.train.heads_data import (
     TextWindows,
-    continuations,
     frequent_ids,
-    own_text,
     token_stream,
 )
 from workbench.train.heads_export import save_draft_model
 from workbench.train.heads_log import RunLog
 from workbench.train.heads_tasks import new_task
+from workbench.train.heads_writing import own_rows
 
 SETTINGS = HeadSettings(batch=4, length=44, rate=1e-2)
 
@@ -64,23 +64,31 @@ def options(kind: str) -> dict[str, Any]:
     }[kind]
 
 
+def rows_of(model: DecoderLM) -> torch.Tensor:
+    """Return rows that the target wrote greedily: there is something to learn of them."""
+    stream = token_stream(TEXTS, model)
+    more: dict[str, Any] = {"temperatures": (0.0,), "prompt_tokens": (4,)}
+    return next(own_rows(model, stream, 14, 44, **more))
+
+
 def text(model: DecoderLM) -> torch.Tensor:
-    """Return the target's own greedy text, which there is something to learn from."""
-    return own_text(model, token_stream(TEXTS, model), 600, prompt_tokens=4, max_tokens=40)
+    """Return those rows as one stream."""
+    return rows_of(model).int().flatten()
 
 
 @pytest.mark.parametrize("kind", ["medusa", "eagle3", "draft"])
 def test_loss_falls_and_acceptance_rises(kind: str, model: DecoderLM) -> None:
     """On text that the target wrote behind the very prompts that acceptance is measured on."""
-    stream = text(model)
-    prompts = TextWindows(token_stream(TEXTS, model), 4, 0).batch(0, 14).tolist()[:6]
+    rows_written = rows_of(model)
+    prompts = rows_written[:6, :4].tolist()
     rows: list[dict[str, Any]] = []
     head, log = train_head(
         model,
         kind,
-        stream,
+        text(model),
         steps=250,
-        settings=SETTINGS,
+        settings=replace(SETTINGS, own_share=1.0),
+        own_rows=rows_written,
         prompts=prompts,
         callback=rows.append,
         log_every=0.0,
@@ -106,6 +114,38 @@ def test_a_target_in_bfloat16_trains_heads_in_float32(kind: str, model, tmp_path
     )
     assert {p.dtype for p in head.parameters()} == {torch.float32}
     assert log[-1]["acceptance"] >= 1
+
+
+def test_a_thinned_target_is_the_target_where_nothing_is_left_out(model) -> None:
+    layers = range(model.config.num_layers)
+    whole = new_task("draft", model, from_layers=layers).module
+    prompts = [[5, 6, 7], [8, 9]]
+    assert measure_acceptance(whole, model, prompts, max_tokens=8).length == 5.0
+    less = new_task("draft", model, from_layers=[1]).module
+    assert less.config.num_layers == 1
+    ours, theirs = less.layers[0].state_dict(), model.layers[1].state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert less.head.weight is less.embedding.weight or not model.config.tied_head
+    for wrong in ([], [2]):
+        with pytest.raises(ConfigError, match="the target has 2 layers"):
+            new_task("draft", model, from_layers=wrong)
+
+
+@pytest.mark.parametrize("kind", ["medusa", "eagle3", "draft"])
+def test_muon_and_bfloat16_learn_too(kind: str, model) -> None:
+    settings = replace(SETTINGS, optimizer="muon", autocast=True)
+    head, log = train_head(
+        model,
+        kind,
+        text(model),
+        steps=30,
+        settings=settings,
+        log_every=0.0,
+        progress=False,
+        **options(kind),
+    )
+    assert {p.dtype for p in head.parameters()} == {torch.float32}
+    assert log[-1]["loss"] < log[1]["loss"]
 
 
 class Interrupted(Exception):
@@ -310,15 +350,6 @@ def test_frequent_ids_are_ascending_and_do_occur() -> None:
     stream = torch.tensor([5, 5, 5, 2, 2, 9, 7, 7, 7, 7], dtype=torch.int32)
     assert frequent_ids(stream, 2).tolist() == [5, 7]
     assert frequent_ids(stream, 99).tolist() == [2, 5, 7, 9]
-
-
-def test_own_text_is_the_models(model) -> None:
-    stream = token_stream(TEXTS, model)
-    written = own_text(model, stream, 200, prompt_tokens=4, max_tokens=16)
-    piece = TextWindows(stream, 4, 0).batch(0, 1)[0].tolist()
-    assert written[:4].tolist() == piece
-    [expected] = continuations(model, [piece], 16)
-    assert written[4 : 4 + len(expected)].tolist() == expected
 
 
 @pytest.mark.parametrize("kind", ["medusa", "draft"])

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 def add_parser(commands: Commands) -> None:
     """Add the subcommand to the command line."""
-    programs = {"base": run_base, "medusa": run_medusa, "eagle3": run_eagle3, "draft": run_draft}
+    programs = {
+        "base": run_base,
+        "medusa": run_medusa,
+        "eagle3": run_eagle3,
+        "draft": run_draft,
+        "own-text": run_own_text,
+        "measure": run_measure,
+    }
     add_programs(commands, "train", "train what ships in adapters/", programs)
 
 
@@ -39,6 +46,20 @@ def run_eagle3(arguments: list[str]) -> int:
 def run_draft(arguments: list[str]) -> int:
     """A small draft model for a model."""
     return _run_head("draft", arguments)
+
+
+def run_own_text(arguments: list[str]) -> int:
+    """Text that a model writes, for heads to learn from."""
+    from workbench.train.heads_text import main
+
+    return main(arguments)
+
+
+def run_measure(arguments: list[str]) -> int:
+    """The acceptance of heads in the engine."""
+    from workbench.train.heads_served import main
+
+    return main(arguments)
 
 
 def _run_head(kind: str, arguments: list[str]) -> int:

@@ -62,9 +62,12 @@ def build(
     _say(f"{len(files)} files read, {len(clean)} clean, {time.perf_counter() - started:.0f} s")
     split = split_files(clean, arguments.max_share)
     documents = training_documents(split)
-    sample = _sample((document for _, document in documents), int(arguments.sample_mb * 1e6))
-    save_tokenizer(train_tokenizer(sample, arguments.vocab_size), out / "tokenizer", CONTEXT)
-    _say(f"tokenizer trained, {time.perf_counter() - started:.0f} s")
+    if arguments.tokenizer:
+        save_tokenizer(load_tokenizer(Path(arguments.tokenizer)), out / "tokenizer", CONTEXT)
+    else:
+        sample = _sample((document for _, document in documents), int(arguments.sample_mb * 1e6))
+        save_tokenizer(train_tokenizer(sample, arguments.vocab_size), out / "tokenizer", CONTEXT)
+        _say(f"tokenizer trained, {time.perf_counter() - started:.0f} s")
     tokens, lengths = encode_documents(
         [document.text for _, document in documents], out / "tokenizer", executor
     )
@@ -196,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--max-share", type=float, default=0.12, help="of one distribution")
     parser.add_argument("--sample-mb", type=float, default=100, help="text the tokenizer sees")
+    parser.add_argument("--tokenizer", help="folder of the one to use, instead of training one")
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--split-newlines", type=float, default=0.08, help="share of lines")
     parser.add_argument("--seed", type=int, default=0)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from workbench.config import require_positive
@@ -28,6 +28,7 @@ from workbench.train.heads_capture import capture, training_backend
 from workbench.train.heads_data import Texts, TextWindows, token_stream
 from workbench.train.heads_log import Evaluation, Row, RunLog
 from workbench.train.heads_tasks import Task, new_task
+from workbench.train.optimizer import OptimizerName, new_optimizers
 from workbench.train.schedule import Progress, learning_rate
 
 _SAVE_SECONDS = 60.0
@@ -37,9 +38,11 @@ _SAVE_SECONDS = 60.0
 class HeadSettings:
     """What a run is made of; it must stay the same when a run is resumed.
 
-    batch x length tokens a step. rate: peak learning rate, after a linear warm-up over that part of
-    the budget, then a cosine to 0. The defaults are for small models; Medusa's paper has 1e-3,
-    EAGLE-3's 5e-5 for heads of 8 B models.
+    batch x length tokens a step, of which `own_share` are of the model's own rows where there are
+    any. rate: peak learning rate, after a linear warm-up over that part of the budget, then a
+    cosine to 0. The defaults are for small models; Medusa's paper has 1e-3, EAGLE-3's 5e-5 for
+    heads of 8 B models. optimizer: `muon` takes the matrices that are no table of tokens.
+    autocast: multiply in bfloat16; weights and their updates stay in float32.
     """
 
     batch: int = 16
@@ -48,6 +51,9 @@ class HeadSettings:
     warmup: float = 0.02
     weight_decay: float = 0.01
     max_grad_norm: float = 0.5
+    optimizer: OptimizerName = "adamw"
+    autocast: bool = False
+    own_share: float = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -68,7 +74,7 @@ class HeadRun:
     task: Task
     windows: TextWindows
     settings: HeadSettings
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     progress: Progress = field(default_factory=Progress)
     step: int = 0
     log: list[Row] = field(default_factory=list)
@@ -79,7 +85,7 @@ class HeadRun:
             "kind": self.task.kind,
             "settings": asdict(self.settings),
             "weights": self.task.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "progress": asdict(self.progress),
             "step": self.step,
             "log": self.log,
@@ -99,7 +105,8 @@ class HeadRun:
                 fix = "Give another `out`, or the settings it was begun with."
                 raise ConfigError(f"{path}: {name}", mine, "is of another run", fix)
         self.task.module.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.progress = Progress(**state["progress"])
         self.step, self.log = state["step"], state["log"]
 
@@ -118,23 +125,25 @@ def train_head(
     log_every: float = 5.0,
     measure_every: float = 30.0,
     progress: bool = True,
+    own_rows: Tensor | None = None,
     **options: Any,
 ) -> tuple[MedusaHead | Eagle3Head | DecoderLM, list[Row]]:
     """Train a head of `kind` (medusa, eagle3, draft) for `model`; return it and its log.
 
-    texts: strings, or a corpus's token ids. Budget: `steps`, or `minutes` of stepping over all
-    calls. out: a folder to resume from and to save to, also when interrupted. prompts: what
-    acceptance is measured on, at the start, every `measure_every` seconds, and at the end.
-    callback: called with each row of the log, which comes every `log_every` seconds: step, loss,
-    agreed (by head or pass), rate, and acceptance (tokens a pass) where it was measured. options:
-    of the kind, see `heads_tasks`.
+    texts: strings, or a corpus's token ids. own_rows [rows, length] of what the model wrote itself
+    (`heads_writing`) are mixed in. Budget: `steps`, or `minutes` in the loop over all calls. out: a
+    folder to resume from and to save to, also when interrupted. prompts: what acceptance is
+    measured on, at the start, every `measure_every` seconds, and at the end. callback: called with
+    each row of the log, which comes every `log_every` seconds: step, loss, agreed (by head or
+    pass), rate, and acceptance (tokens a pass) where it was measured. options: of the kind, see
+    `heads_tasks`.
 
     Raises `ConfigError`, or `FloatingPointError` if the loss is no number any more.
     """
     if (steps is None) == (minutes is None):
         raise ConfigError("steps", steps, "give either steps or minutes", "Give one of the two.")
     settings = settings or HeadSettings()
-    run = new_run(model, kind, texts, settings, **options)
+    run = new_run(model, kind, texts, settings, own_rows, **options)
     state = None if out is None else Path(out) / "state.pt"
     if state is not None:
         state.parent.mkdir(parents=True, exist_ok=True)
@@ -148,36 +157,45 @@ def train_head(
 
 
 def new_run(
-    model: DecoderLM, kind: str, texts: Texts, settings: HeadSettings, **options: Any
+    model: DecoderLM,
+    kind: str,
+    texts: Texts,
+    settings: HeadSettings,
+    own_rows: Tensor | None = None,
+    **options: Any,
 ) -> HeadRun:
     """Return a run at step 0."""
     task = new_task(kind, model, settings.seed, **options)
     task.module.requires_grad_(True)
-    windows = TextWindows(token_stream(texts, model), settings.length, settings.seed)
-    matrices = [p for p in task.module.parameters() if p.dim() > 1]
-    vectors = [p for p in task.module.parameters() if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95))
-    return HeadRun(model, task, windows, settings, optimizer)
+    windows = TextWindows(
+        token_stream(texts, model),
+        settings.length,
+        settings.seed,
+        rows=own_rows,
+        share=settings.own_share,
+    )
+    pairs = list(task.module.named_parameters())
+    hidden = {name for name, _ in pairs if not name.startswith(("head", "embedding"))}
+    optimizers = new_optimizers(pairs, hidden, settings.optimizer, settings.weight_decay)
+    return HeadRun(model, task, windows, settings, optimizers)
 
 
-def take_step(run: HeadRun) -> tuple[torch.Tensor, torch.Tensor]:
+def take_step(run: HeadRun) -> tuple[Tensor, Tensor]:
     """Run one optimizer step; return its loss and what agreed, without waiting for them."""
     settings = run.settings
     tokens = run.windows.batch(run.step, settings.batch)
-    with torch.enable_grad(), _fast_float32():
+    narrow = torch.autocast(run.model.device.type, torch.bfloat16, enabled=settings.autocast)
+    with torch.enable_grad(), _fast_float32(), narrow:
         seen = capture(run.model, tokens, run.task.needs, training_backend(run.model))
         loss, agreed = run.task.loss(seen)
         loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(run.task.module.parameters(), settings.max_grad_norm)
     rate = learning_rate(run.progress.fraction, settings.rate, settings.warmup)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     run.step += 1
     return loss.detach(), agreed
 
@@ -224,7 +242,7 @@ def _train(
             if state is not None and now - saved > _SAVE_SECONDS:
                 run.save(state)
                 saved = now
-            last = time.perf_counter()
+            last = now  # what telling and saving took counts as well
     finally:
         if state is not None and between_steps:
             run.save(state)

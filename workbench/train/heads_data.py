@@ -1,7 +1,7 @@
-"""Text for heads: windows of tokens, a function of seed and step, and the target's own text.
+"""Text for heads: windows of tokens, a function of seed and step, and greedy continuations.
 
-A head learns what its target says, so text that the target wrote itself is the best there is. What
-it writes, it writes through the engine.
+What heads learn from is read or written in bulk (`heads_writing`); what they are measured against
+is written through the engine.
 """
 
 from __future__ import annotations
@@ -28,21 +28,39 @@ Texts = Sequence[str] | np.ndarray[Any, Any] | Tensor
 class TextWindows:
     """Windows of `length` tokens over one stream of tokens [N], at random places.
 
-    A batch is a function of its number alone, so that a resumed run goes on exactly.
+    rows [R, at least length]: of each batch, `share` are beginnings of such rows instead. A batch
+    is a function of its number alone, so that a resumed run goes on exactly.
     """
 
-    def __init__(self, tokens: Tensor, length: int, seed: int) -> None:
+    def __init__(
+        self,
+        tokens: Tensor,
+        length: int,
+        seed: int,
+        *,
+        rows: Tensor | None = None,
+        share: float = 0.5,
+    ) -> None:
         """Raise `ConfigError` unless a window fits."""
-        if len(tokens) < length:
-            fix = "Give more text, or shorter windows."
-            raise ConfigError("texts", len(tokens), f"tokens are too few for {length}", fix)
+        for field, available in (("texts", tokens), ("own_rows", rows)):
+            if available is not None and available.shape[-1] < length:
+                fix = "Give more text, or shorter windows."
+                problem = f"tokens are too few for {length}"
+                raise ConfigError(field, available.shape[-1], problem, fix)
         self.tokens, self.length, self.seed = tokens, length, seed
+        self.rows, self.share = rows, share
 
     def batch(self, number: int, count: int) -> Tensor:
         """Return batch `number`: [count, length] int64."""
         source = np.random.default_rng((self.seed, number))
-        starts = torch.from_numpy(source.integers(0, len(self.tokens) - self.length + 1, count))
-        return self.tokens[starts.unsqueeze(1) + torch.arange(self.length)].long()
+        num_own = 0 if self.rows is None else round(count * self.share)
+        last = len(self.tokens) - self.length
+        starts = torch.from_numpy(source.integers(0, last + 1, count - num_own))
+        windows = self.tokens[starts.unsqueeze(1) + torch.arange(self.length)].long()
+        if self.rows is None or not num_own:
+            return windows
+        chosen = torch.from_numpy(source.integers(0, len(self.rows), num_own))
+        return torch.cat((windows, self.rows[chosen, : self.length].long()))
 
 
 def token_stream(texts: Texts, model: DecoderLM) -> Tensor:
@@ -116,24 +134,3 @@ def continuations(
     with build(config, model=model) as engine:
         outputs = engine.generate([list(prompt) for prompt in prompts], params)
     return [list(output.outputs[0].token_ids) for output in outputs]
-
-
-def own_text(
-    model: DecoderLM,
-    stream: Tensor,
-    num_tokens: int,
-    *,
-    prompt_tokens: int = 32,
-    max_tokens: int = 224,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> Tensor:
-    """Return about `num_tokens` tokens [N] of the model's own: pieces of a stream, gone on with.
-
-    A piece is `prompt_tokens` of the stream and up to `max_tokens` behind it.
-    """
-    count = max(1, -(-num_tokens // (prompt_tokens + max_tokens)))
-    pieces = TextWindows(stream, prompt_tokens, seed).batch(0, count).tolist()
-    written = continuations(model, pieces, max_tokens, temperature=temperature, seed=seed)
-    ids = [i for piece, more in zip(pieces, written, strict=True) for i in (*piece, *more)]
-    return torch.tensor(ids, dtype=torch.int32)

@@ -29,7 +29,11 @@ def export_head(
     else:
         save_head(trained, folder, base=base, dtype=torch.bfloat16)
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    metrics = metrics | {"base": base, "bytes": num_bytes}
+    write_figures(folder, metrics | {"base": base, "bytes": num_bytes})
+
+
+def write_figures(folder: Path, metrics: dict[str, Any]) -> None:
+    """Write `metrics.json`, and the card made from it."""
     text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"
     (folder / "metrics.json").write_text(text, encoding="utf-8")
     (folder / "README.md").write_text(head_card(metrics), encoding="utf-8")
@@ -66,6 +70,17 @@ def head_card(metrics: dict[str, Any]) -> str:
         f"| {name} | {result['length']:.2f} | {_shares(result['accepted'])} |"
         for name, result in metrics["acceptance"].items()
     )
+    measured = ""
+    if rows:
+        measured = f"""{metrics["num_prompts"]} prompts that neither model was trained on, up to
+{metrics["max_tokens"]} tokens each. The acceptance length is what a verification pass commits on
+average, the bonus token counted.
+
+| draft | acceptance length | accepted at each depth |
+|---|---:|---|
+{rows}
+
+"""
     last = metrics["log"][-1]
     return f"""# {metrics["kind"]} for `{metrics["base"]}`
 
@@ -73,15 +88,8 @@ Drafts tokens for `{metrics["base"]}`, which verifies them: they change how fast
 it says. {metrics["num_parameters"] / 1e6:.2f} M parameters, {metrics["bytes"] / 1e6:.1f} MB in
 bfloat16.
 
-Greedy, {metrics["num_prompts"]} prompts that neither model was trained on, {metrics["max_tokens"]}
-tokens each; the acceptance length counts the bonus token.
-
-| draft | acceptance length | accepted at each depth |
-|---|---:|---|
-{rows}
-
-Trained for {metrics["steps"]} steps, {last["tokens"] / 1e6:.1f} M tokens, {last["seconds"]:.0f} s
-on {metrics["device"]}, by
+{measured}Trained for {metrics["steps"]} steps, {last["tokens"] / 1e6:.1f} M tokens,
+{last["seconds"]:.0f} s on {metrics["device"]}, by
 
     {metrics["command"]}
 

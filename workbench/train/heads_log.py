@@ -29,7 +29,7 @@ class Run(Protocol):
 
     model: DecoderLM
     task: Task
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     progress: Progress
     step: int
     log: list[Row]
@@ -99,7 +99,7 @@ class RunLog:
                 raise FloatingPointError(f"the loss is {loss} at step {run.step}: lower the rate")
             row["loss"] = round(loss, 4)
             row["agreed"] = [round(x, 4) for x in torch.stack(self.agreed).mean(0).tolist()]
-            row["rate"] = run.optimizer.param_groups[0]["lr"]
+            row["rate"] = run.optimizers[0].param_groups[0]["lr"]
         begun_or_done = run.step == 0 or run.progress.done
         if self.evaluation and (begun_or_done or now - self.measured > self.measure_every):
             row["acceptance"] = round(self._measure(self.evaluation).length, 4)

@@ -1,8 +1,8 @@
 """`workbench train medusa|eagle3|draft`: train a head for a model, measure it, and export it.
 
 Each call goes on from `--out/state.pt`. The text is Python of this machine, or a corpus made by
-`workbench.data.corpus` with the model's own tokenizer, and as much again of the model's own as is
-asked for.
+`python -m workbench.data.corpus --tokenizer …` with the model's own tokenizer; mixed with what
+`workbench train own-text` had the model write.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,19 +28,33 @@ from workbench.speculation.heads import MedusaHead, TreeShape, grow_paths
 from workbench.train.heads import HeadSettings, train_head
 from workbench.train.heads_acceptance import Drafter, measure_acceptance, medusa_accuracy
 from workbench.train.heads_capture import capture, training_backend
-from workbench.train.heads_data import frequent_ids, own_text, python_texts, token_stream
+from workbench.train.heads_data import frequent_ids, python_texts, token_stream
 from workbench.train.heads_export import export_head
 from workbench.train.heads_log import Evaluation
+from workbench.train.heads_writing import own_rows
 
 
 def main(kind: str, argv: Sequence[str]) -> int:
     """The command line of one kind; returns the exit status."""
     arguments = _parser(kind).parse_args(argv)
     model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
-    stream = text_stream(model, arguments)
-    print(f"{len(stream):,} tokens of text", flush=True)
-    evaluation = Evaluation.of(model, load_prompts()[:: arguments.every], arguments.max_tokens)
-    settings = HeadSettings(arguments.batch, arguments.length, arguments.lr, seed=arguments.seed)
+    stream = text_stream(model, arguments.data, arguments.megabytes)
+    own = None if arguments.own is None else read_rows(model, arguments.own)
+    written = 0 if own is None else own.numel()
+    print(f"{len(stream):,} tokens of text, {written:,} of the model's own", flush=True)
+    evaluation = None
+    if arguments.every:
+        evaluation = Evaluation.of(model, load_prompts()[:: arguments.every], arguments.max_tokens)
+    narrow = model.device.type == "cuda" if arguments.autocast is None else arguments.autocast
+    settings = HeadSettings(
+        arguments.batch,
+        arguments.length,
+        arguments.lr,
+        optimizer=arguments.optimizer,
+        autocast=narrow,
+        own_share=arguments.own_share,
+        seed=arguments.seed,
+    )
     head, log = train_head(
         model,
         kind,
@@ -50,33 +65,39 @@ def main(kind: str, argv: Sequence[str]) -> int:
         settings=settings,
         prompts=evaluation,
         callback=lambda row: print(json.dumps(row), flush=True),
+        measure_every=arguments.measure_every,
         progress=False,
+        own_rows=own,
         **options(kind, arguments, stream),
     )
+    command = shlex.join(["workbench", "train", kind, *argv])
+    metrics = facts(kind, command, head, arguments) | {"acceptance": {}, "log": log}
+    if arguments.export:  # first of all, whatever may go wrong in what follows
+        export_head(head, Path(arguments.export), arguments.model, metrics)
     calibrate(head, model, stream, arguments.tree)
-    measured = measure(head, model, evaluation, arguments.tree)
-    print(json.dumps(measured, indent=1), flush=True)
+    if evaluation is not None:
+        metrics["acceptance"] = measure(head, model, evaluation, arguments.tree)
+        metrics |= {"num_prompts": len(evaluation.prompts), "max_tokens": arguments.max_tokens}
+        print(json.dumps(metrics["acceptance"], indent=1), flush=True)
     if arguments.export:
-        command = shlex.join(["workbench", "train", kind, *argv])
-        metrics = facts(kind, command, head, evaluation, arguments) | {
-            "acceptance": measured,
-            "log": log,
-        }
         export_head(head, Path(arguments.export), arguments.model, metrics)
     return 0
 
 
-def text_stream(model: DecoderLM, arguments: argparse.Namespace) -> Tensor:
-    """Return the tokens to train on. Raises `ConfigError` for another tokenizer's corpus."""
-    if arguments.data is None:
-        texts = token_stream(python_texts(int(arguments.megabytes * 1e6)), model)
-    else:
-        _check_tokenizer(model, Path(arguments.data) / "tokenizer" / "tokenizer.json")
-        texts = token_stream(read_tokens(Path(arguments.data) / "train.bin"), model)
-    if not arguments.own_tokens:
-        return texts
-    written = own_text(model, texts, arguments.own_tokens, seed=arguments.seed)
-    return torch.cat((texts[: int(arguments.text_share * len(texts))], written))
+def text_stream(model: DecoderLM, data: str | None, megabytes: float) -> Tensor:
+    """Return the tokens of a corpus's folder, or of this machine's Python.
+
+    Raises `ConfigError` for another tokenizer's corpus.
+    """
+    if data is None:
+        return token_stream(python_texts(int(megabytes * 1e6)), model)
+    _check_tokenizer(model, Path(data) / "tokenizer" / "tokenizer.json")
+    return token_stream(read_tokens(Path(data) / "train.bin"), model)
+
+
+def read_rows(model: DecoderLM, path: str) -> Tensor:
+    """Return what `workbench train own-text` wrote: [rows, length] int32."""
+    return token_stream(np.load(path), model)
 
 
 def options(kind: str, arguments: argparse.Namespace, stream: Tensor) -> dict[str, Any]:
@@ -84,7 +105,7 @@ def options(kind: str, arguments: argparse.Namespace, stream: Tensor) -> dict[st
     names = {
         "medusa": ("num_heads", "own_matrix", "labels"),
         "eagle3": ("unroll", "intermediate_size"),
-        "draft": ("num_layers", "hidden_size", "intermediate_size"),
+        "draft": ("num_layers", "hidden_size", "intermediate_size", "from_layers"),
     }[kind]
     given = {name: getattr(arguments, name) for name in names}
     if kind == "eagle3" and arguments.draft_vocab:
@@ -96,8 +117,7 @@ def calibrate(head: Drafter, model: DecoderLM, stream: Tensor, num_nodes: int) -
     """Give Medusa the tree that its accuracies on the model's own text are worth."""
     if not isinstance(head, MedusaHead):
         return
-    written = own_text(model, stream, 16 * 256, seed=1).long()
-    windows = written[: len(written) // 256 * 256].view(-1, 256)
+    [windows] = own_rows(model, stream, 64, 192, temperatures=(0.0,), seed=1)
     seen = capture(model, windows, head.needs, training_backend(model))
     head.paths = grow_paths(medusa_accuracy(head, seen), num_nodes)
 
@@ -115,20 +135,17 @@ def measure(
     }
 
 
-def facts(
-    kind: str, command: str, head: Drafter, on: Evaluation, arguments: argparse.Namespace
-) -> dict[str, Any]:
+def facts(kind: str, command: str, head: Drafter, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what the card needs beside the figures."""
     on_cuda = next(head.parameters()).is_cuda
     text = f"{arguments.megabytes:g} MB of Python" if arguments.data is None else "a corpus"
-    own = f", and {arguments.own_tokens:,} tokens the model wrote" if arguments.own_tokens else ""
+    share = f", and rows that the model wrote itself, {arguments.own_share:.0%} of each batch"
+    own = share if arguments.own else ""
     log_steps = torch.load(Path(arguments.out) / "state.pt", weights_only=True)["step"]
     return {
         "kind": kind,
         "command": command,
         "num_parameters": sum(p.numel() for p in head.parameters()),
-        "num_prompts": len(on.prompts),
-        "max_tokens": arguments.max_tokens,
         "steps": log_steps,
         "text": text + own,
         "device": torch.cuda.get_device_name() if on_cuda else platform.processor() or "a CPU",
@@ -152,15 +169,19 @@ def _parser(kind: str) -> argparse.ArgumentParser:
     add("--export", help="measure, and write the head to this folder")
     add("--data", help="a corpus of the model's tokenizer; else Python of this machine")
     add("--megabytes", type=float, default=20.0, help="of this machine's Python")
-    add("--own-tokens", type=int, default=0, help="tokens of the model's own text to add")
-    add("--text-share", type=float, default=1.0, help="part of the other text kept beside those")
-    add("--minutes", type=float, default=10.0, help="stepping time over all calls")
+    add("--own", help="rows of the model's own text, from `workbench train own-text`")
+    add("--own-share", type=float, default=0.5, help="part of each batch that those are")
+    add("--minutes", type=float, default=10.0, help="in the loop, over all calls")
     add("--steps", type=int, help="budget in steps instead of minutes")
     add("--batch", type=int, default=32)
     add("--length", type=int, default=512)
     add("--lr", type=float, default=1e-3, help="peak learning rate")
+    add("--optimizer", choices=("adamw", "muon"), default="adamw")
+    narrow = "multiply in bfloat16 (the default on a GPU)"
+    add("--autocast", action=argparse.BooleanOptionalAction, default=None, help=narrow)
+    add("--measure-every", type=float, default=60.0, help="seconds between measurements")
     add("--tree", type=int, default=32, help="nodes of a drafted tree")
-    add("--every", type=int, default=2, help="measure on every n-th prompt of the suite")
+    add("--every", type=int, default=2, help="measure on every n-th prompt, 0: never")
     add("--max-tokens", type=int, default=128, help="tokens a prompt is gone on with")
     add("--seed", type=int, default=0)
     add("--device", default="auto")
@@ -178,4 +199,6 @@ def _parser(kind: str) -> argparse.ArgumentParser:
         add("--num-layers", type=int, default=2)
         add("--hidden-size", type=int, default=256)
         add("--intermediate-size", type=int, default=640)
+        thinned = "begin as these layers of the target, in its own sizes"
+        add("--from-layers", type=int, nargs="+", help=thinned)
     return parser

@@ -7,7 +7,7 @@ these keeps any state.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -80,7 +80,7 @@ def medusa_task(
         windows, n = seen.token_ids.shape
         hidden = seen.states.flatten(0, 1).float()
         logits = head(hidden, bare_context(seen.backend)).view(num_heads, windows, n, -1)
-        truth = seen.logits().float() if labels == "target" else None
+        truth = probabilities(seen.logits()) if labels == "target" else None
         losses, agreed = [], []
         for i in range(num_heads):
             own = logits[i, :, : n - 2 - i]
@@ -131,24 +131,27 @@ def eagle3_task(
 
     def loss(seen: Captured) -> tuple[Tensor, Tensor]:
         windows, n = seen.token_ids.shape
-        backend, truth = UnrolledBackend(seen.backend, n - 1), seen.logits().float()
+        backend, truth = UnrolledBackend(seen.backend, n - 1), seen.logits()
+        best = truth.argmax(-1)
+        probs = probabilities(truth if kept is None else truth[..., kept])
+        learnt = torch.ones_like(best, dtype=torch.bool)
+        if vocabulary is not None:
+            learnt = vocabulary.t2d[best]
         ids = nn.functional.pad(seen.token_ids, (0, unroll))
         features: Tensor | None = None
         total, agreed = torch.zeros((), device=truth.device), []
         for i in range(unroll):
             ctx = backend.context(windows, truth.device, ahead=i)
             if features is None:
-                features = head.features(seen.states[:, :-1].flatten(0, 1).float(), ctx)
+                # a float32 residual stream, also where products are narrower
+                features = head.features(seen.states[:, :-1].flatten(0, 1).float(), ctx).float()
             out = head(ids[:, 1 + i : n + i].flatten(), features, ctx)
             logits = head.logits(out, ctx).view(windows, n - 1, -1)[:, : n - 1 - i]
-            wanted = truth[:, 1 + i :]
-            best = wanted.argmax(-1)
-            known = torch.ones_like(best, dtype=torch.bool)
-            if kept is not None and vocabulary is not None:
-                known, wanted = vocabulary.t2d[best], wanted[..., kept]
-            losses = soft_cross_entropy(logits, wanted) * known
+            known = learnt[:, 1 + i :]
+            losses = soft_cross_entropy(logits, probs[:, 1 + i :]) * known
             total = total + decay**i * losses.sum() / known.sum().clamp(min=1)
-            agreed.append((head.target_ids(logits.argmax(-1)) == best).float().mean())
+            right = head.target_ids(logits.argmax(-1)) == best[:, 1 + i :]
+            agreed.append(right.float().mean())
             features = head.carry(out, ctx)
         return total, torch.stack(agreed).detach()
 
@@ -164,8 +167,15 @@ def draft_task(
     intermediate_size: int = 640,
     num_heads: int = 4,
     num_kv_heads: int = 2,
+    from_layers: Sequence[int] | None = None,
 ) -> Task:
-    """Return a small Llama with the target's tokens that learns the target's distribution."""
+    """Return a small Llama with the target's tokens that learns the target's distribution.
+
+    from_layers: begin as the target (a Llama) with these of its layers alone, in its own sizes.
+    """
+    if from_layers is not None:
+        draft = thinned(model, from_layers)
+        return Task("draft", draft, (), _distillation(draft))
     scaling = model.config.rope_scaling
     shape = replace(
         model.config,
@@ -188,17 +198,55 @@ def draft_task(
     draft.init_weights(seed=seed)
     draft.tokenizer = model.tokenizer
 
+    return Task("draft", draft, (), _distillation(draft))
+
+
+def thinned(model: DecoderLM, layers: Sequence[int]) -> LlamaForCausalLM:
+    """Return a float32 Llama of a Llama's embedding, norm and head and some of its layers.
+
+    Raises `ConfigError` for another family, for layers that are none, and for windows.
+    """
+    field, count = "from_layers", model.config.num_layers
+    if type(model) is not LlamaForCausalLM or any(w is not None for w in model.config.windows):
+        fix = "Leave it out: a draft model of any size begins at random."
+        raise ConfigError(field, type(model).__name__, "only plain Llamas are thinned", fix)
+    if not layers or not all(0 <= layer < count for layer in layers):
+        raise ConfigError(field, tuple(layers), f"the target has {count} layers", "Give some.")
+    shape = replace(model.config, num_layers=len(layers), windows=(), dtype="float32")
+    draft = LlamaForCausalLM(shape).to(model.device)
+    places = {f"layers.{layer}.": f"layers.{i}." for i, layer in enumerate(layers)}
+    theirs = {name: p for name, p in model.named_parameters() if not name.startswith("layers.")}
+    for name, parameter in model.named_parameters():
+        for prefix, own in places.items():
+            if name.startswith(prefix):
+                theirs[own + name.removeprefix(prefix)] = parameter
+    with torch.no_grad():
+        for name, parameter in draft.named_parameters():
+            parameter.copy_(theirs[name])
+    draft.tokenizer = model.tokenizer
+    return draft
+
+
+def _distillation(draft: DecoderLM) -> LossFunction:
+    """Return the loss of a draft model: the target's distribution of each token."""
+
     def loss(seen: Captured) -> tuple[Tensor, Tensor]:
         windows, n = seen.token_ids.shape
-        backend, truth = WindowsBackend(seen.backend, n), seen.logits().float()
+        backend, truth = WindowsBackend(seen.backend, n), seen.logits()
         ctx = backend.context(windows, truth.device)
         logits = draft.logits(draft(seen.token_ids.flatten(), ctx), ctx).view(windows, n, -1)
         agreed = (logits.argmax(-1) == truth.argmax(-1)).float().mean()
-        return soft_cross_entropy(logits, truth).mean(), agreed.detach().unsqueeze(0)
+        loss = soft_cross_entropy(logits, probabilities(truth)).mean()
+        return loss, agreed.detach().unsqueeze(0)
 
-    return Task("draft", draft, (), loss)
+    return loss
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Return the softmax [..., V] of a target's logits in float32, what drafts are to learn."""
+    return logits.softmax(-1, dtype=torch.float32)
 
 
 def soft_cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Return the cross entropy [...] of logits against the softmax of wanted ones, [..., V]."""
-    return -(wanted.softmax(-1) * logits.float().log_softmax(-1)).sum(-1)
+    """Return the cross entropy [...] of logits against wanted probabilities, both [..., V]."""
+    return -(wanted * logits.log_softmax(-1, dtype=torch.float32)).sum(-1)

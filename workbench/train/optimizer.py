@@ -6,7 +6,7 @@ norms. The model's own parameters are copies that `step` refreshes; nothing else
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, Literal
 
 import torch
@@ -31,7 +31,9 @@ class MasterWeights:
         self.parameters = [parameter for _, parameter in model.named_parameters()]
         self.masters = [nn.Parameter(p.detach().float().clone()) for p in self.parameters]
         self.averages = [master.detach().clone() for master in self.masters]
-        self.optimizers = _optimizers(self.names, self.masters, optimizer, weight_decay)
+        pairs = list(zip(self.names, self.masters, strict=True))
+        hidden = {name for name in self.names if ".layers." in name}
+        self.optimizers = new_optimizers(pairs, hidden, optimizer, weight_decay)
 
     def accumulate(self, share: float) -> None:
         """Add `share` of the model's gradients to the masters' and clear the model's."""
@@ -89,14 +91,20 @@ class MasterWeights:
         self.load_into_model(self.masters)
 
 
-def _optimizers(
-    names: list[str], masters: list[nn.Parameter], optimizer: OptimizerName, weight_decay: float
+def new_optimizers(
+    pairs: Sequence[tuple[str, nn.Parameter]],
+    hidden_names: Container[str],
+    optimizer: OptimizerName,
+    weight_decay: float,
 ) -> list[torch.optim.Optimizer]:
-    pairs = list(zip(names, masters, strict=True))
-    hidden = [m for name, m in pairs if m.ndim == 2 and ".layers." in name]
-    other_matrices = [m for name, m in pairs if m.ndim == 2 and ".layers." not in name]
+    """Return what updates named parameters, at rate 0 as yet.
+
+    Muon takes the matrices among `hidden_names`, AdamW the rest; or AdamW takes everything.
+    """
+    hidden = [m for name, m in pairs if m.ndim == 2 and name in hidden_names]
+    other_matrices = [m for name, m in pairs if m.ndim == 2 and name not in hidden_names]
     vectors = [m for _, m in pairs if m.ndim < 2]
-    fused = masters[0].is_cuda
+    fused = pairs[0][1].is_cuda
     if optimizer == "adamw":
         groups = [
             {"params": hidden + other_matrices, "weight_decay": weight_decay},

@@ -85,13 +85,13 @@ class UnrolledBackend(WindowsBackend):
         group = q.shape[1] // k.shape[1]
         (first_k, first_v), later = passes[0], passes[1:]
         first_k, first_v = (x.repeat_interleave(group, 1) for x in (first_k, first_v))
-        scores = (q @ first_k.transpose(2, 3)).float() * scale  # [B, H, n, n]
+        q = q * scale
         n = self.window
-        future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(future, -torch.inf)
+        future = torch.full((n, n), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
+        scores = q @ first_k.transpose(2, 3) + future  # [B, H, n, n]
         own_k = [x.repeat_interleave(group, 1) for x, _ in later]
-        own = torch.stack([(q * x).sum(-1).float() * scale for x in own_k], -1)
-        weights = torch.cat((scores, own), -1).softmax(-1).to(q.dtype)
+        own = torch.stack([(q * x).sum(-1) for x in own_k], -1)
+        weights = torch.cat((scores, own.to(scores.dtype)), -1).softmax(-1, dtype=scores.dtype)
         out = weights[..., :n] @ first_v
         for j, (_, x) in enumerate(later):
             out = out + weights[..., n + j : n + j + 1] * x.repeat_interleave(group, 1)
