@@ -32,7 +32,8 @@ class StepPlan:
     this plan. `ended`: sequences that ended without running in it (their time was up). `weighed`:
     rows of whose last token a policy wants to know where its attention goes. `drafts`: by row, what
     is verified in it; these rows follow the decodes, and compute a sequence's last token and the
-    draft's.
+    draft's. `unread` [S]: the rows' token ids on the device, in a batch of decodes whose tokens the
+    host does not know yet (below 0: none could be drawn).
     """
 
     step: int
@@ -46,6 +47,7 @@ class StepPlan:
     ended: list[Sequence] = field(default_factory=list)
     weighed: list[int] = field(default_factory=list)
     drafts: dict[int, Draft] = field(default_factory=dict)
+    unread: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -77,6 +79,15 @@ class StepPlan:
         self.num_new = [self.num_new[row] + len(drafts.get(row, ())) for row in order]
         self.num_decodes = len(plain)
         self.drafts = {len(plain) + i: drafts[row] for i, row in enumerate(drafted)}
+
+    def behind_decodes(self) -> StepPlan:
+        """Return a plan of the rows that are no decodes, with all that must precede them."""
+        first = self.num_decodes
+        rest = StepPlan(self.step, copies=self.copies)
+        rest.sequences, rest.starts = self.sequences[first:], self.starts[first:]
+        rest.num_new = self.num_new[first:]
+        rest.sampled = [row - first for row in self.sampled if row >= first]
+        return rest
 
     def drop_waiting(self) -> None:
         """Take out the rows of sequences that were preempted after they were planned."""

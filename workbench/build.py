@@ -54,6 +54,7 @@ def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None)
         Sampler(),
         proposer=get_proposer(config.proposer, model, config.model),
         speculation=config.speculation,
+        overlap=config.overlap,
         seed=config.seed,
     )
 

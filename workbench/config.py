@@ -175,7 +175,7 @@ class EngineConfig:
     `workbench.cache.eviction_policy` or a function. `proposer` guesses tokens that are verified
     several at once, as `speculation` (a `SpeculationConfig`) says: "ngram", "suffix", a name under
     `adapters/<model>/`, a folder with a draft head or model, or a `Proposer`. `cuda_graphs` and
-    `tape` are explained at `Runner`, the rest at `SchedulerConfig`.
+    `tape` are explained at `Runner`, `overlap` at `Engine`, the rest at `SchedulerConfig`.
     """
 
     model: str = "tinypy"
@@ -184,6 +184,7 @@ class EngineConfig:
     backend: str = "auto"
     cuda_graphs: str | bool | Sequence[int] = "auto"
     tape: str | bool = "auto"
+    overlap: str | bool = "auto"
     block_size: int = 16
     num_blocks: int | None = None
     host_cache_bytes: int = 0

@@ -39,6 +39,33 @@ class SampledTokens:
     accepted: dict[int, Accepted] = field(default_factory=dict)
 
 
+class Drawing(Protocol):
+    """Tokens that were drawn and may still be on their way to the host."""
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """The tokens [R] int64 on the device; None where the next step cannot begin with them."""
+
+    @property
+    def needs_host(self) -> str:
+        """Why the host has to see them before the next ones are drawn; empty if it need not."""
+
+    def wait(self) -> SampledTokens:
+        """Return them, once they are there."""
+
+
+class Settled(NamedTuple):
+    """A `Drawing` that the host knows already, because of `needs_host`."""
+
+    sampled: SampledTokens
+    needs_host: str
+    tokens: None = None
+
+    def wait(self) -> SampledTokens:
+        """Return them."""
+        return self.sampled
+
+
 @dataclass(slots=True)
 class RowReport:
     """What a row's request asked to know of its new tokens, as far as nothing is known of them yet.

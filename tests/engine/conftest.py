@@ -113,6 +113,7 @@ def make_engine(
         guided: bool = False,
         cuda_graphs: Any = "auto",
         tape: Any = "auto",
+        overlap: Any = "auto",
         **scheduling: Any,
     ) -> Engine:
         model = model_of(model, device) if isinstance(model, str) else model
@@ -129,7 +130,8 @@ def make_engine(
         scheduler = Scheduler(cache, SchedulerConfig(**settings))
         runner = Runner(model, cache, backend, cuda_graphs, tape)
         grammars = _grammars(model) if guided else None
-        return Engine(model, cache, scheduler, runner, seed=seed, grammars=grammars)
+        settings = {"overlap": overlap, "seed": seed}
+        return Engine(model, cache, scheduler, runner, grammars=grammars, **settings)
 
     return make
 

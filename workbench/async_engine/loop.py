@@ -19,7 +19,7 @@ from workbench.async_engine.desk import Desk
 from workbench.async_engine.reply import Reply
 from workbench.async_engine.ticket import Ticket
 from workbench.async_engine.waiters import wake
-from workbench.engine import Engine
+from workbench.engine import Engine, StepRecord
 from workbench.errors import EngineClosed
 
 T = TypeVar("T")
@@ -133,7 +133,7 @@ class EngineLoop:
             while not self.stopping:
                 self._serve()
                 if self._may_step:
-                    self._step()
+                    self._step(self.engine.advance)
                 self.desk.settle()
                 self._tell_drained()
         except BaseException as failure:
@@ -155,9 +155,9 @@ class EngineLoop:
             self.desk.sweep()
         self.stopping |= self.engine.closed
 
-    def _step(self) -> None:
+    def _step(self, step: Callable[[], StepRecord]) -> None:
         try:
-            record = self.engine.step()
+            record = step()
         except Exception as error:  # noqa: BLE001 - a failing request must not end the others
             self.desk.step_failed(error)
         else:
@@ -174,7 +174,7 @@ class EngineLoop:
         """Run up to `count` steps now, paused or not; return how many there were to run."""
         ran = 0
         while ran < count and not self.stopping and self.engine.has_work:
-            self._step()
+            self._step(self.engine.step)
             self.desk.settle()
             ran += 1
         return ran

@@ -3,7 +3,7 @@
     schedule ─► plan ─► run ─► logits ─► sample ─► tokens ─► commit
 
 Between two steps everything may be looked at, changed or swapped. The engine owns no tensors and
-makes no decisions: it connects a scheduler, a runner and a sampler, and keeps the list of requests.
+makes no decisions: it connects scheduler, runner and sampler, and keeps the list of requests.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from workbench.describe import Described
 from workbench.engine import checks, files, loops
 from workbench.engine.admission import make_request, make_sequence
 from workbench.engine.brancher import Brancher
+from workbench.engine.description import describe
 from workbench.engine.guides import GuideDesk
 from workbench.engine.output import make_output
+from workbench.engine.overlap import Overlap
 from workbench.engine.record import Laps, StepRecord, named, new_tokens, step_done
 from workbench.engine.requests import RequestBook, RequestRecord
 from workbench.engine.speculator import Speculator
@@ -36,7 +38,6 @@ from workbench.interrupts import shielded
 from workbench.models import DecoderLM
 from workbench.models.tokenizer import Tokenizer
 from workbench.request import Prompt, RequestOutput
-from workbench.results import ForwardOutput
 from workbench.retention import Retention
 from workbench.run import Runner
 from workbench.sample import Sampler
@@ -53,6 +54,7 @@ class Engine(Described):
     `seed`: base of the seeds of requests that bring none. `grammars`: compiles the constraints of
     guided requests (None: its own, made when one comes). `proposer`: guesses tokens that are
     verified several at once, see `workbench.speculation`; `speculation`: how far that goes.
+    `overlap`: whether loops start a step before the last one's tokens are read ("auto": on a GPU).
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Engine(Described):
         proposer: Proposer | None = None,
         speculation: SpeculationConfig | None = None,
         grammars: GrammarCompiler | None = None,
+        overlap: bool | str = "auto",
         seed: int | None = None,
         bus: EventBus | None = None,
     ) -> None:
@@ -77,6 +80,7 @@ class Engine(Described):
         self.bus.source = weakref.ref(self)
         cache.blocks.bus = scheduler.bus = self.bus
         self.speculator = Speculator(model, cache, scheduler, runner, proposer, speculation)
+        self.overlap = Overlap(overlap, scheduler, runner, self.speculator)
         self.closed = False
         self._book = RequestBook()
         self._desk = GuideDesk(model, scheduler, grammars)
@@ -95,14 +99,28 @@ class Engine(Described):
         Whatever fails or interrupts it, no block leaks and the next `step()` does the work again.
         """
         self._require_between_steps("step")
+        self.overlap.drop()
+        return self._step(ahead=False)
+
+    def advance(self) -> StepRecord:
+        """Do what `step` does, for a loop: where `overlap` is on, the next step's pass starts, if
+        it can, before this one's tokens are read. End the loop with `overlap.drop()`.
+
+        Tokens are those of `step`. But what is changed in between other than by the engine's
+        methods (a weight, a cached key) may be seen a step late.
+        """
+        self._require_between_steps("step")
+        return self._step(ahead=self.overlap.on)
+
+    def _step(self, ahead: bool) -> StepRecord:
         laps = Laps()
-        refused = self._desk.settle()
-        drafts, failed = self.speculator.propose()
+        refused, (drafts, failed) = self._desk.settle(), self.speculator.propose()
         plan = self.scheduler.schedule(drafts)
         laps.lap("schedule")
-        output = self.runner.run(plan) if plan else ForwardOutput()
-        laps.lap("run")
-        sampled = self.speculator.choose(plan, output, self.sampler)
+        output, drawing = self.overlap.run(plan, self.sampler, laps)
+        if ahead and not self._book.unsettled:  # else a strategy may branch
+            self.overlap.begin_next(plan, drawing, self.sampler)
+        sampled = drawing.wait()
         laps.lap("sample")
         with shielded():  # a step that is committed is also told
             finished = refused + failed + self.scheduler.commit(plan, sampled, output.reports)
@@ -197,11 +215,10 @@ class Engine(Described):
         return self.output(request_id)
 
     def pause(self, request_id: str, *, release: bool = False) -> None:
-        """Keep a request from running until `resume`; it can be aborted meanwhile.
+        """Keep a request from running until `resume`; it can be aborted meanwhile, and time out.
 
-        It keeps its blocks until others lack them; release: it gives them up at once. A time-out
-        goes on. Raises `UnknownRequest`, or `RequestFinished` if it has ended.
-        """
+        It keeps its blocks until others lack them; release: it gives them up at once. Raises
+        `UnknownRequest`, or `RequestFinished` if it has ended."""
         for sequence in self._unfinished("pause", request_id).sequences:
             self.scheduler.pause(sequence, release=release)
 
@@ -263,9 +280,8 @@ class Engine(Described):
     def restore(self, state: EngineState) -> None:
         """Go back to a checkpoint of this engine, as often as you like.
 
-        Later requests are gone, earlier ones go on from where they stood: their KV is computed
-        again where the prefix cache does not have it. Steps keep counting up. Raises `RequestError`
-        for anything but a checkpoint.
+        Later requests are gone, earlier ones go on, their KV computed again where the prefix cache
+        lacks it. Steps count on. Raises `RequestError` for anything but a checkpoint.
         """
         self._require_between_steps("restore")
         if not isinstance(state, EngineState):
@@ -317,8 +333,7 @@ class Engine(Described):
     ) -> list[RequestOutput]:
         """Run these prompts to their end, all in flight together, and return outputs in order.
 
-        Either all are queued or none: a bad one raises before any runs. `on_finish` is called with
-        each of these requests as it ends.
+        Either all are queued or none: a bad one raises first. `on_finish` gets each as it ends.
         """
         self._require_between_steps("generate")
         return loops.generate(self, prompts, params, on_finish)
@@ -362,6 +377,7 @@ class Engine(Described):
             self.cache.close()
             self.runner.close()
             self._desk.close()
+            self.overlap.close()
             self.speculator.close()
             del self.model, self.runner, self.sampler, self._brancher, self._desk, self.speculator
 
@@ -386,15 +402,4 @@ class Engine(Described):
         """Return the parts and the queues."""
         if self.closed:
             return {"closed": True}
-        return {
-            "model": self.model.config.architecture,
-            "step": self.scheduler.step,
-            **{
-                name: len(getattr(self.scheduler, name))
-                for name in ("waiting", "running", "paused")
-            },
-            "blocks used": f"{self.cache.blocks.num_used}/{self.cache.num_blocks}",
-            "backend": self.runner.backend.name,
-            "device": self.runner.device,
-            **self.speculator.describe(),
-        }
+        return describe(self)

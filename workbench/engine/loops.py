@@ -1,4 +1,4 @@
-"""Loops over `Engine.step`: one request as a stream, or a batch of prompts to its end.
+"""Loops over `Engine.advance`: one request as a stream, or a batch of prompts to its end.
 
 Called through the methods of the same names; they use the engine's public face alone.
 """
@@ -19,13 +19,22 @@ from workbench.sampling_params import SamplingParams
 OnFinish = Callable[[RequestRecord], Any]
 
 
+class Droppable(Protocol):
+    """What a loop may have left under way; see `workbench.engine.overlap`."""
+
+    def drop(self) -> None: ...
+
+
 class Steppable(Protocol):
     """What the loops need of an engine; see `Engine` for what each does."""
 
     @property
     def has_work(self) -> bool: ...
 
-    def step(self) -> StepRecord: ...
+    @property
+    def overlap(self) -> Droppable: ...
+
+    def advance(self) -> StepRecord: ...
 
     def add(self, prompt: Prompt, params: SamplingParams | None = None) -> str: ...
 
@@ -41,8 +50,11 @@ class Steppable(Protocol):
 def run(engine: Steppable, max_steps: int | None) -> list[StepRecord]:
     """Step until nothing is left, or `max_steps` times; return the records."""
     records: list[StepRecord] = []
-    while engine.has_work and (max_steps is None or len(records) < max_steps):
-        records.append(engine.step())
+    try:
+        while engine.has_work and (max_steps is None or len(records) < max_steps):
+            records.append(engine.advance())
+    finally:
+        engine.overlap.drop()
     return records
 
 
@@ -53,13 +65,16 @@ def stream(engine: Steppable, request_id: str) -> Iterator[RequestOutput]:
     """
     record = engine.find(request_id)
     seen = record.num_output_tokens
-    while not record.finished:
-        if not engine.has_work:
-            raise RequestError("request_id", request_id, "is paused", "Resume it first.")
-        engine.step()
-        if record.num_output_tokens > seen or record.finished:
-            seen = record.num_output_tokens
-            yield engine.output(request_id)
+    try:
+        while not record.finished:
+            if not engine.has_work:
+                raise RequestError("request_id", request_id, "is paused", "Resume it first.")
+            engine.advance()
+            if record.num_output_tokens > seen or record.finished:
+                seen = record.num_output_tokens
+                yield engine.output(request_id)
+    finally:
+        engine.overlap.drop()
 
 
 def generate(
@@ -79,11 +94,13 @@ def generate(
     except BaseException:
         engine.discard(request_ids)
         raise
+    finally:
+        engine.overlap.drop()
 
 
 def _run(engine: Steppable, request_ids: set[str], on_finish: OnFinish | None) -> None:
     while request_ids and engine.has_work:  # an observer may have aborted some
-        for sequence in engine.step().finished:
+        for sequence in engine.advance().finished:
             request_id = sequence.request.request_id
             if request_id not in request_ids or not engine.find(request_id).finished:
                 continue

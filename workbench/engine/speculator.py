@@ -1,6 +1,6 @@
 """`Speculator`: an engine's speculation. Asks the proposer before a step, decides after its pass.
 
-    propose ─► drafts ─► schedule ─► run ─► choose ─► commit ─► told
+    propose ─► drafts ─► schedule ─► run ─► draw ─► commit ─► told
 
 Without a proposer it does nothing but call the sampler. Beams, prompts with embeddings, requests
 that keep activations and a sequence's last token are decoded plainly.
@@ -20,9 +20,9 @@ from workbench.events import DraftVerified, warn
 from workbench.interrupts import exposed
 from workbench.models import DecoderLM
 from workbench.request import Sequence
-from workbench.results import ForwardOutput, SampledTokens
+from workbench.results import Drawing, ForwardOutput, SampledTokens, Settled
 from workbench.run import Runner
-from workbench.sample import Sampler
+from workbench.sample import Sampler, begin
 from workbench.sample.user_code import last_line
 from workbench.scheduler import Scheduler
 from workbench.speculation import (
@@ -113,14 +113,14 @@ class Speculator(Described):
                 drafts[sequence.sequence_id] = answer
         return Proposed(drafts, failed)
 
-    def choose(self, plan: StepPlan, output: ForwardOutput, sampler: Sampler) -> SampledTokens:
-        """Return what each sampled row goes on with; accepted tokens' KV lies in place then."""
+    def draw(self, plan: StepPlan, output: ForwardOutput, sampler: Sampler) -> Drawing:
+        """Begin to draw what each sampled row goes on with; accepted KV lies in place then."""
         if output.logits is None:
-            return SampledTokens([])
+            return Settled(SampledTokens([]), "no row samples")
         rows = [plan.sequences[row] for row in plan.sampled]
         with self.scheduler.books.open("sampling"):  # users' processors run in there
             if not plan.drafts:
-                return sampler(output.logits, rows)
+                return begin(sampler, output.logits, rows, int(plan.unread is not None))
             sampled = self.verifier(plan, output.logits, sampler)
         moves = []
         for place, accepted in sampled.accepted.items():
@@ -129,7 +129,7 @@ class Speculator(Described):
             nodes = enumerate(accepted.nodes)
             moves += [(number, first + node, first + i) for i, node in nodes if node != i]
         self.cache.move_tokens(moves)
-        return sampled
+        return Settled(sampled, "drafts are verified")
 
     def committed(
         self,

@@ -78,7 +78,8 @@ class DecodeBuffers:
         index, offsets = np.divmod(places, group.block_size)
         blocks = self._write_tables(plan, [starts, begins], index, [t.block_ids for t in tables])
         pairs = zip(plan.sequences, plan.starts, strict=True)
-        arrays["token_ids"][:rows] = [sequence.token_ids[start] for sequence, start in pairs]
+        if plan.unread is None:
+            arrays["token_ids"][:rows] = [sequence.token_ids[start] for sequence, start in pairs]
         arrays["positions"][:rows] = starts
         arrays["slot_mapping"][:rows] = blocks * group.block_size + offsets
         arrays["context_lens"][:rows] = places + 1
@@ -119,8 +120,16 @@ class DecodeBuffers:
         self._latest = plan.step, list(plan.sequences), begins
         return np.array(own, dtype=np.int64)
 
-    def upload(self) -> None:
-        """Start the copy to the device on the current stream."""
+    def upload(self, plan: StepPlan) -> None:
+        """Start the copy to the device on the current stream; token ids that are there already
+        follow it."""
         if self._moved is not None:
             self._device.copy_(self._host, non_blocking=True)
             self._moved.record()
+        if plan.unread is not None:
+            token_ids = self.views["token_ids"][: len(plan.sequences)]
+            torch.clamp(plan.unread, min=0, out=token_ids)
+
+    def forget(self) -> None:
+        """Write whole tables next: what was filled in last is not the step that was taken."""
+        self._latest = None

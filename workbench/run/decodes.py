@@ -34,7 +34,7 @@ class PlainDecodes:
         if self._watch.hooked:
             return "a hook (a probe) sits on the model"
         if rows != self._plain:
-            if any(_asks(sequence) for sequence in rows):
+            if any(asks(sequence) for sequence in rows):
                 return "a row brings embeddings or asks for more than tokens"
             self._plain = list(rows)
         return ""
@@ -44,7 +44,7 @@ class PlainDecodes:
         self._plain = []
 
 
-def _asks(sequence: Sequence) -> bool:
+def asks(sequence: Sequence) -> bool:
     """Whether a sequence needs what a replay does not do: embeddings in, or reports out."""
     return (
         sequence.prompt_logprobs is not None

@@ -141,7 +141,7 @@ class DecodeGraphs(Described):
             buffers = DecodeBuffers(size, width, self.device, rope_lens=self.model.needs_rope_lens)
             self._buffers[size, width] = buffers
         lens = buffers.fill(plan, self.cache)
-        buffers.upload()
+        buffers.upload(plan)
         return buffers, lens
 
     def _context(self, buffers: DecodeBuffers, lens: list[int], backend: Backend) -> ForwardContext:
@@ -187,6 +187,11 @@ class DecodeGraphs(Described):
         self.captures += 1
         self.capture_seconds += time.perf_counter() - begin
         return DecodeGraph(graph, hidden, ctx)
+
+    def forget_inputs(self) -> None:
+        """Fill the next inputs as if none had been before."""
+        for buffers in self._buffers.values():
+            buffers.forget()
 
     def clear(self) -> None:
         """Drop every graph with its memory, and forget failures: capture anew when wanted."""

@@ -70,6 +70,8 @@ class InputBuilder:
             prompts = np.array([s.num_prompt_tokens for s in plan.sequences])
             columns.append(np.maximum(prompts[row_of], positions + 1))
         token_ids, positions_t, logit_rows_t, *rest = self._move(columns, torch.int64)
+        if plan.unread is not None:
+            token_ids = plan.unread.clamp(min=0)
         rope_lens = rest.pop() if self.needs_rope_lens else None
         small = [np.concatenate(([0], ends))]
         small += [part for place in places for part in (place.lens, place.tables.ravel())]
@@ -122,6 +124,8 @@ class InputBuilder:
         return _Placed(tables[row_of, index] * np.int64(block_size) + offsets, lens, tables)
 
     def _token_ids(self, plan: StepPlan) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        if plan.unread is not None:  # they are on the device already
+            return np.zeros(len(plan.sequences), dtype=np.int64)
         flat: list[int] = []
         rows = zip(plan.sequences, plan.starts, plan.num_new, strict=True)
         for row, (sequence, start, count) in enumerate(rows):

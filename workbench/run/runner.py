@@ -27,6 +27,7 @@ from workbench.run.graphs import DecodeGraphs, resolve_sizes
 from workbench.run.inputs import InputBuilder
 from workbench.run.reports import make_reports, points_of
 from workbench.run.tapes import DecodeTapes, resolve_tape
+from workbench.run.watch import hooks_of
 
 
 class Runner(Described):
@@ -63,6 +64,7 @@ class Runner(Described):
         self.inputs = InputBuilder(cache, self.device, rope_lens=model.needs_rope_lens)
         self.graphs = None if sizes is None else DecodeGraphs(model, cache, sizes, insist=insist)
         self.tapes = DecodeTapes(model, cache, insist=tape is True) if taped else None
+        self._hooks = hooks_of(model)
 
     def _check_fit(self) -> None:
         wanted, given = groups_of(self.model.config), self.cache.groups
@@ -123,6 +125,20 @@ class Runner(Described):
         if len(inputs.logit_rows) < hidden.shape[0]:
             hidden = hidden[inputs.logit_rows]
         return ForwardOutput(self.model.logits(hidden, inputs.ctx), reports, states)
+
+    def why_plain(self) -> str:
+        """Return why a pass may not be run before the step that it belongs to; empty if it may."""
+        if len(self.cache.groups) > 1:
+            return "the cache has several KV groups"
+        if any(self.captured) or any(self._hooks):
+            return "a proposer or a hook (a probe) looks into the model"
+        return ""
+
+    def forget_inputs(self) -> None:
+        """Take nothing over from the inputs of the latest pass: its step was never taken."""
+        for replays in (self.graphs, self.tapes):
+            if replays is not None:
+                replays.forget_inputs()
 
     def close(self) -> None:
         """Drop the graphs, the tape, the model and the cache."""

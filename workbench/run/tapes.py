@@ -83,6 +83,7 @@ class DecodeTapes(Described):
         if taped is None or rows > taped.buffers.rows or width > taped.buffers.width:
             return self._capture(plan, backend, rows, width)
         taped.buffers.fill(plan, self.cache)
+        taped.buffers.upload(plan)
         taped.tape.replay(rows)
         self.replays += 1
         return taped.hidden[:rows], taped.ctx
@@ -97,6 +98,7 @@ class DecodeTapes(Described):
         """Return what `run` does, computed without a tape on the same inputs."""
         rows = len(plan.sequences)
         lens = buffers.fill(plan, self.cache)[:rows]
+        buffers.upload(plan)
         ctx = self._context(buffers, lens, backend)
         return self.model(buffers.views["token_ids"][:rows], ctx), ctx
 
@@ -151,6 +153,11 @@ class DecodeTapes(Described):
             hidden = self.model(buffers.views["token_ids"], ctx)
         ctx.backend = backend
         return DecodeTape(tape, buffers, hidden, ctx)
+
+    def forget_inputs(self) -> None:
+        """Fill the next inputs as if none had been before."""
+        if self.latest is not None:
+            self.latest.buffers.forget()
 
     def clear(self) -> None:
         """Drop the tape with its memory, and forget failures: record anew when wanted."""

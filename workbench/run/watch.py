@@ -28,9 +28,7 @@ class ModelWatch:
     def renew(self) -> None:
         """Take the model as it is now for what it should be."""
         modules = list(self.model.modules())
-        self._hooks = tuple(
-            hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)
-        )
+        self._hooks = hooks_of(self.model)
         self._children = [m._modules for m in modules if m._modules]
         held = (group for m in modules for group in (m._parameters, m._buffers))
         self._tensors = [group for group in held if group]
@@ -56,3 +54,9 @@ class ModelWatch:
             for tensor in group.values()
         ]
         return modules, addresses
+
+
+def hooks_of(model: nn.Module) -> tuple[Any, ...]:
+    """Return where the modules of a model keep their forward hooks: empty if nobody looks in."""
+    modules = model.modules()
+    return tuple(hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks))

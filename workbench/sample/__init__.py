@@ -11,13 +11,14 @@ from workbench.sample.params import SamplingTensors
 from workbench.sample.penalties import penalize
 from workbench.sample.processing import Processing
 from workbench.sample.random import inverse_cdf, uniforms
-from workbench.sample.sampler import Sampler
+from workbench.sample.sampler import Sampler, begin
 
 __all__ = [
     "Processing",
     "Sampler",
     "SamplingTensors",
     "bad_word_ids",
+    "begin",
     "check_params",
     "inverse_cdf",
     "min_p",

@@ -39,6 +39,11 @@ class RowGroup:
     top_p: Tensor | None
     min_p: Tensor | None
 
+    @property
+    def searches(self) -> bool:
+        """Whether the host has to ask the device how many candidates suffice."""
+        return self.ranked and self.width is None and self.top_k is None
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingTensors:

@@ -51,6 +51,11 @@ class Processing:
         self._active: list[Stage] = []
         self._beams: Tensor | None = None  # rows whose sequence has a chooser
 
+    @property
+    def idle(self) -> bool:
+        """Whether the batch's logits pass through as they come."""
+        return not self._active and not self.processors and self._beams is None
+
     def arrange(self, sequences: list[Sequence], vocab_size: int, device: torch.device) -> None:
         """Read the parameters of a batch; needed before its first call, and after any failure."""
         beams = [row for row, s in enumerate(sequences) if s.chooser is not None]

@@ -9,7 +9,8 @@ batch of greedy rows costs one argmax.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,13 +19,14 @@ from torch import Tensor
 from workbench.describe import Described
 from workbench.errors import ConfigError
 from workbench.request import Sequence, TokenLogprobs
-from workbench.results import SampledTokens
+from workbench.results import Drawing, SampledTokens, Settled
 from workbench.sample import filters
 from workbench.sample.greedy import argmax
 from workbench.sample.logprobs import token_logprobs
 from workbench.sample.params import NARROW, RowGroup, SamplingTensors, to_device
 from workbench.sample.processing import Processing
 from workbench.sample.random import inverse_cdf, uniforms
+from workbench.sample.readback import Readback
 from workbench.sample.user_code import BatchProcessor, name_of
 
 INVALID = -1  # stands for a token on its way to the host, where a row had no distribution
@@ -37,6 +39,20 @@ class Candidates(NamedTuple):
     weights: Tensor
     token_ids: Tensor | None
     peak: Tensor
+
+
+class Sampling(NamedTuple):
+    """A `Drawing`: `tokens` [R] int64, `INVALID` where a row had no distribution."""
+
+    tokens: Tensor
+    errors: dict[int, str]
+    readback: Readback
+    settle: Callable[[Tensor, dict[int, str], list[int]], SampledTokens]
+    needs_host: str
+
+    def wait(self) -> SampledTokens:
+        """Return what calling the sampler would have."""
+        return self.settle(self.tokens, self.errors, self.readback.read())
 
 
 class Sampler(Described):
@@ -65,30 +81,57 @@ class Sampler(Described):
         the whole batch. Log-probabilities are of the model's own distribution; those of a sequence
         with a chooser are processed, since that is what it chooses from (see `Processing`).
         """
-        return self._sample(logits, sequences)[0]
+        return self.begin(logits, sequences).wait()
+
+    def begin(self, logits: Tensor, sequences: list[Sequence], *, unread: int = 0) -> Sampling:
+        """Queue what calling does on the logits' device, and return it under way.
+
+        unread: how many tokens of each sequence, drawn before, have not been appended to it yet;
+        more than 0 only where the latest drawing for them had an empty `needs_host`.
+        """
+        tensors = self._tensors_for(logits, sequences)
+        processed, errors = self._processing(logits, sequences)
+        tokens = self._choose(processed, tensors, unread)
+        settle = partial(self._settle, logits, processed, tensors)
+        return Sampling(tokens, errors, Readback(tokens), settle, self._needs_host(tensors))
+
+    def _needs_host(self, tensors: SamplingTensors) -> str:
+        if not self._processing.idle:
+            return "a row's logits are processed"
+        if tensors.logprob_rows:
+            return "a row asks for log-probabilities"
+        if any(group.searches for group in tensors.groups):
+            return "a row has top_p without top_k"
+        return ""
 
     def with_probabilities(
         self, logits: Tensor, sequences: list[Sequence]
     ) -> tuple[SampledTokens, Tensor]:
         """Return what calling does, and what `probabilities` does, from one processing."""
-        sampled, processed, tensors = self._sample(logits, sequences)
-        return sampled, self._distributions(processed, tensors, sampled.errors)
-
-    def _sample(
-        self, logits: Tensor, sequences: list[Sequence]
-    ) -> tuple[SampledTokens, Tensor, SamplingTensors]:
         tensors = self._tensors_for(logits, sequences)
         processed, errors = self._processing(logits, sequences)
         tokens = self._choose(processed, tensors)
-        token_ids = tokens.tolist()
+        sampled = self._settle(logits, processed, tensors, tokens, errors, tokens.tolist())
+        return sampled, self._distributions(processed, tensors, sampled.errors)
+
+    def _settle(
+        self,
+        logits: Tensor,
+        processed: Tensor,
+        tensors: SamplingTensors,
+        tokens: Tensor,
+        errors: dict[int, str],
+        token_ids: list[int],
+    ) -> SampledTokens:
+        """Return what was drawn, now that the host knows the tokens."""
         if INVALID in token_ids:
             for row in [i for i, t in enumerate(token_ids) if t == INVALID and i not in errors]:
                 rows = logits[row], processed[row]
-                errors[row] = self._processing.explain(*rows, sequences[row])
+                errors[row] = self._processing.explain(*rows, tensors.sequences[row])
         logprobs = None
         if tensors.logprob_rows:
             logprobs = self._logprobs(logits, processed, tokens, tensors, errors)
-        return SampledTokens(token_ids, logprobs, errors), processed, tensors
+        return SampledTokens(token_ids, logprobs, errors)
 
     def probabilities(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
         """Return the distribution each row is drawn from, [R, V] float64: everything applied.
@@ -134,7 +177,7 @@ class Sampler(Described):
             self._tensors = SamplingTensors.of(sequences, vocab_size, device)
         return self._tensors
 
-    def _choose(self, logits: Tensor, tensors: SamplingTensors) -> Tensor:
+    def _choose(self, logits: Tensor, tensors: SamplingTensors, unread: int = 0) -> Tensor:
         """Return a token for each row, [R] int64, `INVALID` where there was nothing to choose."""
         if tensors.num_greedy:
             best = argmax(logits)[:, None]
@@ -145,7 +188,7 @@ class Sampler(Described):
             tokens = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
         if tensors.keys is None:
             return tokens
-        uniform, start = self._uniforms(tensors, tensors.keys), 0
+        uniform, start = self._uniforms(tensors, tensors.keys, unread), 0
         for group in tensors.groups:
             end = start + len(group.indices)
             drawn = _draw(_candidates(logits, group), uniform[start:end])
@@ -153,11 +196,11 @@ class Sampler(Described):
             tokens = drawn if group.rows is None else tokens.index_copy_(0, group.rows, drawn)
         return tokens
 
-    def _uniforms(self, tensors: SamplingTensors, keys: Tensor) -> Tensor:
+    def _uniforms(self, tensors: SamplingTensors, keys: Tensor, unread: int) -> Tensor:
         """Return the numbers that decide this step's draws, group after group, on the device."""
         rows = [tensors.sequences[i] for group in tensors.groups for i in group.indices]
         # Read each time: an interrupted step, a rewind or a draft need not add one token each.
-        indices = torch.tensor([sequence.num_output_tokens for sequence in rows])
+        indices = torch.tensor([sequence.num_output_tokens + unread for sequence in rows])
         # Hashed on the CPU, where these few small operations cost no kernel launches.
         return to_device(uniforms(keys, indices), tensors.device)
 
@@ -194,6 +237,13 @@ class Sampler(Described):
         return result
 
 
+def begin(sampler: Sampler, logits: Tensor, sequences: list[Sequence], unread: int) -> Drawing:
+    """Begin to draw with a sampler, or just call one of another kind; see `Sampler.begin`."""
+    if isinstance(sampler, Sampler) and type(sampler).__call__ is Sampler.__call__:
+        return sampler.begin(logits, sequences, unread=unread)
+    return Settled(sampler(logits, sequences), "the sampler is a user's own")
+
+
 def _candidates(logits: Tensor, group: RowGroup) -> Candidates:
     """Return the filtered distribution of a group's rows of logits [R, V]."""
     logits = (logits if group.rows is None else logits[group.rows]).float()
@@ -201,7 +251,7 @@ def _candidates(logits: Tensor, group: RowGroup) -> Candidates:
     token_ids: Tensor | None
     if not group.ranked:
         token_ids, weights = None, filters.temperature(logits, group.temperature, peak)
-    elif group.width is None and group.top_k is None:
+    elif group.searches:
         token_ids, weights = _nucleus(logits, group, peak)
     else:
         token_ids, weights = _ranked(logits, group, peak, group.width)

@@ -4,6 +4,7 @@ from workbench.scheduler.dropping import check_droppable
 from workbench.scheduler.ending import append_token, ends, mark_finished
 from workbench.scheduler.facts import added
 from workbench.scheduler.fair_share import FairShare
+from workbench.scheduler.foresight import Foreseen
 from workbench.scheduler.policy import (
     POLICIES,
     AgedPriority,
@@ -21,6 +22,7 @@ __all__ = [
     "POLICIES",
     "AgedPriority",
     "FairShare",
+    "Foreseen",
     "LongestPrefixMatch",
     "Policy",
     "Scheduler",

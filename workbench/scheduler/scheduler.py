@@ -24,6 +24,7 @@ from workbench.scheduler.books import Books, StalePlan
 from workbench.scheduler.dropping import Dropper, check_droppable
 from workbench.scheduler.ending import append_token, note
 from workbench.scheduler.facts import forked
+from workbench.scheduler.foresight import Foreseen, Foresight
 from workbench.scheduler.guard import GuardedPolicy
 from workbench.scheduler.planner import Planner
 from workbench.scheduler.policy import Policy, get_policy, policy_name
@@ -51,6 +52,7 @@ class Scheduler(Described):
         self._dropper.policy = get_dropping(self.config.dropping)
         self._planner = Planner(self._queues, self.config, self._order, self._dropper)
         self._results = StepResults(self._queues, self.config)
+        self.foresight = Foresight(self._queues)
         self._plan: StepPlan | None = None  # planned and not yet committed
 
     def _check(self, config: SchedulerConfig) -> None:
@@ -196,6 +198,15 @@ class Scheduler(Described):
                 self.bus.emit(StepPlanned(self.step, rows, *sizes))
             self._plan = plan
             return plan
+
+    def foresee(self, plan: StepPlan) -> Foreseen | str:
+        """Return the decodes of the step after `plan`, which is not committed yet, with blocks for
+        them; or why nobody knows them."""
+        if self.drops:
+            return "a dropping policy is asked in between"
+        with self.books.open("foresee"):
+            why = self.foresight.why_not(plan, self.config.max_sequences)
+            return why or self.foresight.foresee(plan) or "no row goes on, or blocks lack"
 
     def commit(
         self,
