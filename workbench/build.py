@@ -12,6 +12,7 @@ from workbench.cache import KVCache, get_dropping, get_eviction
 from workbench.config import EngineConfig, require_positive
 from workbench.engine import Engine
 from workbench.engine.checks import check_seed
+from workbench.engine.overlap import check_overlap
 from workbench.errors import ConfigError
 from workbench.memory_plan import plan_memory
 from workbench.models import DecoderLM, load_model
@@ -62,6 +63,7 @@ def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None)
 def check(config: EngineConfig) -> None:
     """Raise `ConfigError` for what can be seen to be wrong before anything is loaded."""
     check_seed(config.seed)
+    check_overlap(config.overlap)
     get_policy(config.policy)
     get_dropping(config.dropping)
     get_eviction(config.eviction)

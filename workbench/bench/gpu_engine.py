@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.overhead:
         rows += [_overhead(run, count) for count in _OVERHEAD_ROWS]
     print(engine.runner.describe()["mode"])
+    print(f"overlap: {engine.overlap.describe()}")
     if engine.runner.graphs is not None:
         print(engine.runner.graphs.describe())
     if arguments.rows:
@@ -99,6 +100,7 @@ def _start(
         device=str(device),
         backend=arguments.backend,
         cuda_graphs=not arguments.eager and "auto",
+        overlap=not arguments.no_overlap and "auto",
         max_batch_tokens=arguments.max_batch_tokens,
         max_sequences=256,
         num_blocks=arguments.num_blocks,
@@ -182,14 +184,15 @@ def _overhead(run: _Run, count: int) -> Row:
     params = SamplingParams(max_tokens=_OVERHEAD_STEPS + 40, temperature=0, ignore_eos=True)
     names = [engine.add([100 + i] * 128, params) for i in range(count)]
     while any(engine.find(name).num_output_tokens < 8 for name in names):
-        engine.step()
+        engine.advance()
     walls, parts, busy = [], [], 0.0
     for number in range(_OVERHEAD_STEPS):
         if number == _OVERHEAD_STEPS // 2:  # contexts are then of their average length
             busy = _busy_us(engine, count)
         begin = time.perf_counter()
-        parts.append(engine.step().seconds)
+        parts.append(engine.advance().seconds)
         walls.append(1e6 * (time.perf_counter() - begin))
+    engine.overlap.drop()
     engine.discard(names)
     wall = statistics.median(walls)
     split = {part: 1e6 * statistics.median(p[part] for p in parts) for part in parts[0]}
@@ -239,6 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--repeats", type=int, default=3)
     add("--backend", default="auto")
     add("--eager", action="store_true", help="without CUDA graphs")
+    add("--no-overlap", action="store_true", help="with the plain loop")
     add("--max-batch-tokens", type=int, default=8192)
     add("--num-blocks", type=int, help="blocks of the cache (default: most of the free memory)")
     add("--no-overhead", dest="overhead", action="store_false", help="skip the step's split")

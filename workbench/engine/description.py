@@ -1,4 +1,7 @@
-"""What an engine says of itself: its parts, its queues, and how its loops run."""
+"""What an engine says of itself: its parts, its queues, and how its loops run.
+
+Called by `Engine.describe`.
+"""
 
 from __future__ import annotations
 

@@ -94,10 +94,8 @@ class Engine(Described):
     # --- the step -----------------------------------------------------------------------------
 
     def step(self) -> StepRecord:
-        """Run one iteration and return its record; with nothing to do, an empty one.
-
-        Whatever fails or interrupts it, no block leaks and the next `step()` does the work again.
-        """
+        """Run one iteration and return its record; with nothing to do, an empty one. Whatever fails
+        or interrupts it, no block leaks and the next `step()` does the work again."""
         self._require_between_steps("step")
         self.overlap.drop()
         return self._step(ahead=False)
@@ -106,8 +104,8 @@ class Engine(Described):
         """Do what `step` does, for a loop: where `overlap` is on, the next step's pass starts, if
         it can, before this one's tokens are read. End the loop with `overlap.drop()`.
 
-        Tokens are those of `step`. But what is changed in between other than by the engine's
-        methods (a weight, a cached key) may be seen a step late.
+        Tokens are the same. But what is changed in between other than by the engine's methods (a
+        weight, a cached key) may be seen a step late.
         """
         self._require_between_steps("step")
         return self._step(ahead=self.overlap.on)
@@ -275,7 +273,7 @@ class Engine(Described):
         """Return every request as it stands, as plain data; takes no block and copies no KV."""
         self._require_between_steps("checkpoint")
         records = in_order(self._book.records.values(), self.scheduler.running)
-        return EngineState(self.scheduler.step, tuple(pack(record) for record in records))
+        return EngineState(self.scheduler.step, tuple(map(pack, records)))
 
     def restore(self, state: EngineState) -> None:
         """Go back to a checkpoint of this engine, as often as you like.
@@ -356,7 +354,7 @@ class Engine(Described):
 
         scheduler_config: other budgets, say `replace(engine.scheduler.config, max_sequences=4)`.
         proposer: "off" speculates no more. Raises `ConfigError`, with nothing replaced, for what is
-        unknown, and for settings under which a request could not run to its end.
+        unknown, or would keep a request from its end.
         """
         self._require_between_steps("swap")
         put_in = replacing(self, scheduler_policy, sampler, backend, eviction, dropping)
@@ -374,11 +372,8 @@ class Engine(Described):
         with shielded():
             self.discard(list(self._book.records))
             self.closed = True
-            self.cache.close()
-            self.runner.close()
-            self._desk.close()
-            self.overlap.close()
-            self.speculator.close()
+            for part in (self.cache, self.runner, self._desk, self.overlap, self.speculator):
+                part.close()
             del self.model, self.runner, self.sampler, self._brancher, self._desk, self.speculator
 
     def __enter__(self) -> Engine:
@@ -400,6 +395,4 @@ class Engine(Described):
 
     def describe(self) -> dict[str, Any]:
         """Return the parts and the queues."""
-        if self.closed:
-            return {"closed": True}
-        return describe(self)
+        return {"closed": True} if self.closed else describe(self)

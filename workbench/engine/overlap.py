@@ -110,9 +110,7 @@ class Overlap(Described):
         self, overlap: object, scheduler: Scheduler, runner: Runner, speculator: Speculator
     ) -> None:
         """Raise `ConfigError` unless `overlap` is True, False or "auto": where it is a GPU."""
-        if not isinstance(overlap, bool) and overlap != "auto":
-            fix = 'Use "auto", True or False.'
-            raise ConfigError("overlap", overlap, "no such choice", fix)
+        check_overlap(overlap)
         self.on = runner.device.type == "cuda" if overlap == "auto" else bool(overlap)
         self.taken, self.dropped = 0, 0
         self.plain: Counter[str] = Counter()
@@ -233,6 +231,12 @@ class Overlap(Described):
             "started ahead": f"{self.taken} taken, {self.dropped} dropped",
             "plain because": dict(self.plain),
         }
+
+
+def check_overlap(overlap: object) -> None:
+    """Raise `ConfigError` unless it is a choice."""
+    if not isinstance(overlap, bool) and overlap != "auto":
+        raise ConfigError("overlap", overlap, "no such choice", 'Use "auto", True or False.')
 
 
 def _both(first: PassTimer | None, second: PassTimer | None) -> PassTimer | None:

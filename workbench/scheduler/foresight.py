@@ -9,6 +9,7 @@ ended by a token meanwhile has run in vain, into blocks of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 from workbench.batch import StepPlan
 from workbench.cache.table import BlockTable
 from workbench.request import Sequence, Status
