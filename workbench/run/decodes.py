@@ -18,12 +18,19 @@ class PlainDecodes:
         self._cache, self._watch = cache, watch
         self._plain: list[Sequence] = []  # the latest rows that ask for nothing but tokens
 
-    def why_not(self, plan: StepPlan, *, max_rows: int | None = None) -> str:
-        """Return why a plan cannot be replayed, of at most `max_rows` rows; empty if it can."""
+    def why_not(
+        self, plan: StepPlan, *, max_rows: int | None = None, drafts: bool = False
+    ) -> str:
+        """Return why a plan cannot be replayed, of at most `max_rows` rows; empty if it can.
+
+        drafts: whether rows may have one to verify.
+        """
         rows = plan.sequences
         if len(self._cache.groups) > 1:
             return "the cache has several KV groups"
-        if plan.num_decodes < len(rows):
+        if plan.drafts and not drafts:
+            return "rows verify drafts"
+        if plan.num_decodes + len(plan.drafts) < len(rows):
             return "not every row decodes"
         if max_rows is not None and len(rows) > max_rows:
             return f"more than {max_rows} rows"

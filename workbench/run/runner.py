@@ -98,12 +98,18 @@ class Runner(Described):
         replays = self.graphs or self.tapes
         if replays is not None:
             why = replays.why_eager(plan, self.backend)
-            if any(self.captured):
+            if self.graphs is not None and any(self.captured):
                 why = "a proposer looks into the model"
             if not why:
+                if self.tapes is not None:
+                    self.tapes.points = self.captured
                 hidden, ctx = replays.run(plan, self.backend)
                 # Copied: the next replay writes over them.
-                states = {point: hidden.clone() for point in self.captured}
+                states = (
+                    self.tapes.states
+                    if self.tapes is not None
+                    else {point: hidden.clone() for point in self.captured}
+                )
                 return ForwardOutput(self.model.logits(hidden, ctx), states=states)
             replays.eager[why] += 1
         return self._run_eagerly(plan)
