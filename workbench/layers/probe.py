@@ -76,7 +76,9 @@ def holding(model: nn.Module, points: Iterable[str]) -> Iterator[dict[str, Calla
             handle.remove()
 
 
-def _holder(name: str, held: dict[str, Callable[[], Tensor]]) -> Callable[[nn.Module, Any, Any], None]:
+def _holder(
+    name: str, held: dict[str, Callable[[], Tensor]]
+) -> Callable[[nn.Module, Any, Any], None]:
     def hook(module: nn.Module, _: Any, output: Any) -> None:
         held[name] = lambda: _copy(_activation(module, output))
 

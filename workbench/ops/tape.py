@@ -2,8 +2,9 @@
 
 Recording runs the model over a backend that writes its calls down instead of making them. Results
 lie in memory that the tape keeps, reused as Python lets go of them. Every call is per token, so one
-tape serves any number of tokens up to those it was recorded for, in rows of any length. Anything that torch computes in
-between would be missing from a replay: it ends the recording with `NotRecordable`.
+tape serves any number of tokens up to those it was recorded for, in rows of any length. Anything
+that torch computes in between would be missing from a replay: it ends the recording with
+`NotRecordable`.
 
 Made by `workbench.run.tapes`, the CPU's twin of CUDA graphs.
 """

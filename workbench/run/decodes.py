@@ -18,9 +18,7 @@ class PlainDecodes:
         self._cache, self._watch = cache, watch
         self._plain: list[Sequence] = []  # the latest rows that ask for nothing but tokens
 
-    def why_not(
-        self, plan: StepPlan, *, max_rows: int | None = None, drafts: bool = False
-    ) -> str:
+    def why_not(self, plan: StepPlan, *, max_rows: int | None = None, drafts: bool = False) -> str:
         """Return why a plan cannot be replayed, of at most `max_rows` rows; empty if it can.
 
         drafts: whether rows may have one to verify.

@@ -2,9 +2,9 @@
 
 A batch in which every row decodes, with a draft to verify or without, is replayed from the native
 backend's calls, recorded the first time it is wanted and again when tokens or block tables outgrow
-it. Everything else runs eagerly, and `why_eager` says why. `run_plain` is the same pass without a tape: the oracle, to which the first
-replay of every tape is compared bit for bit before the tape is used. Called by the runner; a tape
-ends with the hidden states, logits are made outside it.
+it. Everything else runs eagerly, and `why_eager` says why. `run_plain` is the same pass without a
+tape: the oracle, to which the first replay of every tape is compared bit for bit before the tape is
+used. Called by the runner; a tape ends with the hidden states, logits are made outside it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _MIN_WIDTH = 64  # blocks of a table
 
 @dataclass(slots=True)
 class DecodeTape:
-    """A recorded pass. hidden [tokens, hidden] is where its replays leave their result, `held` where
-    they leave what points of the model return."""
+    """A recorded pass. hidden [tokens, hidden] is where its replays leave their result; held: reads
+    what they leave at points of the model."""
 
     tape: Tape
     buffers: PackedBuffers
