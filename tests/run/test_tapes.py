@@ -131,10 +131,11 @@ def test_drafts_are_replayed_bit_for_bit(
 def test_a_pass_of_very_many_tokens_runs_eagerly() -> None:
     engine = make_engine()
     engine.swap(
-        proposer=Says(lambda context: [Draft(tuple(range(40))) for _ in context.candidates])
+        proposer=Says(lambda context: [Draft(tuple(range(32))) for _ in context.candidates]),
+        scheduler_config=SchedulerConfig(max_batch_tokens=1024),
     )
-    add(engine, 13, max_tokens=60)
-    for _ in range(3):
+    add(engine, 16, max_tokens=60)
+    for _ in range(5):
         engine.step()
     assert tapes_of(engine).eager["more than 512 tokens"] == 2
     engine.discard(list(engine.requests))

@@ -146,6 +146,11 @@ class Runner(Described):
             if replays is not None:
                 replays.forget_inputs()
 
+    @property
+    def captures(self) -> int:
+        """How many graphs were captured or tapes recorded: steps that did took longer for it."""
+        return sum(replays.captures for replays in (self.graphs, self.tapes) if replays is not None)
+
     def close(self) -> None:
         """Drop the graphs, the tape, the model and the cache."""
         for replays in (self.graphs, self.tapes):
