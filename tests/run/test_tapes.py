@@ -121,7 +121,7 @@ def test_drafts_are_replayed_bit_for_bit(
                 for point, rows in eager.states.items():
                     assert torch.equal(rows, output.states[point])
                 compared += 1
-            sampled = speculator.choose(plan, output, engine.sampler)
+            sampled = speculator.draw(plan, output, engine.sampler).wait()
             engine.scheduler.commit(plan, sampled)
     assert compared > 20
     assert tapes.captures < 6

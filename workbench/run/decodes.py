@@ -1,4 +1,5 @@
-"""Which plans can be replayed: batches in which every row decodes and asks for nothing but tokens.
+"""Which plans can be replayed: batches in which every row decodes, with a draft to verify or none,
+and asks for nothing but tokens.
 
 Asked by `graphs` and by `tapes`, once a step.
 """
@@ -18,16 +19,11 @@ class PlainDecodes:
         self._cache, self._watch = cache, watch
         self._plain: list[Sequence] = []  # the latest rows that ask for nothing but tokens
 
-    def why_not(self, plan: StepPlan, *, max_rows: int | None = None, drafts: bool = False) -> str:
-        """Return why a plan cannot be replayed, of at most `max_rows` rows; empty if it can.
-
-        drafts: whether rows may have one to verify.
-        """
+    def why_not(self, plan: StepPlan, *, max_rows: int | None = None) -> str:
+        """Return why a plan cannot be replayed, of at most `max_rows` rows; empty if it can."""
         rows = plan.sequences
         if len(self._cache.groups) > 1:
             return "the cache has several KV groups"
-        if plan.drafts and not drafts:
-            return "rows verify drafts"
         if plan.num_decodes + len(plan.drafts) < len(rows):
             return "not every row decodes"
         if max_rows is not None and len(rows) > max_rows:

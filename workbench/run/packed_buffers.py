@@ -1,7 +1,8 @@
-"""The inputs of a tape at fixed addresses: decodes, and rows that verify a draft beside them.
+"""The inputs of rows that verify drafts, beside decodes, at fixed addresses: for graph or tape.
 
-A tape's calls are per token, so rows of any length lie packed in the same room. Made and written by
-`workbench.run.tapes` alone.
+Rows of any length lie packed in the same room. Where it is larger than the batch, rows that stand
+empty have no tokens, and tokens of no row no slot: kernels read and write nothing for them. Made
+and written by `workbench.run.graphs` and `workbench.run.tapes` alone.
 """
 
 from __future__ import annotations
@@ -9,21 +10,38 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from workbench.batch import StepPlan
+from workbench.batch import Backend, ForwardContext, StepPlan, TreeMasks
 from workbench.cache import KVCache
 from workbench.run.decode_buffers import DecodeBuffers
+from workbench.run.trees import mask_words
+
+_NO_SLOT = -1
 
 
 class PackedBuffers(DecodeBuffers):
-    """Static inputs for up to `rows` tokens, in as many rows or fewer; on a CPU.
+    """Static inputs for up to `tokens` tokens, in `rows` rows or fewer (None: as many).
 
-    views: as for decodes, and query_starts [rows + 1] int32.
+    words: of a token's mask, where drafts may be trees. views: as for decodes, with token_ids,
+    positions, slot_mapping and rope_lens [tokens]; query_starts [rows + 1] and, with words,
+    ancestors [tokens, words] int32.
     """
 
-    def __init__(self, rows: int, width: int, *, rope_lens: bool = False) -> None:
-        super().__init__(rows, width, torch.device("cpu"), rope_lens=rope_lens)
-        self.views["query_starts"] = torch.arange(rows + 1, dtype=torch.int32)
-        self._starts = self.views["query_starts"].numpy()
+    def __init__(
+        self,
+        tokens: int,
+        width: int,
+        device: torch.device,
+        *,
+        rows: int | None = None,
+        words: int = 0,
+        rope_lens: bool = False,
+    ) -> None:
+        rows, self.words = tokens if rows is None else rows, words
+        more: dict[str, tuple[int, ...]] = {"query_starts": (rows + 1,)}
+        if words:
+            more["ancestors"] = (tokens, words)
+        super().__init__(rows, width, device, rope_lens=rope_lens, tokens=tokens, more=more)
+        self._arrays["query_starts"][:] = np.arange(rows + 1)
         self._ragged = False  # whether rows of several tokens were written last
 
     def fill(self, plan: StepPlan, cache: KVCache) -> list[int]:
@@ -34,11 +52,34 @@ class PackedBuffers(DecodeBuffers):
         if plan.drafts:
             return self._fill_ragged(plan, cache)
         if self._ragged:
-            self._starts[:] = np.arange(self.rows + 1)
+            self._arrays["query_starts"][:] = np.arange(self.rows + 1)
             self._ragged = False
         return super().fill(plan, cache)[: len(plan.sequences)]
 
+    def context(self, backend: Backend, kv: list[torch.Tensor]) -> ForwardContext:
+        """Return a context for as much as there is room for: what it launches depends on that
+        alone, and lengths are read on the device."""
+        views, rows = self.views, self.rows
+        query_lens = [1] * (rows - 1) + [self.tokens - rows + 1]
+        ctx = ForwardContext(
+            backend=backend,
+            positions=views["positions"],
+            query_lens=query_lens,
+            kv_lens=[count + 1 for count in query_lens],  # all rows have older tokens
+            query_starts=views["query_starts"],
+            context_lens=views["context_lens"],
+            slot_mapping=views["slot_mapping"],
+            block_tables=views["block_tables"],
+            kv=kv,
+            rope_lens=views.get("rope_lens"),
+            trees=TreeMasks(0, rows, views["ancestors"]) if self.words else None,
+        )
+        ctx.prepared = backend.prepare(ctx)
+        return ctx
+
     def _fill_ragged(self, plan: StepPlan, cache: KVCache) -> list[int]:
+        if self._moved is not None:
+            self._moved.synchronize()
         self._ragged, self._latest, self._filled = True, None, self.rows
         [group] = cache.blocks.groups
         arrays, size = self._arrays, group.block_size
@@ -49,8 +90,8 @@ class PackedBuffers(DecodeBuffers):
         lens: list[int] = []
         prompts: list[int] = []
         starts = [0]
-        rows = zip(plan.sequences, plan.starts, plan.num_new, strict=True)
-        for row, (sequence, start, count) in enumerate(rows):
+        parts = zip(plan.sequences, plan.starts, plan.num_new, strict=True)
+        for row, (sequence, start, count) in enumerate(parts):
             table = group.tables[sequence.sequence_id]
             ids, draft = table.block_ids, plan.drafts.get(row)
             first = start - table.begin * size if shifts else start
@@ -64,12 +105,18 @@ class PackedBuffers(DecodeBuffers):
             prompts += [sequence.num_prompt_tokens] * count
             starts.append(starts[-1] + count)
             arrays["block_tables"][row, : len(ids)] = ids
-        tokens = starts[-1]
+        rows, tokens = len(lens), starts[-1]
         arrays["token_ids"][:tokens] = token_ids
         arrays["positions"][:tokens] = positions
         arrays["slot_mapping"][:tokens] = slots
-        arrays["context_lens"][: len(lens)] = lens
+        arrays["slot_mapping"][tokens:] = _NO_SLOT
+        arrays["context_lens"][:rows] = lens
+        arrays["context_lens"][rows:] = 0
+        arrays["query_starts"][: rows + 1] = starts
+        arrays["query_starts"][rows + 1 :] = tokens
         if "rope_lens" in arrays:
             arrays["rope_lens"][:tokens] = np.maximum(prompts, arrays["positions"][:tokens] + 1)
-        self._starts[: len(starts)] = starts
+        if self.words:
+            arrays["ancestors"][: plan.num_decodes] = [1] + [0] * (self.words - 1)
+            arrays["ancestors"][plan.num_decodes : tokens] = mask_words(plan, self.words)
         return lens

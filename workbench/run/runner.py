@@ -23,7 +23,8 @@ from workbench.ops.watched import WatchedBackend
 from workbench.results import ForwardOutput, RowReport
 from workbench.run.block_masses import BlockMasses
 from workbench.run.device_timer import DeviceTimer
-from workbench.run.graphs import DecodeGraphs, resolve_sizes
+from workbench.run.graph_sizes import resolve_sizes
+from workbench.run.graphs import DecodeGraphs
 from workbench.run.inputs import InputBuilder
 from workbench.run.reports import make_reports, points_of
 from workbench.run.tapes import DecodeTapes, resolve_tape
@@ -98,18 +99,10 @@ class Runner(Described):
         replays = self.graphs or self.tapes
         if replays is not None:
             why = replays.why_eager(plan, self.backend)
-            if self.graphs is not None and any(self.captured):
-                why = "a proposer looks into the model"
             if not why:
-                if self.tapes is not None:
-                    self.tapes.points = self.captured
+                replays.points = self.captured
                 hidden, ctx = replays.run(plan, self.backend)
-                # Copied: the next replay writes over them.
-                states = (
-                    self.tapes.states
-                    if self.tapes is not None
-                    else {point: hidden.clone() for point in self.captured}
-                )
+                states = replays.states if self.captured else {}
                 return ForwardOutput(self.model.logits(hidden, ctx), states=states)
             replays.eager[why] += 1
         return self._run_eagerly(plan)

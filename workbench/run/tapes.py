@@ -84,7 +84,7 @@ class DecodeTapes(Described):
             return self._failure
         if plan.num_tokens > _MAX_TOKENS:
             return f"more than {_MAX_TOKENS} tokens"
-        return self._decodes.why_not(plan, drafts=True)
+        return self._decodes.why_not(plan)
 
     def run(self, plan: StepPlan, backend: Backend) -> tuple[Tensor, ForwardContext]:
         """Replay a plan for which `why_eager` is empty; return hidden states [tokens, hidden].
@@ -164,7 +164,7 @@ class DecodeTapes(Described):
         begin = time.perf_counter()
         sizes = _power_of_2(max(tokens, _MIN_TOKENS)), _power_of_2(max(width, _MIN_WIDTH))
         self.latest = None
-        buffers = PackedBuffers(*sizes, rope_lens=self.model.needs_rope_lens)
+        buffers = PackedBuffers(*sizes, self.device, rope_lens=self.model.needs_rope_lens)
         hidden, ctx = self.run_plain(plan, backend, buffers)
         try:
             taped = self._record(buffers, backend)
