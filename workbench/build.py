@@ -19,7 +19,7 @@ from workbench.models import DecoderLM, load_model
 from workbench.models.loader import resolve_device
 from workbench.ops import get_backend
 from workbench.run import Runner
-from workbench.run.graphs import resolve_sizes
+from workbench.run.graph_sizes import resolve_sizes
 from workbench.run.tapes import resolve_tape
 from workbench.sample import Sampler
 from workbench.scheduler import Scheduler, get_policy

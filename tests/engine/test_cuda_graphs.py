@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from drafting import RandomTrees
 from drive import MakeEngine, drawn, greedy, tokens_of
 from tiny import random_prompts
 
@@ -73,6 +74,35 @@ def test_a_replay_is_the_eager_pass_bit_for_bit(make: MakeEngine, family: str, c
             engine.scheduler.commit(plan, engine.sampler(logits, rows))
     assert compared > 20
     assert graphs.replays == compared
+
+
+@pytest.mark.parametrize("chain", [True, False])
+def test_drafts_are_replayed_bit_for_bit(make: MakeEngine, chain: bool) -> None:
+    """Of the same padded inputs; rows and tokens are padded to other numbers all the time."""
+    engine = make()
+    engine.swap(proposer=RandomTrees(2, chain=chain, largest=12))
+    engine.runner.captured = ("", "layers.1")
+    graphs, compared = graphs_of(engine), 0
+    for prompt in random_prompts(6, seed=75, longest=90):
+        engine.add(prompt, greedy(40))
+    with torch.inference_mode():
+        while engine.has_work:
+            plan = engine.scheduler.schedule(engine.speculator.propose().drafts)
+            output = engine.runner.run(plan)
+            assert output.logits is not None
+            if plan.drafts and not graphs.why_eager(plan, engine.runner.backend):
+                states = {point: rows.clone() for point, rows in output.states.items()}
+                hidden, ctx = graphs.run_padded(plan, engine.runner.backend)
+                assert torch.equal(engine.model.logits(hidden, ctx), output.logits)
+                for point, rows in states.items():
+                    assert torch.equal(rows, graphs.states[point])
+                eager = engine.runner._run_eagerly(plan).logits
+                torch.testing.assert_close(eager, output.logits, rtol=1e-4, atol=1e-4)
+                compared += 1
+            sampled = engine.speculator.draw(plan, output, engine.sampler).wait()
+            engine.scheduler.commit(plan, sampled)
+    assert compared > 15
+    assert graphs.replays >= compared
 
 
 def test_tokens_do_not_depend_on_graphs(make: MakeEngine) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from workbench.build import check
 from workbench.cache import KVCache
 from workbench.config import EngineConfig, ModelConfig, SchedulerConfig
+from workbench.draft import Draft
 from workbench.engine import Engine
 from workbench.errors import ConfigError
 from workbench.layers import probe
@@ -24,7 +25,7 @@ from workbench.models import DecoderLM, LlamaForCausalLM
 from workbench.ops import get_backend
 from workbench.run import DecodeGraphs, Runner
 from workbench.run.decode_buffers import DecodeBuffers
-from workbench.run.graphs import LADDER, resolve_sizes
+from workbench.run.graph_sizes import LADDER, resolve_sizes
 from workbench.run.watch import ModelWatch
 from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Scheduler
@@ -201,6 +202,43 @@ def test_padding_changes_no_row_and_no_block(device: str, size: int, windows: Wi
         engine.cache.tensor.copy_(before)
         expected = engine.runner.run(plan).logits
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            written, engine.cache.tensor, rtol=1e-5, atol=1e-5, equal_nan=True
+        )
+    engine.discard(list(engine.requests))
+
+
+@pytest.mark.parametrize("device", [kernel_device()])
+@pytest.mark.parametrize(
+    ("windows", "parents"),
+    [((), (-1, 0, 1)), ((), (-1, -1, 0, 2, 2)), ((6, 6), (-1, 0, 1))],
+    ids=["chain", "tree", "chain in a window"],
+)
+def test_padded_drafts_change_no_row_and_no_block(
+    device: str, windows: Windows, parents: tuple[int, ...]
+) -> None:
+    """Rows with drafts of several sizes beside one without, and room for more of both."""
+    engine = make_engine(device, "triton", windows, cuda_graphs=False)
+    graphs = DecodeGraphs(engine.model, engine.cache, (8,))
+    graphs.points = "", "layers.0"
+    decoding(engine, [3, 9, 13], max_tokens=9)
+    first, second, _ = engine.scheduler.running
+    drafts = {
+        first.sequence_id: Draft(tuple(range(20, 20 + len(parents))), parents),
+        second.sequence_id: Draft((7,)),
+    }
+    engine.runner.captured = graphs.points
+    with torch.inference_mode():
+        plan = engine.scheduler.schedule(drafts)
+        assert plan.num_tokens == 5 + len(parents) - 1
+        before = engine.cache.tensor.clone()
+        hidden, ctx = graphs.run_padded(plan, engine.runner.backend)
+        logits = engine.model.logits(hidden, ctx)
+        written = engine.cache.tensor.clone()
+        engine.cache.tensor.copy_(before)
+        expected = engine.runner._run_eagerly(plan)
+        torch.testing.assert_close(logits, expected.logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(graphs.states, expected.states, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(
             written, engine.cache.tensor, rtol=1e-5, atol=1e-5, equal_nan=True
         )

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from drafting import RandomTrees, Says
 from torch import Tensor
 
 from workbench.cache import KVCache
 from workbench.config import ModelConfig, RopeScaling, SchedulerConfig
+from workbench.draft import Draft
 from workbench.engine import Engine
 from workbench.errors import ConfigError
 from workbench.layers import probe
@@ -88,6 +90,55 @@ def test_biases_tied_heads_and_windows(settings: dict[str, Any]) -> None:
     engine = make_engine(make_model(**settings))
     add(engine, 5, max_tokens=30)
     assert compare_steps(engine) == 28
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("chain", [True, False])
+@pytest.mark.parametrize("windows", [None, (6, 6)])
+def test_drafts_are_replayed_bit_for_bit(
+    dtype: torch.dtype, chain: bool, windows: tuple[int, int] | None
+) -> None:
+    """Rows with drafts of all sizes beside rows without, contexts over many blocks, and what the
+    model's points hold of them."""
+    if windows is not None and not chain:
+        pytest.skip("layers with a window verify chains alone")
+    engine = make_engine(make_model(dtype, **({"windows": windows} if windows else {})))
+    engine.swap(proposer=RandomTrees(2, chain=chain, largest=12, vocab=50))
+    engine.runner.captured = ("", "layers.0", "layers.1.mlp")
+    add(engine, 5, max_tokens=40)
+    tapes, speculator, compared = tapes_of(engine), engine.speculator, 0
+    with torch.inference_mode():
+        while engine.has_work:
+            plan = engine.scheduler.schedule(speculator.propose().drafts)
+            replays = tapes.replays
+            output = engine.runner.run(plan)
+            if plan.drafts and tapes.replays > replays:
+                eager = engine.runner._run_eagerly(plan)
+                assert eager.logits is not None
+                assert output.logits is not None
+                assert torch.equal(eager.logits, output.logits)
+                assert eager.states.keys() == output.states.keys()
+                for point, rows in eager.states.items():
+                    assert torch.equal(rows, output.states[point])
+                compared += 1
+            sampled = speculator.draw(plan, output, engine.sampler).wait()
+            engine.scheduler.commit(plan, sampled)
+    assert compared > 20
+    assert tapes.captures < 6
+    assert set(tapes.eager) == {"not every row decodes"}
+
+
+def test_a_pass_of_very_many_tokens_runs_eagerly() -> None:
+    engine = make_engine()
+    engine.swap(
+        proposer=Says(lambda context: [Draft(tuple(range(32))) for _ in context.candidates]),
+        scheduler_config=SchedulerConfig(max_batch_tokens=1024),
+    )
+    add(engine, 16, max_tokens=60)
+    for _ in range(5):
+        engine.step()
+    assert tapes_of(engine).eager["more than 512 tokens"] == 2
+    engine.discard(list(engine.requests))
 
 
 def test_it_is_recorded_anew_as_rows_and_tables_grow() -> None:

@@ -32,18 +32,27 @@ def simulate(
     depths = []
     for _ in range(steps):
         depth = control.depth(rows)
-        accepted = 0
-        for _ in range(rows if depth else 0):
-            run = next((i for i in range(depth) if source.random() >= rate), depth)
-            accepted += run
+        runs = [
+            next((i for i in range(depth) if source.random() >= rate), depth) for _ in range(rows)
+        ]
+        accepted = sum(runs)
         seconds = PLAIN * (1 + cost * depth) * source.uniform(1 - noise, 1 + noise)
-        control.observe(rows, depth, rows + accepted, rows * depth, accepted, seconds)
+        observe(control, runs, depth, seconds)
         spent += seconds
         plain += PLAIN * (rows + accepted) / rows
         depths.append(depth)
         # One try may be longer than a plain step, which is what it was allowed for.
         assert spent <= 1.02 * plain + PLAIN * cost * 8, "slower than promised"
     return spent, plain, depths, control
+
+
+def observe(control: Control, runs: list[int], depth: int, seconds: float) -> None:
+    """Tell of a step whose rows accepted runs of these lengths; others wait for their places."""
+    if depth:
+        made = {row: 1 + run for row, run in enumerate(runs)}
+        control.observe(made, depth, depth * len(runs), sum(runs), seconds, queue=True)
+    else:
+        control.observe_plain(len(runs), seconds)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.2])
@@ -77,7 +86,7 @@ def test_a_change_is_noticed() -> None:
         depth = control.depth(1)
         accepted = next((i for i in range(depth) if source.random() >= rate), depth)
         seconds = PLAIN * (1 + 0.2 * depth)
-        control.observe(1, depth, 1 + accepted, depth, accepted, seconds)
+        observe(control, [accepted], depth, seconds)
         if step > 4000:
             late.append(depth)
     assert late.count(0) > 0.8 * len(late)
@@ -90,7 +99,7 @@ def test_acceptance_below_the_threshold_switches_off_and_a_better_one_on() -> No
     assert max(depths) == 4  # and it goes on looking
     for _ in range(3000):
         depth = control.depth(2)
-        control.observe(2, depth, 2 + 2 * depth, 2 * depth, 2 * depth, PLAIN)
+        observe(control, [depth, depth], depth, PLAIN)
     assert control.depth(2) == 4
 
 
@@ -100,8 +109,8 @@ def simulate_free(
     control, source, depths = Control(config), random.Random(2), []
     for _ in range(1000):
         depth = control.depth(2)
-        accepted = sum(source.random() < rate for _ in range(2 * depth))
-        control.observe(2, depth, 2 + accepted, 2 * depth, accepted, PLAIN)
+        runs = [sum(source.random() < rate for _ in range(depth)) for _ in range(2)]
+        observe(control, runs, depth, PLAIN)
         depths.append(depth)
     return 0.0, 0.0, depths, control
 
@@ -111,3 +120,26 @@ def test_a_schedule_by_load() -> None:
     assert [config.depth(n) for n in (1, 15, 16, 63, 64, 500)] == [8, 8, 2, 2, 0, 0]
     control = Control(config)
     assert [control.depth(n) for n in (1, 16, 64)] == [8, 2, 0]
+
+
+@pytest.mark.parametrize("queue", [False, True])
+def test_running_ahead_of_the_batch_pays_only_where_others_wait(queue: bool) -> None:
+    """One of four has all its drafts accepted; a step costs half as much again."""
+    control = Control(SpeculationConfig(adaptive=True, max_depth=4))
+    depths = []
+    for _ in range(2000):
+        depth = control.depth(4)
+        made = {0: 1 + depth, 1: 1, 2: 1, 3: 1}
+        if depth:
+            control.observe(made, depth, 4 * depth, depth, PLAIN * 1.5, queue=queue)
+        else:
+            control.observe_plain(4, PLAIN)
+        depths.append(depth)
+    used = sum(1 for depth in depths if depth) / len(depths)
+    assert used > 0.8 if queue else used < 0.1
+
+
+def test_where_nothing_pays_it_is_tried_ever_more_rarely() -> None:
+    _, _, depths, _ = simulate(0.0, cost=1.0, steps=20_000)
+    tries = [step for step, depth in enumerate(depths) if depth]
+    assert len([step for step in tries if step > 10_000]) <= 4

@@ -62,6 +62,7 @@ class Speculator(Described):
         self.config = SpeculationConfig()
         self.control = Control(self.config)
         self._depth = 0  # of the drafts that were asked for last
+        self._captures = runner.captures
         self._states = StateStore()
         self.use(proposer, SpeculationConfig() if config is None else config)
 
@@ -139,7 +140,7 @@ class Speculator(Described):
         seconds: Mapping[str, float],
     ) -> None:
         """Keep what the proposer needs of a committed step, tell of its drafts, count its cost."""
-        if self.proposer is not None:
+        if self.proposer is not None and (plan.drafts or self.control.watches):
             self._measure(plan, sampled, sum(seconds.values()))
         if output.states:
             self._keep(plan, output, sampled)
@@ -152,13 +153,21 @@ class Speculator(Described):
                 self.scheduler.bus.emit(DraftVerified(plan.step, number, *facts, *verdict))
 
     def _measure(self, plan: StepPlan, sampled: SampledTokens, seconds: float) -> None:
-        """Tell the control of a step in which all rows decode."""
+        """Tell the control of a step in which all rows decode, and nothing was made for later."""
+        captures, self._captures = self._captures, self.runner.captures
         count = plan.num_decodes + len(plan.drafts)
-        if not count or count < len(plan.sequences):
+        if not count or count < len(plan.sequences) or captures != self._captures:
             return
-        accepted = sum(len(run.nodes) for run in sampled.accepted.values())
+        if not self._depth:
+            self.control.observe_plain(count, seconds)
+            return
+        made = {sequence.sequence_id: 1 for sequence in plan.sequences}
+        for place, run in sampled.accepted.items():
+            made[plan.sequences[plan.sampled[place]].sequence_id] += len(run.nodes)
+        accepted = sum(made.values()) - count
         drafted = sum(len(draft) for draft in plan.drafts.values())
-        self.control.observe(count, self._depth, count + accepted, drafted, accepted, seconds)
+        queue = self.scheduler.num_unfinished > len(plan.sequences)
+        self.control.observe(made, self._depth, drafted, accepted, seconds, queue=queue)
 
     def close(self) -> None:
         """Let go of the proposer."""

@@ -57,6 +57,39 @@ def probe(
             handle.remove()
 
 
+@contextmanager
+def holding(model: nn.Module, points: Iterable[str]) -> Iterator[dict[str, Callable[[], Tensor]]]:
+    """Hold on to what points return in the block, and compute nothing: for a pass that is recorded.
+
+    Yields a dict with a function per point: a copy of what lies there when it is called. The memory
+    stays theirs as long as the dict does. Raises `ConfigError` for a name that is no module.
+    """
+    modules = {name: _find(model, name) for name in points}
+    held: dict[str, Callable[[], Tensor]] = {}
+    handles = []
+    try:
+        for name, module in modules.items():
+            handles.append(module.register_forward_hook(_holder(name, held)))
+        yield held
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _holder(
+    name: str, held: dict[str, Callable[[], Tensor]]
+) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, _: Any, output: Any) -> None:
+        held[name] = lambda: _copy(_activation(module, output))
+
+    return hook
+
+
+def _copy(value: Tensor) -> Tensor:
+    with torch.inference_mode(False):
+        return value.detach().clone()  # a later operation may reuse the memory
+
+
 def _find(model: nn.Module, name: str) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if name not in modules:
@@ -70,8 +103,7 @@ def _hook(
 ) -> Callable[[nn.Module, Any, Any], Any]:
     def hook(module: nn.Module, _: Any, output: Any) -> Any:
         value = _activation(module, output)
-        with torch.inference_mode(False):
-            captured[name] = value.detach().clone()  # a later operation may reuse the memory
+        captured[name] = _copy(value)
         new = None if function is None else function(value)
         if new is None:
             return output

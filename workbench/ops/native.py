@@ -11,19 +11,31 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.batch import ForwardContext
+from workbench.batch import ForwardContext, TreeMasks
 from workbench.errors import ConfigError
 from workbench.ops.calls import Batch, check, functions
 from workbench.ops.sdpa import SDPABackend
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _NO_WINDOW = 1 << 40  # more tokens than any context has
+
+
+class Trees(NamedTuple):
+    """Where the masks of trees lie, their first token, and how many tokens and words they are."""
+
+    ancestors: int | None
+    first_token: int
+    num_tokens: int
+    num_words: int
+
+
+NO_TREES = Trees(None, 0, 0, 0)
 
 
 class NativeBackend(SDPABackend):
@@ -66,7 +78,7 @@ class NativeBackend(SDPABackend):
             *kv.shape[1:],
             kv.dtype is torch.bfloat16,
             torch.get_num_threads(),
-            *_trees(ctx),
+            *(NO_TREES if ctx.trees is None else trees_of(ctx.trees, ctx.query_lens)),
         )
 
     def embedding(self, token_ids: Tensor, weight: Tensor) -> Tensor:
@@ -237,12 +249,10 @@ class NativeBackend(SDPABackend):
         return out
 
 
-def _trees(ctx: ForwardContext) -> tuple[int | None, int, int, int]:
-    """Return the address of the trees' masks, their first token, and how many tokens and words."""
-    if ctx.trees is None:
-        return None, 0, 0, 0
-    first_row, _, ancestors = ctx.trees
-    return ancestors.data_ptr(), sum(ctx.query_lens[:first_row]), *ancestors.shape
+def trees_of(masks: TreeMasks, query_lens: list[int]) -> Trees:
+    """Return masks as C reads them, as long as they live; query_lens: of the batch's rows."""
+    first_row, _, ancestors = masks
+    return Trees(ancestors.data_ptr(), sum(query_lens[:first_row]), *ancestors.shape)
 
 
 def _packed_heads(x: Tensor) -> Tensor:

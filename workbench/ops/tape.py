@@ -2,8 +2,9 @@
 
 Recording runs the model over a backend that writes its calls down instead of making them. Results
 lie in memory that the tape keeps, reused as Python lets go of them. Every call is per token, so one
-tape serves any number of tokens up to those it was recorded for. Anything that torch computes in
-between would be missing from a replay: it ends the recording with `NotRecordable`.
+tape serves any number of tokens up to those it was recorded for, in rows of any length. Anything
+that torch computes in between would be missing from a replay: it ends the recording with
+`NotRecordable`.
 
 Made by `workbench.run.tapes`, the CPU's twin of CUDA graphs.
 """
@@ -27,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from workbench.batch import ForwardContext
 from workbench.errors import WorkbenchError
 from workbench.ops.calls import SIGNATURES, Batch, check, make_record, replay_function
-from workbench.ops.native import NativeBackend
+from workbench.ops.native import NO_TREES, NativeBackend, Trees
 
 _ALIGNMENT = 64  # bytes: a cache line, and the widest register
 
@@ -75,16 +76,19 @@ class Tape:
         addresses = [ctypes.addressof(record) for record in self._records]
         self._addresses = (ctypes.c_void_p * len(addresses))(*addresses)
 
-    def replay(self, tokens: int) -> None:
+    def replay(self, tokens: int, rows: int | None = None, trees: Trees = NO_TREES) -> None:
         """Make the calls for the first `tokens` tokens of the inputs.
 
-        Raises what the calls would: `IndexError` for a token id outside the vocabulary.
+        rows: in how many rows they are, each of a token if left out; where they begin and how long
+        their contexts are is in the inputs. trees: the masks of these rows, see `Trees`. Raises
+        what the calls would: `IndexError` for a token id outside the vocabulary.
         """
         assert 0 < tokens <= self.tokens, "more tokens than there is memory for"
         threads = torch.get_num_threads()
         for batch in self._batches:
-            batch.rows = batch.tokens = tokens
+            batch.rows, batch.tokens = tokens if rows is None else rows, tokens
             batch.threads = threads
+            batch.ancestors, batch.first_tree, batch.tree_tokens, batch.tree_words = trees
         check(self._replay(self._addresses, len(self._records), tokens, threads))
 
     def note(self, name: str, *arguments: Any) -> int:

@@ -109,7 +109,8 @@ class TritonBackend(ReferenceBackend):
         first, ancestors = decodes, None
         if ctx.trees is not None:
             first = decodes + ctx.trees.num_rows
-            ancestors = F.pad(ctx.trees.ancestors, (0, 0, decodes, 0))
+            ancestors = ctx.trees.ancestors  # itself where nothing precedes: a graph reads it there
+            ancestors = F.pad(ancestors, (0, 0, decodes, 0)) if decodes else ancestors
         chunk_lens = ctx.query_lens[first:]
         fresh = not cached or chunk_lens == ctx.kv_lens[first:]
         return _Prepared(

@@ -8,6 +8,7 @@ nothing for them. Made and written by `workbench.run.graphs` and `workbench.run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,16 +31,27 @@ class DecodeBuffers:
     """
 
     def __init__(
-        self, rows: int, width: int, device: torch.device, *, rope_lens: bool = False
+        self,
+        rows: int,
+        width: int,
+        device: torch.device,
+        *,
+        rope_lens: bool = False,
+        tokens: int | None = None,
+        more: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
+        """tokens: how many there is room for, if not one a row. more: shapes of further int32."""
         self.rows, self.width = rows, width
+        self.tokens = rows if tokens is None else tokens
         long, short = torch.int64, torch.int32
         names = ["token_ids", "positions", "slot_mapping", *(["rope_lens"] if rope_lens else [])]
         sections: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-            **dict.fromkeys(names, (long, (rows,))),
+            **dict.fromkeys(names, (long, (self.tokens,))),
             "context_lens": (short, (rows,)),
             "block_tables": (short, (rows, width)),
+            **{name: (short, shape) for name, shape in (more or {}).items()},
         }
+        self._own = [name for name in sections if name not in (more or {})]
         places, size = {}, 0
         for name, (dtype, shape) in sections.items():
             places[name] = slice(size, size + dtype.itemsize * int(np.prod(shape)))
@@ -87,8 +99,8 @@ class DecodeBuffers:
             prompts = [sequence.num_prompt_tokens for sequence in plan.sequences]
             arrays["rope_lens"][:rows] = np.maximum(prompts, starts + 1)
         if rows < self._filled:
-            for name, array in arrays.items():
-                array[rows:] = _NO_SLOT if name == "slot_mapping" else 0
+            for name in self._own:
+                arrays[name][rows:] = _NO_SLOT if name == "slot_mapping" else 0
         self._filled = rows
         return [*(places + 1).tolist(), *[0] * (self.rows - rows)]
 

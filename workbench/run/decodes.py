@@ -1,4 +1,5 @@
-"""Which plans can be replayed: batches in which every row decodes and asks for nothing but tokens.
+"""Which plans can be replayed: batches in which every row decodes, with a draft to verify or none,
+and asks for nothing but tokens.
 
 Asked by `graphs` and by `tapes`, once a step.
 """
@@ -23,7 +24,7 @@ class PlainDecodes:
         rows = plan.sequences
         if len(self._cache.groups) > 1:
             return "the cache has several KV groups"
-        if plan.num_decodes < len(rows):
+        if plan.num_decodes + len(plan.drafts) < len(rows):
             return "not every row decodes"
         if max_rows is not None and len(rows) > max_rows:
             return f"more than {max_rows} rows"

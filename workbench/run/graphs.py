@@ -1,8 +1,9 @@
 """CUDA graphs for decode batches: one launch in place of some hundred.
 
 A batch in which every row decodes is padded to the next size of a ladder and replayed from a graph
-of that size, captured the first time it is wanted; all graphs share one memory pool. Everything
-else runs eagerly, and `why_eager` says why. `run_padded` is the same pass without a graph: the
+of that size, captured the first time it is wanted; all graphs share one memory pool. With drafts to
+verify, rows and tokens are padded, each to a ladder of their own. Everything else runs eagerly, and
+`why_eager` says why. `run_padded` is the same pass without a graph: the
 oracle. Called by the runner; the graph ends with the hidden states, logits are made outside it.
 """
 
@@ -13,6 +14,7 @@ import time
 import warnings
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -24,32 +26,36 @@ from torch import Tensor
 from workbench.batch import Backend, ForwardContext, StepPlan
 from workbench.cache import KVCache
 from workbench.describe import Described
-from workbench.errors import ConfigError
+from workbench.layers.probe import holding
 from workbench.models import DecoderLM
 from workbench.run.decode_buffers import DecodeBuffers
 from workbench.run.decodes import PlainDecodes
+from workbench.run.graph_sizes import LADDER, TOKENS
+from workbench.run.packed_buffers import PackedBuffers
+from workbench.run.trees import num_words
 from workbench.run.watch import ModelWatch
 
-# Finer steps pad less and capture more often: a decode's time grows little between two of these.
-LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 _MIN_WIDTH = 64  # blocks of a table: narrower ones share a graph
 
 
 @dataclass(slots=True)
 class DecodeGraph:
-    """A captured pass. hidden [size, hidden] is where its replays leave their result."""
+    """A captured pass. hidden [size, hidden] is where its replays leave their result; held: reads
+    what they leave at points of the model."""
 
     graph: torch.cuda.CUDAGraph
     hidden: Tensor
     ctx: ForwardContext
+    held: dict[str, Callable[[], Tensor]]
 
 
 class DecodeGraphs(Described):
     """The graphs of one model over one cache.
 
     sizes: batch sizes to capture, rising. insist: whether a capture that fails raises; else it
-    warns, and the backend runs eagerly from then on. `captures`, `capture_seconds` and `replays`
-    count; `eager` counts the passes that were not replayed, by reason.
+    warns, and the backend runs eagerly from then on. points: of the model, whose rows in the latest
+    pass are in `states`. `captures`, `capture_seconds` and `replays` count; `eager` counts the
+    passes that were not replayed, by reason.
     """
 
     def __init__(
@@ -65,9 +71,11 @@ class DecodeGraphs(Described):
         self.captures, self.capture_seconds, self.replays = 0, 0.0, 0
         self.eager: Counter[str] = Counter()
         self.latest: DecodeGraph | None = None
+        self.points: tuple[str, ...] = ()
+        self.states: dict[str, Tensor] = {}
         self._watch = ModelWatch(model)
         self._graphs: dict[Any, DecodeGraph] = {}
-        self._buffers: dict[tuple[int, int], DecodeBuffers] = {}
+        self._buffers: dict[tuple[int, int, int, int], DecodeBuffers] = {}
         self._backend: Backend | None = None
         self._failure = ""  # why a capture with this backend failed
         self._pool: Any = None
@@ -79,10 +87,12 @@ class DecodeGraphs(Described):
             return f"the {backend.name} backend cannot be captured"
         if self._failure and backend is self._backend:
             return self._failure
+        if plan.drafts and plan.num_tokens > TOKENS[-1]:
+            return f"more than {TOKENS[-1]} tokens"
         return self._decodes.why_not(plan, max_rows=self.sizes[-1])
 
     def run(self, plan: StepPlan, backend: Backend) -> tuple[Tensor, ForwardContext]:
-        """Replay a plan for which `why_eager` is empty; return hidden states [rows, hidden].
+        """Replay a plan for which `why_eager` is empty; return hidden states [tokens, hidden].
 
         They are overwritten by the next replay. The graph is captured first where there is none.
         """
@@ -98,12 +108,16 @@ class DecodeGraphs(Described):
             return self.run_padded(plan, backend)
         self.replays += 1
         self.latest = captured
-        return captured.hidden[: len(plan.sequences)], captured.ctx
+        tokens = plan.num_tokens
+        if self.points:  # copied: the next replay writes over them
+            self.states = {point: rows()[:tokens] for point, rows in captured.held.items()}
+        return captured.hidden[:tokens], captured.ctx
 
     def _replay(self, plan: StepPlan, backend: Backend) -> DecodeGraph | None:
         """Start a plan's pass and return its graph; None if it cannot be captured."""
         buffers, lens = self._fill(plan)
-        key = buffers.rows, buffers.width, backend.graph_key(lens, self.cache.layers[0])
+        launches = backend.graph_key(lens, self.cache.layers[0])
+        key = buffers.rows, buffers.width, buffers.tokens, _words(buffers), self.points, launches
         captured = self._graphs.get(key)
         if captured is None:
             try:
@@ -126,25 +140,41 @@ class DecodeGraphs(Described):
     def run_padded(self, plan: StepPlan, backend: Backend) -> tuple[Tensor, ForwardContext]:
         """Return what `run` does, computed without a graph on the same padded inputs."""
         buffers, lens = self._fill(plan)
-        ctx = self._context(buffers, lens, backend)
-        hidden = self.model(buffers.views["token_ids"], ctx)
-        return hidden[: len(plan.sequences)], ctx
+        ctx, tokens = self._context(buffers, lens, backend), plan.num_tokens
+        with holding(self.model, self.points) as held:
+            hidden = self.model(buffers.views["token_ids"], ctx)
+            self.states = {point: rows()[:tokens] for point, rows in held.items()}
+        return hidden[:tokens], ctx
 
     def _fill(self, plan: StepPlan) -> tuple[DecodeBuffers, list[int]]:
+        """Return a plan's inputs, padded and on their way, and the lengths that decide how they
+        are computed: of decodes alone, as those of drafts are read on the device."""
         size = self.sizes[bisect_left(self.sizes, len(plan.sequences))]
         group = self.cache.blocks.groups[0]
         tables = [group.tables[sequence.sequence_id] for sequence in plan.sequences]
         blocks = max(len(table.block_ids) for table in tables)
         width = max(_MIN_WIDTH, 1 << (blocks - 1).bit_length())
-        buffers = self._buffers.get((size, width))
+        tokens, words, buffers = size, num_words(plan), None
+        if plan.drafts:
+            tokens = TOKENS[bisect_left(TOKENS, max(plan.num_tokens, size))]
+        key = size, width, tokens, words if plan.drafts else -1
+        buffers = self._buffers.get(key)
         if buffers is None:
-            buffers = DecodeBuffers(size, width, self.device, rope_lens=self.model.needs_rope_lens)
-            self._buffers[size, width] = buffers
+            buffers = self._buffers[key] = self._make(*key)
         lens = buffers.fill(plan, self.cache)
         buffers.upload(plan)
-        return buffers, lens
+        return buffers, [1] if plan.drafts else lens
+
+    def _make(self, rows: int, width: int, tokens: int, words: int) -> DecodeBuffers:
+        rope_lens = self.model.needs_rope_lens
+        if words < 0:
+            return DecodeBuffers(rows, width, self.device, rope_lens=rope_lens)
+        sizes = {"rows": rows, "words": words}
+        return PackedBuffers(tokens, width, self.device, **sizes, rope_lens=rope_lens)
 
     def _context(self, buffers: DecodeBuffers, lens: list[int], backend: Backend) -> ForwardContext:
+        if isinstance(buffers, PackedBuffers):
+            return buffers.context(backend, self.cache.layers)
         views = buffers.views
         ctx = ForwardContext(
             backend=backend,
@@ -170,7 +200,8 @@ class DecodeGraphs(Described):
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
             graph, (stream, lock) = torch.cuda.CUDAGraph(), _capture_stream(self.device)
-            with lock, torch.cuda.stream(stream):
+            points = holding(self.model, self.points)
+            with points as held, lock, torch.cuda.stream(stream):
                 stream.wait_stream(current)
                 self.model(token_ids, ctx)
                 stream.synchronize()
@@ -186,7 +217,7 @@ class DecodeGraphs(Described):
             current.wait_stream(stream)
         self.captures += 1
         self.capture_seconds += time.perf_counter() - begin
-        return DecodeGraph(graph, hidden, ctx)
+        return DecodeGraph(graph, hidden, ctx, held)
 
     def forget_inputs(self) -> None:
         """Fill the next inputs as if none had been before."""
@@ -201,7 +232,7 @@ class DecodeGraphs(Described):
             captured.graph.reset()
         self._graphs.clear()
         self._buffers.clear()
-        self.latest, self._pool, self._failure = None, None, ""
+        self.latest, self._pool, self._failure, self.states = None, None, "", {}
         self._decodes.forget()
         self._watch.renew()
 
@@ -227,6 +258,11 @@ class DecodeGraphs(Described):
         }
 
 
+def _words(buffers: DecodeBuffers) -> int:
+    """Return how wide masks are; -1 for decodes alone, which other kernels compute."""
+    return buffers.words if isinstance(buffers, PackedBuffers) else -1
+
+
 @cache
 def _capture_stream(device: torch.device) -> tuple[torch.cuda.Stream, threading.Lock]:
     """Return the stream of all captures on a device, and a lock, as engines may have threads.
@@ -234,34 +270,3 @@ def _capture_stream(device: torch.device) -> tuple[torch.cuda.Stream, threading.
     One for all, because cuBLAS keeps a workspace for each stream that it has seen.
     """
     return torch.cuda.Stream(device), threading.Lock()  # type: ignore[no-untyped-call]
-
-
-def resolve_sizes(
-    cuda_graphs: object, device: torch.device, backend: Backend
-) -> tuple[int, ...] | None:
-    """Return the batch sizes to capture, or None for none at all.
-
-    cuda_graphs: `"auto"` (where they can be used), True, False, or batch sizes. Raises
-    `ConfigError` for anything else, and for True or sizes where graphs cannot be used.
-    """
-    if cuda_graphs is False:
-        return None
-    if cuda_graphs == "auto":
-        return LADDER if device.type == "cuda" else None
-    sizes = LADDER if cuda_graphs is True else cuda_graphs
-    if (
-        not isinstance(sizes, tuple | list | range)
-        or not sizes
-        or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in sizes)
-    ):
-        fix = 'Use "auto", True, False, or a list of batch sizes such as [1, 2, 4, 8].'
-        raise ConfigError("cuda_graphs", cuda_graphs, "is no choice of batch sizes", fix)
-    problem = None
-    if device.type != "cuda":
-        problem, fix = f"the device is {device}", 'Leave it at "auto", or use a CUDA GPU.'
-    elif not backend.capturable:
-        problem = f"the {backend.name} backend cannot be captured"
-        fix = 'Use backend="triton", or leave cuda_graphs at "auto".'
-    if problem is not None:
-        raise ConfigError("cuda_graphs", cuda_graphs, problem, fix)
-    return tuple(sorted(set(sizes)))

@@ -23,7 +23,8 @@ from workbench.ops.watched import WatchedBackend
 from workbench.results import ForwardOutput, RowReport
 from workbench.run.block_masses import BlockMasses
 from workbench.run.device_timer import DeviceTimer
-from workbench.run.graphs import DecodeGraphs, resolve_sizes
+from workbench.run.graph_sizes import resolve_sizes
+from workbench.run.graphs import DecodeGraphs
 from workbench.run.inputs import InputBuilder
 from workbench.run.reports import make_reports, points_of
 from workbench.run.tapes import DecodeTapes, resolve_tape
@@ -98,12 +99,10 @@ class Runner(Described):
         replays = self.graphs or self.tapes
         if replays is not None:
             why = replays.why_eager(plan, self.backend)
-            if any(self.captured):
-                why = "a proposer looks into the model"
             if not why:
+                replays.points = self.captured
                 hidden, ctx = replays.run(plan, self.backend)
-                # Copied: the next replay writes over them.
-                states = {point: hidden.clone() for point in self.captured}
+                states = replays.states if self.captured else {}
                 return ForwardOutput(self.model.logits(hidden, ctx), states=states)
             replays.eager[why] += 1
         return self._run_eagerly(plan)
@@ -139,6 +138,11 @@ class Runner(Described):
         for replays in (self.graphs, self.tapes):
             if replays is not None:
                 replays.forget_inputs()
+
+    @property
+    def captures(self) -> int:
+        """How many graphs were captured or tapes recorded: steps that did took longer for it."""
+        return sum(replays.captures for replays in (self.graphs, self.tapes) if replays is not None)
 
     def close(self) -> None:
         """Drop the graphs, the tape, the model and the cache."""

@@ -1,53 +1,66 @@
 """Decodes on a CPU from a tape: one C call in place of a pass through Python, as CUDA graphs do.
 
-A batch in which every row decodes is replayed from the native backend's calls, recorded the first
-time it is wanted and again when rows or block tables outgrow it. Everything else runs eagerly, and
-`why_eager` says why. `run_plain` is the same pass without a tape: the oracle, to which the first
-replay of every tape is compared bit for bit before the tape is used. Called by the runner; a tape
-ends with the hidden states, logits are made outside it.
+A batch in which every row decodes, with a draft to verify or without, is replayed from the native
+backend's calls, recorded the first time it is wanted and again when tokens or block tables outgrow
+it. Everything else runs eagerly, and `why_eager` says why. `run_plain` is the same pass without a
+tape: the oracle, to which the first replay of every tape is compared bit for bit before the tape is
+used. Called by the runner; a tape ends with the hidden states, logits are made outside it.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from workbench.batch import Backend, ForwardContext, StepPlan
+from workbench.batch import Backend, ForwardContext, StepPlan, TreeMasks
 from workbench.cache import KVCache
 from workbench.describe import Described, human_bytes
 from workbench.errors import ConfigError
+from workbench.layers.probe import holding
 from workbench.models import DecoderLM
 from workbench.ops import NativeBackend
+from workbench.ops.native import NO_TREES, trees_of
 from workbench.ops.tape import NotRecordable, Tape
-from workbench.run.decode_buffers import DecodeBuffers
 from workbench.run.decodes import PlainDecodes
+from workbench.run.packed_buffers import PackedBuffers
+from workbench.run.trees import tree_masks
 from workbench.run.watch import ModelWatch
 
-_MIN_ROWS = 8
+_MIN_TOKENS = 8
+_MAX_TOKENS = 512  # of a pass: in larger ones Python's share is small
 _MIN_WIDTH = 64  # blocks of a table
 
 
 @dataclass(slots=True)
 class DecodeTape:
-    """A recorded pass. hidden [rows, hidden] is where its replays leave their result."""
+    """A recorded pass. hidden [tokens, hidden] is where its replays leave their result; held: reads
+    what they leave at points of the model."""
 
     tape: Tape
-    buffers: DecodeBuffers
+    buffers: PackedBuffers
     hidden: Tensor
     ctx: ForwardContext
+    held: dict[str, Callable[[], Tensor]]
+
+    def fits(self, tokens: int, width: int, points: tuple[str, ...]) -> bool:
+        """Whether it replays passes of so many tokens and blocks, and these points are held."""
+        buffers = self.buffers
+        return tokens <= buffers.rows and width <= buffers.width and set(points) == set(self.held)
 
 
 class DecodeTapes(Described):
     """The tape of one model over one cache, and what is recorded anew when it does not fit.
 
     insist: whether a pass that cannot be recorded raises `NotRecordable`; else decodes run eagerly
-    as long as backend and model stay. `captures`, `capture_seconds` and `replays` count; `eager`
-    counts the passes that were not replayed, by reason.
+    as long as backend and model stay. points: of the model, whose rows in the latest pass are in
+    `states`. `captures`, `capture_seconds` and `replays` count; `eager` counts the passes that were
+    not replayed, by reason.
     """
 
     def __init__(self, model: DecoderLM, cache: KVCache, *, insist: bool = False) -> None:
@@ -56,6 +69,8 @@ class DecodeTapes(Described):
         self.captures, self.capture_seconds, self.replays = 0, 0.0, 0
         self.eager: Counter[str] = Counter()
         self.latest: DecodeTape | None = None
+        self.points: tuple[str, ...] = ()
+        self.states: dict[str, Tensor] = {}
         self._watch = ModelWatch(model)
         self._decodes = PlainDecodes(cache, self._watch)
         self._backend: Backend | None = None
@@ -67,10 +82,12 @@ class DecodeTapes(Described):
             return f"the {backend.name} backend cannot be recorded"
         if self._failure and backend is self._backend and not self._watch.changed:
             return self._failure
+        if plan.num_tokens > _MAX_TOKENS:
+            return f"more than {_MAX_TOKENS} tokens"
         return self._decodes.why_not(plan)
 
     def run(self, plan: StepPlan, backend: Backend) -> tuple[Tensor, ForwardContext]:
-        """Replay a plan for which `why_eager` is empty; return hidden states [rows, hidden].
+        """Replay a plan for which `why_eager` is empty; return hidden states [tokens, hidden].
 
         They are overwritten by the next replay. Where there is no tape that fits, the pass is run
         eagerly and recorded.
@@ -78,61 +95,81 @@ class DecodeTapes(Described):
         if backend is not self._backend or self._watch.changed:
             self.clear()
             self._backend = backend
-        rows, width = len(plan.sequences), self._width(plan)
+        tokens, width = plan.num_tokens, self._width(plan)
         taped = self.latest
-        if taped is None or rows > taped.buffers.rows or width > taped.buffers.width:
-            return self._capture(plan, backend, rows, width)
+        if taped is None or not taped.fits(tokens, width, self.points):
+            return self._capture(plan, backend, tokens, width)
         taped.buffers.fill(plan, self.cache)
         taped.buffers.upload(plan)
-        taped.tape.replay(rows)
+        self._replay(taped, plan, tokens)
         self.replays += 1
-        return taped.hidden[:rows], taped.ctx
+        return taped.hidden[:tokens], taped.ctx
+
+    def _replay(self, taped: DecodeTape, plan: StepPlan, tokens: int) -> None:
+        masks = tree_masks(plan, self.device) if plan.drafts else None
+        trees = NO_TREES if masks is None else trees_of(masks, plan.num_new)
+        taped.tape.replay(tokens, len(plan.sequences), trees)
+        if self.points:
+            self.states = {point: rows()[:tokens] for point, rows in taped.held.items()}
 
     def _width(self, plan: StepPlan) -> int:
         tables = self.cache.blocks.groups[0].tables
         return max(len(tables[sequence.sequence_id].block_ids) for sequence in plan.sequences)
 
     def run_plain(
-        self, plan: StepPlan, backend: Backend, buffers: DecodeBuffers
+        self, plan: StepPlan, backend: Backend, buffers: PackedBuffers
     ) -> tuple[Tensor, ForwardContext]:
         """Return what `run` does, computed without a tape on the same inputs."""
-        rows = len(plan.sequences)
-        lens = buffers.fill(plan, self.cache)[:rows]
+        lens = buffers.fill(plan, self.cache)
         buffers.upload(plan)
-        ctx = self._context(buffers, lens, backend)
-        return self.model(buffers.views["token_ids"][:rows], ctx), ctx
+        masks = tree_masks(plan, self.device) if plan.drafts else None
+        ctx = self._context(buffers, plan.num_new, lens, backend, masks)
+        token_ids = buffers.views["token_ids"][: plan.num_tokens]
+        with holding(self.model, self.points) as held:
+            hidden = self.model(token_ids, ctx)
+            self.states = {point: rows() for point, rows in held.items()}
+        return hidden, ctx
 
-    def _context(self, buffers: DecodeBuffers, lens: list[int], backend: Backend) -> ForwardContext:
-        views = {name: view[: len(lens)] for name, view in buffers.views.items()}
+    def _context(
+        self,
+        buffers: PackedBuffers,
+        query_lens: list[int],
+        kv_lens: list[int],
+        backend: Backend,
+        trees: TreeMasks | None = None,
+    ) -> ForwardContext:
+        views, rows, tokens = buffers.views, len(query_lens), sum(query_lens)
+        rope_lens = views.get("rope_lens")
         ctx = ForwardContext(
             backend=backend,
-            positions=views["positions"],
-            query_lens=[1] * len(lens),
-            kv_lens=lens,
-            num_decodes=len(lens),
-            query_starts=torch.arange(len(lens) + 1, dtype=torch.int32),
-            context_lens=views["context_lens"],
-            slot_mapping=views["slot_mapping"],
-            block_tables=views["block_tables"],
+            positions=views["positions"][:tokens],
+            query_lens=query_lens,
+            kv_lens=kv_lens,
+            num_decodes=query_lens.count(1),
+            query_starts=views["query_starts"][: rows + 1],
+            context_lens=views["context_lens"][:rows],
+            slot_mapping=views["slot_mapping"][:tokens],
+            block_tables=views["block_tables"][:rows],
             kv=self.cache.layers,
-            rope_lens=views.get("rope_lens"),
+            rope_lens=None if rope_lens is None else rope_lens[:tokens],
+            trees=trees,
         )
         ctx.prepared = backend.prepare(ctx)
         return ctx
 
     def _capture(
-        self, plan: StepPlan, backend: Backend, rows: int, width: int
+        self, plan: StepPlan, backend: Backend, tokens: int, width: int
     ) -> tuple[Tensor, ForwardContext]:
         """Run a plan's pass, record it with room to grow, and return what the pass returned."""
         begin = time.perf_counter()
-        sizes = _power_of_2(max(rows, _MIN_ROWS)), _power_of_2(max(width, _MIN_WIDTH))
+        sizes = _power_of_2(max(tokens, _MIN_TOKENS)), _power_of_2(max(width, _MIN_WIDTH))
         self.latest = None
-        buffers = DecodeBuffers(*sizes, self.device, rope_lens=self.model.needs_rope_lens)
+        buffers = PackedBuffers(*sizes, self.device, rope_lens=self.model.needs_rope_lens)
         hidden, ctx = self.run_plain(plan, backend, buffers)
         try:
             taped = self._record(buffers, backend)
-            taped.tape.replay(rows)
-            if not _same_bits(taped.hidden[:rows], hidden):
+            self._replay(taped, plan, tokens)
+            if not _same_bits(taped.hidden[:tokens], hidden):
                 raise NotRecordable("a replay does not give what the pass itself does")
         except NotRecordable as error:
             if self.insist:
@@ -145,14 +182,14 @@ class DecodeTapes(Described):
         self.capture_seconds += time.perf_counter() - begin
         return hidden, ctx
 
-    def _record(self, buffers: DecodeBuffers, backend: Backend) -> DecodeTape:
+    def _record(self, buffers: PackedBuffers, backend: Backend) -> DecodeTape:
         assert isinstance(backend, NativeBackend), "`why_eager` was asked"
-        tape = Tape(buffers.rows)
-        ctx = self._context(buffers, [1] * buffers.rows, tape.recorder(backend))
-        with tape.recording():
+        tape, ones = Tape(buffers.rows), [1] * buffers.rows
+        ctx = self._context(buffers, ones, ones, tape.recorder(backend))
+        with holding(self.model, self.points) as held, tape.recording():
             hidden = self.model(buffers.views["token_ids"], ctx)
         ctx.backend = backend
-        return DecodeTape(tape, buffers, hidden, ctx)
+        return DecodeTape(tape, buffers, hidden, ctx, held)
 
     def forget_inputs(self) -> None:
         """Fill the next inputs as if none had been before."""
@@ -161,7 +198,7 @@ class DecodeTapes(Described):
 
     def clear(self) -> None:
         """Drop the tape with its memory, and forget failures: record anew when wanted."""
-        self.latest, self._failure = None, ""
+        self.latest, self._failure, self.states = None, "", {}
         self._decodes.forget()
         self._watch.renew()
 
@@ -182,7 +219,7 @@ class DecodeTapes(Described):
         if self.latest is not None:
             tape, buffers = self.latest.tape, self.latest.buffers
             facts["held"] = f"{tape.num_calls} calls, {human_bytes(tape.num_bytes)}"
-            facts["fits"] = f"{buffers.rows} rows of {buffers.width} blocks"
+            facts["fits"] = f"{buffers.rows} tokens, tables of {buffers.width} blocks"
         return {**facts, "eager because": dict(self.eager)}
 
 

@@ -45,12 +45,23 @@ def logit_rows(plan: StepPlan, ends: Ints) -> Any:
 
 def tree_masks(plan: StepPlan, device: torch.device) -> TreeMasks | None:
     """Return the masks of all drafted rows; None where these are chains, which need none."""
-    if all(draft.is_chain for draft in plan.drafts.values()):
+    if num_words(plan) == 0:
         return None
     rows = list(plan.drafts)
-    bits = [seen for draft in plan.drafts.values() for seen in draft.ancestors()]
-    num_words = -(-max(len(draft) + 1 for draft in plan.drafts.values()) // _WORD)
-    octets = b"".join(seen.to_bytes(4 * num_words, "little") for seen in bits)
-    words = np.frombuffer(octets, dtype="<i4").reshape(len(bits), num_words).copy()
+    words = mask_words(plan, num_words(plan))
     ancestors = torch.from_numpy(words).to(device, non_blocking=True)
     return TreeMasks(rows[0], len(rows), ancestors)
+
+
+def num_words(plan: StepPlan) -> int:
+    """Return how many words a token's mask has; 0 where all drafts are chains, which need none."""
+    if all(draft.is_chain for draft in plan.drafts.values()):
+        return 0
+    return -(-max(len(draft) + 1 for draft in plan.drafts.values()) // _WORD)
+
+
+def mask_words(plan: StepPlan, words: int) -> Any:
+    """Return the masks of the drafted rows' tokens, [N, words] int32; see `TreeMasks`."""
+    bits = [seen for draft in plan.drafts.values() for seen in draft.ancestors()]
+    octets = b"".join(seen.to_bytes(4 * words, "little") for seen in bits)
+    return np.frombuffer(octets, dtype="<i4").reshape(len(bits), words).copy()

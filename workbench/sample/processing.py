@@ -25,6 +25,8 @@ from workbench.sample.penalties import Penalties, penalized
 from workbench.sample.user_code import BatchProcessor, UserProcessors, apply_to_batch, name_of
 from workbench.sampling_params import SamplingParams
 
+_DEFAULT = SamplingParams()
+
 
 class Stage(Protocol):
     """One kind of change, for the rows of a batch that ask for it."""
@@ -100,7 +102,7 @@ def has_distribution(logits: Tensor) -> bool:
 
 def used_fields(sequence: Sequence) -> list[str]:
     """Return the names of the settings that change a sequence's logits."""
-    params, default = sequence.request.params, SamplingParams()
+    params, default = sequence.request.params, _DEFAULT
     names = ["logits_processors"]
     if penalized(params):
         names += ["repetition_penalty", "presence_penalty", "frequency_penalty"]

@@ -21,15 +21,13 @@ from workbench.errors import ConfigError
 from workbench.request import Sequence, TokenLogprobs
 from workbench.results import Drawing, SampledTokens, Settled
 from workbench.sample import filters
-from workbench.sample.greedy import argmax
+from workbench.sample.greedy import INVALID, argmax, likeliest
 from workbench.sample.logprobs import token_logprobs
 from workbench.sample.params import NARROW, RowGroup, SamplingTensors, to_device
 from workbench.sample.processing import Processing
 from workbench.sample.random import inverse_cdf, uniforms
 from workbench.sample.readback import Readback
 from workbench.sample.user_code import BatchProcessor, name_of
-
-INVALID = -1  # stands for a token on its way to the host, where a row had no distribution
 
 
 class Candidates(NamedTuple):
@@ -180,10 +178,7 @@ class Sampler(Described):
     def _choose(self, logits: Tensor, tensors: SamplingTensors, unread: int = 0) -> Tensor:
         """Return a token for each row, [R] int64, `INVALID` where there was nothing to choose."""
         if tensors.num_greedy:
-            best = argmax(logits)[:, None]
-            # argmax finds NaN before anything else, so its value tells all about the row.
-            valid = logits.gather(1, best).isfinite()
-            tokens = best.where(valid, INVALID)[:, 0]
+            tokens = likeliest(logits)
         else:
             tokens = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
         if tensors.keys is None:

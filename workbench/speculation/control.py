@@ -1,15 +1,21 @@
 """`Control`: how deep drafts are in each step, from what steps have cost and how much was accepted.
 
 A ledger keeps the promise that speculation costs at most a small share over plain decoding: each
-drafted step books its time less what its tokens would have cost plainly, and while the sum exceeds
-`max_slowdown` of all time spent, nothing is drafted. Depths are tried only out of what that leaves;
-one that is measured to pay is used. Times are looked up by load, rounded up to a power of two.
+drafted step books its time less what plain decoding would have taken to come as far, and while the
+sum exceeds `max_slowdown` of all time spent, nothing is drafted. A batch comes as far as its
+slowest sequence; who runs ahead only makes later steps a little smaller, unless others wait for
+its place. Depths are tried only out of what that leaves
+(the very first try is on credit); one that is measured to pay is used; where none does, tries come
+ever more rarely. Times are looked up by load, rounded up to a power of two.
+
+It is asked in every step, and a step may take less than a millisecond: between two decisions the
+answer is the same as before.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from statistics import median
+from collections.abc import Mapping
 from typing import Any
 
 from workbench.describe import Described
@@ -19,7 +25,13 @@ DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _WINDOW = 16  # latest times of a load and depth that count
 _FEWEST = 4  # plain steps that must be measured before anything is drafted
 _DECAY = 0.95  # of what is known about acceptance, per drafted step
-_PROBE = 32  # drafted steps between two plain ones, and steps between two tries of another depth
+_PACE = 0.1  # of a sequence's pace that its latest step makes up
+_PROBE = 32  # drafted steps between two plain ones, and the first pause between two tries
+_KEPT = 256  # steps whose time counts for what may be lost
+_LONGEST = 4096  # steps between two tries where nothing pays
+# Kinds of steps beside plain ones (0) and drafted ones (their depth).
+_ASKED = -1  # the proposer was asked, and had no idea
+_AFTER = -2  # a plain one after a drafted one, which finds other things in the caches
 
 
 class Control(Described):
@@ -27,86 +39,167 @@ class Control(Described):
 
     def __init__(self, config: SpeculationConfig) -> None:
         self.config = config
-        self.total = 0.0  # seconds of all steps seen
+        self.total = 0.0  # seconds of the steps seen, at most of `_KEPT`: what is not spent expires
         self.debt = 0.0  # seconds that drafted steps took beyond plain ones for their tokens
-        self._times: dict[tuple[int, int], deque[float]] = {}
-        self._made: dict[int, float] = {}  # depth -> tokens of drafted rows, decayed
-        self._rows: dict[int, float] = {}
+        self._loads: dict[int, _Load] = {}
+        self._paces: dict[int, float] = {}  # tokens a step of each sequence that is drafted for
         self._drafted = self._accepted = 0.0  # tokens, decayed
-        self._steps = 0
+        # Where too little is accepted: steps until the next draft, and between the two after it.
+        self._rest, self._pause = 0, _PROBE
+        self._after_draft = False  # whether the step before this one was drafted
+
+    @property
+    def watches(self) -> bool:
+        """Whether it has to be told of plain steps."""
+        return self.config.adaptive
 
     def depth(self, num_sequences: int) -> int:
         """Return how deep the next step's drafts may be; 0: none."""
         bound = self.config.depth(num_sequences)
-        if bound < 1:
+        if bound < 1 or (self.config.min_acceptance > 0 and self._rests()):
             return 0
-        self._steps += 1
-        if self._too_few_accepted():
-            return bound if self._steps % _PROBE == 0 else 0
-        return self._measured(num_sequences, bound) if self.config.adaptive else bound
+        if not self.config.adaptive:
+            return bound
+        load = self._load(num_sequences)
+        if load.left > 0 and load.depth <= bound:
+            load.left -= 1
+        else:
+            load.depth, load.left = self._decide(load, bound)
+        return load.depth
+
+    def observe_plain(self, num_sequences: int, seconds: float) -> None:
+        """Take in a step for which nobody was asked: of so many rows, all decoding; `seconds` of
+        the whole step."""
+        if not self.config.adaptive:
+            return
+        load = self._load(num_sequences)
+        kind = _AFTER if self._after_draft else 0
+        self._after_draft = False
+        self._book(load.add(kind, seconds), load.time(0) if kind else None, 1.0)
 
     def observe(
         self,
-        num_sequences: int,
+        made: Mapping[int, int],
         depth: int,
-        num_tokens: int,
         drafted: int,
         accepted: int,
         seconds: float,
+        *,
+        queue: bool = False,
     ) -> None:
-        """Take a step in: of `num_sequences` rows, all decoding, that made `num_tokens`.
+        """Take in a step of rows that all decode, for which the proposer was asked.
 
-        depth: what `depth` said (0: nothing was drafted); drafted, accepted: draft tokens; seconds:
-        of the whole step.
+        made: how many tokens each sequence made, by its number; depth: what `depth` said; drafted,
+        accepted: draft tokens, 0 if it had no idea; seconds: of the whole step; queue: whether
+        others wait for the places of these.
         """
-        load = _rounded(num_sequences)
-        self.total += seconds
         if drafted:
             self._drafted = _DECAY * self._drafted + drafted
             self._accepted = _DECAY * self._accepted + accepted
-        if depth:
-            self._made[depth] = _DECAY * self._made.get(depth, 0.0) + num_tokens
-            self._rows[depth] = _DECAY * self._rows.get(depth, 0.0) + num_sequences
-            plain = self.step_time(num_sequences, 0)
-            if plain is not None:
-                self.debt += seconds - plain * num_tokens / num_sequences
-                # Gains are no licence to lose them later: the promise holds at any time.
-                self.debt = max(self.debt, 0.0)
-        self._times.setdefault((load, depth), deque(maxlen=_WINDOW)).append(seconds)
+            if accepted >= self.config.min_acceptance * drafted:
+                self._rest, self._pause = 1, _PROBE  # it may be better again: look once more
+        if not self.config.adaptive:
+            return
+        load, kind = self._load(len(made)), depth if drafted else _ASKED
+        self._after_draft = kind > 0
+        cost = load.add(kind, seconds)
+        worth = self._worth(made, load, queue)
+        if kind > 0:
+            load.learn(depth, worth)
+        self._book(cost, load.time(0), worth)
+        if kind > 0 and self._allowance < 0:
+            load.left = 0
+
+    def _worth(self, made: Mapping[int, int], load: _Load, queue: bool) -> float:
+        """Return how many plain steps would have come as far as a step."""
+        paces = self._paces
+        self._paces = {n: (1 - _PACE) * paces.get(n, 1.0) + _PACE * made[n] for n in made}
+        slowest, rows = min(self._paces.values()), len(made)
+        share = 1.0 / rows if queue or rows == 1 else self._share(load, rows)
+        return slowest + share * (sum(made.values()) - rows * slowest)
+
+    def _share(self, load: _Load, rows: int) -> float:
+        """Return what a row fewer takes from a plain step; 0 where that is not known."""
+        plain = load.time(0)
+        smaller = [n for n, other in self._loads.items() if n < rows and other.time(0) is not None]
+        if plain is None or not smaller:
+            return 0.0
+        most = max(smaller)
+        less = self._loads[most].time(0) or plain
+        return max(0.0, 1 - less / plain) / (rows - most)
+
+    def _book(self, cost: float, plain: float | None, worth: float) -> None:
+        self.total = min(self.total + cost, _KEPT * cost)
+        if plain is not None:
+            # Gains are no licence to lose them later: the promise holds at any time.
+            self.debt = max(0.0, self.debt + cost - plain * worth)
 
     def step_time(self, num_sequences: int, depth: int) -> float | None:
-        """Return the median time of a step of this load and depth, in seconds; None: not known."""
-        times = self._times.get((_rounded(num_sequences), depth))
-        return median(times) if times else None
+        """Return what a step of this load and depth takes, in seconds; None: not known."""
+        return self._load(num_sequences).time(depth)
 
-    def tokens_per_row(self, depth: int) -> float | None:
-        """Return how many tokens a sequence makes in a step of this depth; None: not known."""
-        rows = self._rows.get(depth, 0.0)
-        return self._made[depth] / rows if rows else None
+    @property
+    def _allowance(self) -> float:
+        return self.config.max_slowdown * (self.total - self.debt) - self.debt
 
-    def _too_few_accepted(self) -> bool:
-        least = self.config.min_acceptance
-        return least > 0 and self._drafted > 0 and self._accepted < least * self._drafted
+    def _load(self, num_sequences: int) -> _Load:
+        number = 1 << (num_sequences - 1).bit_length()
+        load = self._loads.get(number)
+        if load is None:
+            load = self._loads[number] = _Load()
+        return load
 
-    def _measured(self, num_sequences: int, bound: int) -> int:
-        plain = self.step_time(num_sequences, 0)
-        times = self._times.get((_rounded(num_sequences), 0), ())
-        if plain is None or len(times) < _FEWEST or self._steps % _PROBE == 0:
-            return 0
-        allowance = self.config.max_slowdown * (self.total - self.debt) - self.debt
-        if allowance < 0:
-            return 0
+    def _rests(self) -> bool:
+        """Whether too little was accepted of late for another draft to be made now."""
+        if self._accepted >= self.config.min_acceptance * self._drafted:
+            self._rest, self._pause = 0, _PROBE
+            return False
+        if self._rest == 0:
+            self._rest, self._pause = self._pause, min(2 * self._pause, _LONGEST)
+        self._rest -= 1
+        return self._rest > 0
+
+    def _decide(self, load: _Load, bound: int) -> tuple[int, int]:
+        """Return the depth from now on, and for how many steps after this one."""
+        plain = load.time(0)
+        if plain is None or len(load.times[0]) < _FEWEST:
+            return 0, 0
+        if load.depth and load.since_plain >= _PROBE:
+            return 0, 1
         depths = [d for d in DEPTHS if d < bound] + [bound]
-        speeds = {d: self._speed(num_sequences, d) for d in depths}
-        tried = [d for d in depths if speeds[d] is not None]
-        again = depths[self._steps // _PROBE % len(depths)] if self._steps % _PROBE == 16 else None
-        for depth in (again, next((d for d in depths if speeds[d] is None), None)):
-            if depth is not None and self._risk(num_sequences, depth, tried, plain) <= allowance:
-                return depth
-        best = max(tried, key=lambda d: speeds[d] or 0.0, default=None)
-        return best if best is not None and (speeds[best] or 0.0) > 1 / plain else 0
+        known = {d: speed for d in depths if (speed := load.speed(d)) is not None}
+        best = max(known, key=lambda d: known[d], default=0)
+        pays = best > 0 and known[best] * plain > 1
+        if self._allowance < 0:
+            pays = False
+        elif not pays or load.decisions % 4 == 3:
+            other = self._other(load, depths, known, plain, pays=pays)
+            if other:
+                load.decisions += 1
+                return other, 0
+        if not pays:
+            pause, load.pause = load.pause, min(2 * load.pause, _LONGEST)
+            load.turn += 1
+            return 0, pause
+        load.pause = _PROBE
+        load.decisions += 1
+        return best, 7
 
-    def _risk(self, num_sequences: int, depth: int, tried: list[int], plain: float) -> float:
+    def _other(
+        self, load: _Load, depths: list[int], known: dict[int, float], plain: float, *, pays: bool
+    ) -> int:
+        """Return a depth to try: one that was not, else one after the other; 0: not now."""
+        if not pays and load.tried_at == load.turn:
+            return 0  # one try after each pause
+        untried = next((d for d in depths if d not in known), None)
+        depth = untried or depths[(load.decisions // 4 + load.turn) % len(depths)]
+        first = self._drafted == 0  # of all: on credit
+        if not first and self._risk(load, depth, list(known), plain) > self._allowance:
+            return 0
+        load.tried_at = load.turn
+        return depth
+
+    def _risk(self, load: _Load, depth: int, tried: list[int], plain: float) -> float:
         """Return how long a step of this depth may be beyond a plain one, by the depths known.
 
         Of the first there is nothing known: as long as a plain step, then.
@@ -114,20 +207,53 @@ class Control(Described):
         if not tried:
             return plain
         nearest = min(tried, key=lambda d: abs(d - depth))
-        known = self.step_time(num_sequences, nearest) or plain
-        return max(0.0, known - plain) * max(1.0, depth / nearest)
-
-    def _speed(self, num_sequences: int, depth: int) -> float | None:
-        """Return tokens per second and sequence at a depth; None: not known."""
-        time, tokens = self.step_time(num_sequences, depth), self.tokens_per_row(depth)
-        return None if time is None or tokens is None else tokens / time
+        return max(0.0, (load.time(nearest) or plain) - plain) * max(1.0, depth / nearest)
 
     def describe(self) -> dict[str, Any]:
         """Return what was measured."""
-        share = f"{self.debt / self.total:+.1%}" if self.total else "nothing yet"
         rate = f"{self._accepted / self._drafted:.0%}" if self._drafted else "nothing yet"
-        return {"accepted lately": rate, "time lost": share}
+        facts = {"accepted lately": rate}
+        if self.config.adaptive:
+            facts["time lost"] = f"{self.debt / self.total:+.1%}" if self.total else "nothing yet"
+        return facts
 
 
-def _rounded(num_sequences: int) -> int:
-    return 1 << (num_sequences - 1).bit_length()
+class _Load:
+    """What is known of steps of about so many rows, and what is done there.
+
+    depth: of the drafts now; left: steps until that is decided again. pause: how long the next
+    pause is, where nothing pays. since_plain: drafted steps since the last plain one.
+    """
+
+    def __init__(self) -> None:
+        self.times: dict[int, deque[float]] = {}
+        self.depth = self.left = 0
+        self.pause = _PROBE
+        self.decisions = self.turn = self.since_plain = 0
+        self.tried_at = -1
+        self._typical: dict[int, float] = {}  # of `times`, where these have not changed since
+        self._worth: dict[int, tuple[float, float]] = {}  # plain steps, of drafted ones; decayed
+
+    def add(self, kind: int, seconds: float) -> float:
+        """Note what a step took; return what such a step typically takes."""
+        self.times.setdefault(kind, deque(maxlen=_WINDOW)).append(seconds)
+        self._typical.pop(kind, None)
+        self.since_plain = self.since_plain + 1 if kind > 0 else 0
+        return self.time(kind) or seconds
+
+    def learn(self, depth: int, worth: float) -> None:
+        """Note how many plain steps a drafted one was worth."""
+        steps, of = self._worth.get(depth, (0.0, 0.0))
+        self._worth[depth] = _DECAY * steps + worth, _DECAY * of + 1
+
+    def speed(self, depth: int) -> float | None:
+        """Return how many plain steps' work is done in a second at a depth; None: not known."""
+        time, worth = self.time(depth), self._worth.get(depth)
+        return None if time is None or worth is None else worth[0] / worth[1] / time
+
+    def time(self, kind: int) -> float | None:
+        """Return the lower quartile of the latest times: what other programs do only adds to it."""
+        typical = self._typical.get(kind)
+        if typical is None and (times := self.times.get(kind)):
+            typical = self._typical[kind] = sorted(times)[len(times) // 4]
+        return typical

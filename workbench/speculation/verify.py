@@ -1,7 +1,8 @@
 """`Verifier`: from the logits of a pass to what each row goes on with.
 
 The sampler is asked once, for every row and every node of a draft (see `nodes`), so a node's token
-is the very one that plain decoding would draw there. By default a path is followed as far as the
+is the very one that plain decoding would draw there; where it would take the largest logit of all,
+that is looked up at once. By default a path is followed as far as the
 draft has these tokens: exact for every kind of request, and token for token what it is without
 speculation. Drafts that come with the distributions they were drawn from are verified by rejection,
 and any rule of `rules` can be asked for.
@@ -20,6 +21,8 @@ from workbench.draft import Draft
 from workbench.request import Sequence, TokenLogprobs
 from workbench.results import Accepted, SampledTokens
 from workbench.sample import token_logprobs
+from workbench.sample.greedy import INVALID, likeliest
+from workbench.sample.largest import takes_largest
 from workbench.speculation.chance import SeededChance
 from workbench.speculation.nodes import NodeViews
 from workbench.speculation.rules import ExactMatch, Rejection, Rule
@@ -60,20 +63,23 @@ class Verifier(Described):
     def __init__(self, rule: Rule | None = None) -> None:
         self.rule = rule
         self._views = NodeViews()
+        # Whom it was asked about last, and whether the largest logit is all they want.
+        self._sequences: list[Sequence] = []
+        self._sampler: DrawsTokens | None = None
+        self._largest = False
 
     def __call__(self, plan: StepPlan, logits: Tensor, sampler: DrawsTokens) -> SampledTokens:
         """Return what follows each of `plan.sampled`; logits as in `ForwardOutput`.
 
         Raises what the sampler does.
         """
-        sequences = self._views.rows(plan)
         rows = _rows(plan)
         rules = [self._rule_for(row) for row in rows]
         p: Tensor | None = None
         if any(rule is not None for rule in rules):
-            drawn, p = sampler.with_probabilities(logits, sequences)
+            drawn, p = sampler.with_probabilities(logits, self._views.rows(plan))
         else:
-            drawn = sampler(logits, sequences)
+            drawn = self._draw(plan, logits, sampler)
         outcomes = [
             _follow(row, drawn) if rule is None else _ask(row, rule, p)
             for row, rule in zip(rows, rules, strict=True)
@@ -84,6 +90,18 @@ class Verifier(Described):
         for place, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
             _report(place, row, outcome, drawn, logits, result)
         return result
+
+    def _draw(self, plan: StepPlan, logits: Tensor, sampler: DrawsTokens) -> SampledTokens:
+        """Return a token for each row of logits."""
+        sequences = [plan.sequences[row] for row in plan.sampled]
+        if sequences != self._sequences or sampler is not self._sampler:
+            self._sequences, self._sampler = sequences, sampler
+            self._largest = takes_largest(sampler, sequences)
+        if self._largest:
+            token_ids: list[int] = likeliest(logits).tolist()
+            if INVALID not in token_ids:  # else the sampler says why
+                return SampledTokens(token_ids)
+        return sampler(logits, self._views.rows(plan))
 
     def _rule_for(self, row: _Row) -> Rule | None:
         """Return the rule for a row; None: follow the sampler's tokens."""
@@ -121,6 +139,11 @@ def _follow(row: _Row, drawn: SampledTokens) -> _Outcome:
     tokens, draft = drawn.token_ids, row.draft
     if draft is None:
         return _Outcome((), tokens[row.base])
+    if draft.is_chain and not drawn.errors:
+        after = tokens[row.base : row.base + len(draft)]
+        pairs = enumerate(zip(draft.token_ids, after, strict=True))
+        right = next((i for i, (token, drawn_token) in pairs if token != drawn_token), len(draft))
+        return _Outcome(tuple(range(right)), tokens[row.base + right])
     found = {pair: i for i, pair in enumerate(zip(draft.parents, draft.token_ids, strict=True))}
     nodes: list[int] = []
     while True:

@@ -1,0 +1,122 @@
+"""The inputs of rows that verify drafts, beside decodes, at fixed addresses: for graph or tape.
+
+Rows of any length lie packed in the same room. Where it is larger than the batch, rows that stand
+empty have no tokens, and tokens of no row no slot: kernels read and write nothing for them. Made
+and written by `workbench.run.graphs` and `workbench.run.tapes` alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from workbench.batch import Backend, ForwardContext, StepPlan, TreeMasks
+from workbench.cache import KVCache
+from workbench.run.decode_buffers import DecodeBuffers
+from workbench.run.trees import mask_words
+
+_NO_SLOT = -1
+
+
+class PackedBuffers(DecodeBuffers):
+    """Static inputs for up to `tokens` tokens, in `rows` rows or fewer (None: as many).
+
+    words: of a token's mask, where drafts may be trees. views: as for decodes, with token_ids,
+    positions, slot_mapping and rope_lens [tokens]; query_starts [rows + 1] and, with words,
+    ancestors [tokens, words] int32.
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        width: int,
+        device: torch.device,
+        *,
+        rows: int | None = None,
+        words: int = 0,
+        rope_lens: bool = False,
+    ) -> None:
+        rows, self.words = tokens if rows is None else rows, words
+        more: dict[str, tuple[int, ...]] = {"query_starts": (rows + 1,)}
+        if words:
+            more["ancestors"] = (tokens, words)
+        super().__init__(rows, width, device, rope_lens=rope_lens, tokens=tokens, more=more)
+        self._arrays["query_starts"][:] = np.arange(rows + 1)
+        self._ragged = False  # whether rows of several tokens were written last
+
+    def fill(self, plan: StepPlan, cache: KVCache) -> list[int]:
+        """Write the rows of a plan; return how many keys each has, its new tokens counted.
+
+        All rows decode or have a draft, and the cache has one KV group.
+        """
+        if plan.drafts:
+            return self._fill_ragged(plan, cache)
+        if self._ragged:
+            self._arrays["query_starts"][:] = np.arange(self.rows + 1)
+            self._ragged = False
+        return super().fill(plan, cache)[: len(plan.sequences)]
+
+    def context(self, backend: Backend, kv: list[torch.Tensor]) -> ForwardContext:
+        """Return a context for as much as there is room for: what it launches depends on that
+        alone, and lengths are read on the device."""
+        views, rows = self.views, self.rows
+        query_lens = [1] * (rows - 1) + [self.tokens - rows + 1]
+        ctx = ForwardContext(
+            backend=backend,
+            positions=views["positions"],
+            query_lens=query_lens,
+            kv_lens=[count + 1 for count in query_lens],  # all rows have older tokens
+            query_starts=views["query_starts"],
+            context_lens=views["context_lens"],
+            slot_mapping=views["slot_mapping"],
+            block_tables=views["block_tables"],
+            kv=kv,
+            rope_lens=views.get("rope_lens"),
+            trees=TreeMasks(0, rows, views["ancestors"]) if self.words else None,
+        )
+        ctx.prepared = backend.prepare(ctx)
+        return ctx
+
+    def _fill_ragged(self, plan: StepPlan, cache: KVCache) -> list[int]:
+        if self._moved is not None:
+            self._moved.synchronize()
+        self._ragged, self._latest, self._filled = True, None, self.rows
+        [group] = cache.blocks.groups
+        arrays, size = self._arrays, group.block_size
+        shifts = group.window is not None or group.holed  # tables lack what nobody looks at
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        lens: list[int] = []
+        prompts: list[int] = []
+        starts = [0]
+        parts = zip(plan.sequences, plan.starts, plan.num_new, strict=True)
+        for row, (sequence, start, count) in enumerate(parts):
+            table = group.tables[sequence.sequence_id]
+            ids, draft = table.block_ids, plan.drafts.get(row)
+            first = start - table.begin * size if shifts else start
+            token_ids.append(sequence.token_ids[start])
+            positions.append(start)
+            if draft is not None:
+                token_ids += draft.token_ids
+                positions += [start + depth for depth in draft.depths]
+            slots += [ids[at // size] * size + at % size for at in range(first, first + count)]
+            lens.append(first + count)
+            prompts += [sequence.num_prompt_tokens] * count
+            starts.append(starts[-1] + count)
+            arrays["block_tables"][row, : len(ids)] = ids
+        rows, tokens = len(lens), starts[-1]
+        arrays["token_ids"][:tokens] = token_ids
+        arrays["positions"][:tokens] = positions
+        arrays["slot_mapping"][:tokens] = slots
+        arrays["slot_mapping"][tokens:] = _NO_SLOT
+        arrays["context_lens"][:rows] = lens
+        arrays["context_lens"][rows:] = 0
+        arrays["query_starts"][: rows + 1] = starts
+        arrays["query_starts"][rows + 1 :] = tokens
+        if "rope_lens" in arrays:
+            arrays["rope_lens"][:tokens] = np.maximum(prompts, arrays["positions"][:tokens] + 1)
+        if self.words:
+            arrays["ancestors"][: plan.num_decodes] = [1] + [0] * (self.words - 1)
+            arrays["ancestors"][plan.num_decodes : tokens] = mask_words(plan, self.words)
+        return lens
