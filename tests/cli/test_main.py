@@ -107,3 +107,20 @@ def test_generate_prints_the_text_and_its_timing(capsys: pytest.CaptureFixture[s
     assert "\nimport " in shown.out
     assert shown.err.count(" tokens (") == 2
     assert main(["generate", "x", "--max-tokens", "0"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (repository_root() / EMBEDDED_MODEL / "config.json").is_file(),
+    reason="the embedded model adapters/tinypy/base is not here; a checkout with it lifts this",
+)
+def test_generate_drafts_with_a_proposer(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", "a = 1\na = 1\na = 1\n", "--max-tokens", "16", "--dtype", "float32"]
+    assert main(words) == 0
+    plain = capsys.readouterr()
+    assert "a pass with a draft" not in plain.err
+    assert main([*words, "--proposer", "ngram"]) == 0
+    drafted = capsys.readouterr()
+    assert drafted.out == plain.out
+    assert "tokens a pass with a draft" in drafted.err
+    assert main([*words, "--proposer", "nobody"]) == 2

@@ -203,6 +203,16 @@ def test_what_cannot_be_trained_is_refused(model) -> None:
         HeadSettings(rate=3.0)
 
 
+def test_a_run_may_begin_as_another_head(model) -> None:
+    trained, _ = train_head(model, "medusa", text(model), steps=3, settings=SETTINGS, num_heads=2)
+    again = {"steps": 1, "settings": replace(SETTINGS, rate=1e-9), "begin_as": trained}
+    head, _ = train_head(model, "medusa", text(model), num_heads=2, **again)
+    for one, other in zip(head.parameters(), trained.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+    with pytest.raises(ConfigError, match="differs in shape"):
+        train_head(model, "medusa", text(model), num_heads=1, **again)
+
+
 def test_a_loss_that_is_no_number_ends_the_run(model) -> None:
     run = new_run(model, "medusa", text(model), SETTINGS)
     with torch.no_grad():
@@ -360,6 +370,10 @@ def test_the_program_exports_what_loads(kind: str, model, tmp_path, capsys) -> N
     words += ["--steps", "2", "--batch", "2", "--length", "24", "--megabytes", "0.02"]
     words += ["--every", "64", "--max-tokens", "12", "--dtype", "float32", "--tree", "6"]
     words += {"medusa": ["--num-heads", "2"], "draft": ["--hidden-size", "64"]}[kind]
+    assert main(words) == 0
+    capsys.readouterr()
+    words += ["--begin-as", str(export)]
+    words[words.index("--out") + 1] += " more"
     assert main(words) == 0
     assert "acceptance" in (export / "metrics.json").read_text()
     card = (export / "README.md").read_text()

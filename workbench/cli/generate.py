@@ -21,6 +21,8 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--model", default="tinypy", help="embedded name, folder or hub id")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (default: the best)")
     parser.add_argument("--dtype", default=None, help="float32, bfloat16 … (default: fits)")
+    proposer = "who drafts tokens: ngram, suffix, medusa, eagle3, draft, or a folder"
+    parser.add_argument("--proposer", default=None, help=proposer)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
     parser.add_argument("--top-k", type=int, default=None)
@@ -45,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         stop=tuple(args.stop),
     )
-    chosen = {k: v for k in ("device", "dtype") if (v := getattr(args, k)) is not None}
+    chosen = {k: v for k in ("device", "dtype", "proposer") if (v := getattr(args, k)) is not None}
     llm = LLM(args.model, **chosen)
     for prompt, output in zip(
         args.prompts, llm.generate(args.prompts, params, progress=False), strict=True
@@ -56,11 +58,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def timing_line(output: RequestOutput) -> str:
-    """Return one line: tokens, why it ended, time to first token, time per token after it."""
+    """Return one line: tokens, why it ended, time to first token, time per token after it, and how
+    long accepted drafts were where there were any."""
     done, metrics = output.outputs[0], output.metrics
     parts = [f"{len(done.token_ids)} tokens ({done.finish_reason})"]
     if metrics.ttft is not None:
         parts.append(f"first after {metrics.ttft * 1e3:.1f} ms")
     if metrics.tpot is not None:
         parts.append(f"then {metrics.tpot * 1e3:.2f} ms each")
+    if metrics.acceptance_length is not None:
+        parts.append(f"{metrics.acceptance_length:.2f} tokens a pass with a draft")
     return f"[{output.request_id}] " + ", ".join(parts)

@@ -24,6 +24,7 @@ from workbench.errors import ConfigError
 from workbench.interrupts import shielded
 from workbench.models import DecoderLM
 from workbench.speculation.heads import Eagle3Head, MedusaHead
+from workbench.train.heads_acceptance import Drafter
 from workbench.train.heads_capture import capture, training_backend
 from workbench.train.heads_data import Texts, TextWindows, token_stream
 from workbench.train.heads_log import Evaluation, Row, RunLog
@@ -79,6 +80,18 @@ class HeadRun:
     step: int = 0
     log: list[Row] = field(default_factory=list)
 
+    def begin_as(self, other: nn.Module) -> None:
+        """Take over another head's weights; raise `ConfigError` for one of other shapes."""
+        ours, theirs = self.task.module.state_dict(), other.state_dict()
+        differing = ours.keys() ^ theirs.keys()
+        differing |= {
+            name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape
+        }
+        if differing:
+            fix = "Give the options that it was trained with."
+            raise ConfigError("begin_as", sorted(differing)[0], "differs in shape", fix)
+        self.task.module.load_state_dict(theirs)
+
     def save(self, path: Path) -> None:
         """Write the state to `path`, whole or not at all."""
         state = {
@@ -126,6 +139,7 @@ def train_head(
     measure_every: float = 30.0,
     progress: bool = True,
     own_rows: Tensor | None = None,
+    begin_as: Drafter | None = None,
     **options: Any,
 ) -> tuple[MedusaHead | Eagle3Head | DecoderLM, list[Row]]:
     """Train a head of `kind` (medusa, eagle3, draft) for `model`; return it and its log.
@@ -135,8 +149,8 @@ def train_head(
     folder to resume from and to save to, also when interrupted. prompts: what acceptance is
     measured on, at the start, every `measure_every` seconds, and at the end. callback: called with
     each row of the log, which comes every `log_every` seconds: step, loss, agreed (by head or
-    pass), rate, and acceptance (tokens a pass) where it was measured. options: of the kind, see
-    `heads_tasks`.
+    pass), rate, and acceptance (tokens a pass) where it was measured. begin_as: a head of the same
+    kind and shapes whose weights a fresh run begins with. options: of the kind, see `heads_tasks`.
 
     Raises `ConfigError`, or `FloatingPointError` if the loss is no number any more.
     """
@@ -144,6 +158,8 @@ def train_head(
         raise ConfigError("steps", steps, "give either steps or minutes", "Give one of the two.")
     settings = settings or HeadSettings()
     run = new_run(model, kind, texts, settings, own_rows, **options)
+    if begin_as is not None:
+        run.begin_as(begin_as)
     state = None if out is None else Path(out) / "state.pt"
     if state is not None:
         state.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,8 @@ from workbench.data.prompts import load_prompts
 from workbench.data.token_arrays import read_tokens
 from workbench.errors import ConfigError
 from workbench.models import DecoderLM, load_model
-from workbench.speculation.heads import MedusaHead, TreeShape, grow_paths
+from workbench.speculation import DraftModel, get_proposer
+from workbench.speculation.heads import MedusaHead, TreeShape, grow_paths, load_head
 from workbench.train.heads import HeadSettings, train_head
 from workbench.train.heads_acceptance import Drafter, measure_acceptance, medusa_accuracy
 from workbench.train.heads_capture import capture, training_backend
@@ -68,6 +69,7 @@ def main(kind: str, argv: Sequence[str]) -> int:
         measure_every=arguments.measure_every,
         progress=False,
         own_rows=own,
+        begin_as=load_drafter(arguments.begin_as, model) if arguments.begin_as else None,
         **options(kind, arguments, stream),
     )
     command = shlex.join(["workbench", "train", kind, *argv])
@@ -93,6 +95,16 @@ def text_stream(model: DecoderLM, data: str | None, megabytes: float) -> Tensor:
         return token_stream(python_texts(int(megabytes * 1e6)), model)
     _check_tokenizer(model, Path(data) / "tokenizer" / "tokenizer.json")
     return token_stream(read_tokens(Path(data) / "train.bin"), model)
+
+
+def load_drafter(folder: str, model: DecoderLM) -> Drafter:
+    """Return the head or draft model of a folder, in float32."""
+    proposer = get_proposer(folder, model)
+    if isinstance(proposer, DraftModel):
+        return load_model(folder, device=str(model.device), dtype="float32")
+    head = load_head(folder, model).float()
+    assert isinstance(head, Drafter)
+    return head
 
 
 def read_rows(model: DecoderLM, path: str) -> Tensor:
@@ -166,6 +178,7 @@ def _parser(kind: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", default="tinypy", help="the target: a name, folder or hub id")
     add("--out", required=True, help="folder for state.pt")
+    add("--begin-as", help="folder of a head, whose weights to begin with")
     add("--export", help="measure, and write the head to this folder")
     add("--data", help="a corpus of the model's tokenizer; else Python of this machine")
     add("--megabytes", type=float, default=20.0, help="of this machine's Python")
