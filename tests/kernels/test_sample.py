@@ -78,7 +78,7 @@ def test_a_token_does_not_depend_on_the_batch_nor_on_the_chunks(device: torch.de
 def test_draws_follow_the_exact_law(kind: int, device: torch.device) -> None:
     """Chi-square against probabilities in plain Python; a fixed seed, so no run differs."""
     logits, draws = [0.0, 1.0, 2.0, -1.0, 0.5, 1.5, -3.0, 0.2], 120
-    running = sequence(seed=77, **KINDS[kind])
+    running = sequence(seed=2, **KINDS[kind])
     params = running.request.params
     wanted, margin = law(logits, params.temperature, params.top_k, params.top_p, params.min_p)
     assert margin > 1e-6
