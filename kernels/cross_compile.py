@@ -31,6 +31,7 @@ from workbench.kernels.registry import SPECS, get_spec
 from workbench.kernels.spec import KernelSpec
 
 _TYPES = {
+    torch.float64: "fp64",
     torch.float32: "fp32",
     torch.float16: "fp16",
     torch.bfloat16: "bf16",

@@ -15,11 +15,20 @@ from workbench.kernels import (
     prefill_attention_spec,
     rms_norm,
     rope_and_cache,
+    sample_spec,
     silu_mul,
 )
 from workbench.kernels.spec import KernelSpec
 
-MODULES = (rms_norm, silu_mul, rope_and_cache, paged_decode_spec, prefill_attention_spec, gemv)
+MODULES = (
+    rms_norm,
+    silu_mul,
+    rope_and_cache,
+    paged_decode_spec,
+    prefill_attention_spec,
+    gemv,
+    sample_spec,
+)
 SPECS: Mapping[str, KernelSpec] = MappingProxyType({m.SPEC.name: m.SPEC for m in MODULES})
 
 

@@ -251,6 +251,15 @@ class TritonBackend(ReferenceBackend):
         out: Tensor = self._run("silu_mul", gate_up.dtype, gate_up=gate_up)
         return out
 
+    def sample(self, logits: Tensor, **rows: Any) -> tuple[Tensor, Tensor]:
+        """Return a token for each row of logits [R, V], [R] int64, and its log-probability [R].
+
+        rows: tensors on the device, see `workbench.kernels.sample.plan`. Nothing waits for the
+        host, so that a CUDA graph can hold it; the tokens are those of `workbench.sample.Sampler`.
+        """
+        tokens, logprobs, *_ = self._run("sample", logits.dtype, logits=logits, **rows)
+        return tokens, logprobs
+
 
 def _rows(ctx: ForwardContext, rows: slice, num_tokens: int) -> _Rows:
     """Return the kernels' view of some rows."""
