@@ -30,13 +30,14 @@ class SampledTokens:
 
     errors: by place in that list, why a row has no token: its request ends with that error, and its
     `token_ids` entry means nothing. accepted: by place, for the rows that verified a draft, what of
-    it comes before the new token.
+    it comes before the new token. forced: the places whose grammar allowed one token alone.
     """
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None] | None = None
     errors: dict[int, str] = field(default_factory=dict)
     accepted: dict[int, Accepted] = field(default_factory=dict)
+    forced: frozenset[int] = frozenset()
 
 
 class Drawing(Protocol):

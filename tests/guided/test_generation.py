@@ -27,6 +27,9 @@ from workbench.request import RequestOutput, Status
 from workbench.run import Runner
 from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Scheduler
+from workbench.speculation import NGram
+from workbench.trace import Trace
+from workbench.views import TokenView
 
 PROMPT = "# An example of such a value, as a config file would have it:\n"
 NESTED = {
@@ -119,6 +122,33 @@ def test_output_meets_its_constraint(
     # The unguided neighbour writes what it writes alone.
     (alone,) = generate(model, compiler, [plain])
     assert alone.outputs[0].token_ids == outputs[-1].outputs[0].token_ids
+
+
+@pytest.mark.parametrize("proposer", [None, NGram(max_draft=4)])
+def test_a_trace_tells_which_tokens_a_grammar_forced(
+    model: DecoderLM, compiler: GrammarCompiler, proposer: NGram | None
+) -> None:
+    cache = KVCache.for_model(model, num_blocks=64, block_size=16)
+    scheduler, runner = Scheduler(cache, SchedulerConfig(max_sequences=4)), Runner(model, cache)
+    settings: dict[str, Any] = {"proposer": proposer, "grammars": compiler}
+    regex = r"[xy]ab☃☃ab☃☃[0-9]{3}"
+    params = SamplingParams(max_tokens=40, temperature=1.0, seed=2)
+    with Engine(model, cache, scheduler, runner, **settings) as engine, Trace.record(engine) as t:
+        engine.generate([PROMPT + "ab☃☃ab☃☃", PROMPT], [guided(params, regex=regex), params])
+    told, plain = t.sequences.values()
+    guide, makers = compiled(compiler, regex=regex).start(), []
+    for token in told.tokens:
+        makers.append("forced" if len(guide.allowed()) == 1 else "sampled")
+        guide.accept(token.token_id)
+    assert {"forced", "sampled"} == set(makers)
+    assert "forced" not in [token.maker for token in plain.tokens]
+    found = [token.maker for token in told.tokens]
+    assert "forced" in found
+    assert ("drafted" in found) == (proposer is not None)
+    kept = [(a, b) for a, b in zip(found, makers, strict=True) if a != "drafted"]
+    assert all(a == b for a, b in kept)
+    table = TokenView(t).tokens(told.request_id)
+    assert list(table["maker"])[len(told.prompt_token_ids) :] == found
 
 
 def test_a_cut_is_a_length_and_an_end_is_in_reach(

@@ -11,6 +11,7 @@ from workbench.sample.bitmask import (
     allocate_bitmask,
     apply_bitmask,
     num_words,
+    single_bit,
     unpack,
     unpack_plain,
 )
@@ -124,3 +125,17 @@ def test_random_masks_round_trip() -> None:
         word = int(mask[0, i // 32]) | 1 << i % 32
         mask[0, i // 32] = word - 2**32 if word >= 2**31 else word
     assert unpack(mask, 1000)[0].nonzero().flatten().tolist() == ids == allowed_ids(mask[0], 1000)
+
+
+@pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 100])
+def test_a_mask_of_one_token_is_known(vocab_size: int) -> None:
+    source = random.Random(vocab_size)
+    for _ in range(40):
+        mask = random_mask(3, vocab_size)
+        mask[0] = 0
+        mask[0, -1] = -1 << vocab_size % 32 if vocab_size % 32 else 0  # behind the vocabulary
+        place = source.randrange(vocab_size)
+        mask[0, place // 32] |= 1 << place % 32 if place % 32 < 31 else -(2**31)
+        counts = [len(allowed_ids(row, vocab_size)) for row in mask]
+        assert counts[0] == 1
+        assert single_bit(mask, vocab_size) == [count == 1 for count in counts]

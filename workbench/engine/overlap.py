@@ -84,7 +84,8 @@ class _Joined:
         logprobs: list[TokenLogprobs | None] | None = None
         if second.logprobs is not None:
             logprobs = [*[None] * count, *second.logprobs]
-        return SampledTokens(token_ids + second.token_ids, logprobs, errors)
+        forced = frozenset(count + place for place in second.forced)
+        return SampledTokens(token_ids + second.token_ids, logprobs, errors, forced=forced)
 
 
 class _Both(NamedTuple):

@@ -100,7 +100,19 @@ def step_done(
     tokens = tuple([(sequence.sequence_id, token) for sequence, token in new])
     told = () if sampled.logprobs is None else _told(plan, new, sampled)
     on_device = None if timer is None else timer.seconds
-    return StepDone(plan.step, tokens, seconds, blocks.num_free, computed, told, on_device)
+    forced = _forced(plan, tokens, sampled) if sampled.forced else ()
+    return StepDone(plan.step, tokens, seconds, blocks.num_free, computed, told, on_device, forced)
+
+
+def _forced(
+    plan: StepPlan, tokens: tuple[tuple[int, int], ...], sampled: SampledTokens
+) -> tuple[int, ...]:
+    """Return the places of new tokens that a grammar left no choice about: of a row with a draft,
+    the one after it."""
+    rows = [plan.sampled[place] for place in sampled.forced]
+    numbers = {plan.sequences[row].sequence_id for row in rows}
+    last = {number: place for place, (number, _) in enumerate(tokens)}
+    return tuple(sorted(place for number, place in last.items() if number in numbers))
 
 
 def _told(

@@ -45,7 +45,8 @@ class StepDone(Event):
     num_computed: of each row of the plan, what its sequence has computed now. logprobs: of each
     token, (log-probability, ((token_id, log-probability), …) of the likeliest), or None where that
     was not asked; empty where nobody asked. device_seconds: of the forward pass, as the GPU
-    counts (None on a CPU, where `seconds` says it).
+    counts (None on a CPU, where `seconds` says it). forced: which of `tokens`, by place, were the
+    only ones that their grammar allowed.
     """
 
     tokens: tuple[tuple[int, int], ...]
@@ -54,6 +55,7 @@ class StepDone(Event):
     num_computed: tuple[int, ...] = ()
     logprobs: tuple[tuple[float, tuple[tuple[int, float], ...]] | None, ...] = ()
     device_seconds: float | None = None
+    forced: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)

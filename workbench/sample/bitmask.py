@@ -47,6 +47,19 @@ def unpack_plain(bitmask: Tensor, vocab_size: int) -> Tensor:
     return (octets[:, :, None] & weights).ne(0).flatten(1)[:, :vocab_size]
 
 
+def single_bit(bitmask: Tensor, vocab_size: int) -> list[bool]:
+    """Return, for each mask of [G, words] int32 on the CPU, whether it allows just one token."""
+    words = bitmask.numpy().view(np.uint32)[:, : num_words(vocab_size)]
+    if vocab_size % 32:  # what lies behind the vocabulary says nothing
+        words = words.copy()
+        words[:, -1] &= np.uint32((1 << vocab_size % 32) - 1)
+    found = (words != 0).sum(axis=1) == 1
+    for row in np.flatnonzero(found):
+        word = int(words[row].max())
+        found[row] = word & (word - 1) == 0
+    return [bool(one) for one in found]
+
+
 def apply_bitmask(logits: Tensor, bitmask: Tensor, rows: Tensor | None = None) -> None:
     """Set the logits of tokens that are not allowed to -inf, in place.
 

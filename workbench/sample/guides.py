@@ -11,20 +11,23 @@ from torch import Tensor
 
 from workbench.errors import GuideFailed
 from workbench.request import Sequence
-from workbench.sample.bitmask import apply_bitmask
+from workbench.sample.bitmask import apply_bitmask, single_bit
 from workbench.sample.params import to_device
 from workbench.sample.user_code import last_line
 
 
 class Guides:
-    """The guides of a batch's rows that have one."""
+    """The guides of a batch's rows that have one. forced: the rows to which the last `apply` left
+    one token."""
 
     def __init__(self) -> None:
+        self.forced: frozenset[int] = frozenset()
         self._rows: list[tuple[int, Sequence]] = []
 
     def arrange(self, sequences: list[Sequence], vocab_size: int, device: torch.device) -> bool:
         """Take in a batch's sequences, in row order; return whether any is guided."""
         self._rows = [(row, s) for row, s in enumerate(sequences) if s.guide is not None]
+        self.forced = frozenset()
         if self._rows:
             rows = [row for row, _ in self._rows]
             self._index = to_device(torch.tensor(rows), device)
@@ -43,4 +46,6 @@ class Guides:
                 failed[row] = f"guided_decoding: {error.problem}"
             except Exception as error:  # noqa: BLE001 - a guide may be a user's
                 failed[row] = f"guided_decoding: raised {last_line(error)}"
+        alone = single_bit(bitmask, logits.shape[1])
+        self.forced = frozenset(row for (row, _), one in zip(self._rows, alone, strict=True) if one)
         apply_bitmask(logits, to_device(bitmask, logits.device), self._index)

@@ -43,12 +43,13 @@ class Processing:
 
     def __init__(self, processors: tuple[BatchProcessor, ...] = ()) -> None:
         self.processors = processors
+        self._guides = Guides()
         self._stages: tuple[Stage, ...] = (
             UserProcessors(),
             Penalties(),
             Bias(),
             Forbidden(),
-            Guides(),
+            self._guides,
         )
         self._active: list[Stage] = []
         self._beams: Tensor | None = None  # rows whose sequence has a chooser
@@ -82,6 +83,11 @@ class Processing:
         for stage in self._active:
             stage.apply(work, failed)
         return work, failed
+
+    @property
+    def forced(self) -> frozenset[int]:
+        """The rows to which a grammar left one token alone, in the last call."""
+        return self._guides.forced
 
     def explain(self, given: Tensor, processed: Tensor, sequence: Sequence) -> str:
         """Return why nothing can be drawn from a row, [V], that was `given` by the model."""

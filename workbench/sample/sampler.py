@@ -90,7 +90,7 @@ class Sampler(Described):
         tensors = self._tensors_for(logits, sequences)
         processed, errors = self._processing(logits, sequences)
         tokens = self._choose(processed, tensors, unread)
-        settle = partial(self._settle, logits, processed, tensors)
+        settle = partial(self._settle, logits, processed, tensors, self._processing.forced)
         return Sampling(tokens, errors, Readback(tokens), settle, self._needs_host(tensors))
 
     def _needs_host(self, tensors: SamplingTensors) -> str:
@@ -109,7 +109,8 @@ class Sampler(Described):
         tensors = self._tensors_for(logits, sequences)
         processed, errors = self._processing(logits, sequences)
         tokens = self._choose(processed, tensors)
-        sampled = self._settle(logits, processed, tensors, tokens, errors, tokens.tolist())
+        asked = logits, processed, tensors, self._processing.forced
+        sampled = self._settle(*asked, tokens, errors, tokens.tolist())
         return sampled, self._distributions(processed, tensors, sampled.errors)
 
     def _settle(
@@ -117,6 +118,7 @@ class Sampler(Described):
         logits: Tensor,
         processed: Tensor,
         tensors: SamplingTensors,
+        forced: frozenset[int],
         tokens: Tensor,
         errors: dict[int, str],
         token_ids: list[int],
@@ -129,7 +131,7 @@ class Sampler(Described):
         logprobs = None
         if tensors.logprob_rows:
             logprobs = self._logprobs(logits, processed, tokens, tensors, errors)
-        return SampledTokens(token_ids, logprobs, errors)
+        return SampledTokens(token_ids, logprobs, errors, forced=forced)
 
     def probabilities(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
         """Return the distribution each row is drawn from, [R, V] float64: everything applied.

@@ -171,7 +171,7 @@ def _report(
     logits: Tensor,
     result: SampledTokens,
 ) -> None:
-    """Note a row's errors, accepted tokens and log-probabilities."""
+    """Note a row's errors, accepted tokens, log-probabilities, and whether it had a choice."""
     path = [row.base, *(row.base + 1 + node for node in outcome.nodes)]
     if path[-1] in drawn.errors:
         result.errors[place] = drawn.errors[path[-1]]
@@ -185,6 +185,8 @@ def _report(
             entries = [entry for entry in found if entry is not None]
         assert result.logprobs is not None, "made where any row reports"
         result.logprobs[place] = entries[-1] if len(entries) == len(path) else None
+    if path[-1] in drawn.forced:
+        result.forced |= {place}
     if row.draft is not None:
         tokens = tuple(row.draft.token_ids[node] for node in outcome.nodes)
         before = None if entries is None else tuple(entries[: len(tokens)])

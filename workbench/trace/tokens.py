@@ -25,7 +25,8 @@ class TokenFact(NamedTuple):
     """One generated token.
 
     step: which made it (None: before the trace began, or in a run that was left behind). maker:
-    `sampled`, `drafted` (by `proposer`), `chosen` (by beam search) or `brought`. top: the likeliest
+    `sampled`, `forced` (the only one its grammar allowed), `drafted` (by `proposer`, accepted),
+    `chosen` (by beam search) or `brought`. top: the likeliest
     tokens with their log-probabilities, where asked. sequence_id: in which it was made; a fork
     shares its parent's first tokens.
     """
@@ -156,11 +157,12 @@ class _Logs:
     def _step_done(self, event: StepDone, now: float) -> None:
         told = event.logprobs or (None,) * len(event.tokens)
         made: dict[int, int] = {}  # of each sequence in this step
-        for (number, token_id), entry in zip(event.tokens, told, strict=True):
+        for at, ((number, token_id), entry) in enumerate(zip(event.tokens, told, strict=True)):
             place = made[number] = made.get(number, -1) + 1
             draft = self._drafts.get(number)
             drafted = draft is not None and place < len(draft.accepted)
-            fact = TokenFact(token_id, event.step, "sampled", number)
+            maker = "forced" if at in event.forced else "sampled"
+            fact = TokenFact(token_id, event.step, maker, number)
             if draft is not None and drafted:
                 fact = fact._replace(maker="drafted", proposer=draft.proposer)
             if entry is not None:

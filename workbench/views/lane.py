@@ -17,6 +17,7 @@ class Maker(IntEnum):
     DRAFTED = 2  # guessed by a proposer, accepted by the model
     CHOSEN = 3  # by beam search, between two steps
     BROUGHT = 4  # output of an earlier run, that came with the request
+    FORCED = 5  # the only one that its grammar allowed
 
 
 class State(IntEnum):

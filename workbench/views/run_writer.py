@@ -231,10 +231,11 @@ class RunWriter:
             return  # the recording began in the middle of this step
         before = {number: self._lane(number).num_tokens for number, _, _ in plan.rows}
         told = event.logprobs or (None,) * len(event.tokens)
-        for (number, token_id), entry in zip(event.tokens, told, strict=True):
+        for place, ((number, token_id), entry) in enumerate(zip(event.tokens, told, strict=True)):
             lane, draft = self._lane(number), self._drafts.get(number, _NO_DRAFT)
             drafted = lane.num_tokens - before[number] < draft.accepted
-            maker, proposer = (Maker.DRAFTED, draft.proposer) if drafted else (Maker.SAMPLED, 0)
+            own = Maker.FORCED if place in event.forced else Maker.SAMPLED
+            maker, proposer = (Maker.DRAFTED, draft.proposer) if drafted else (own, 0)
             self._token(lane, token_id, column, maker, proposer, *(entry or ()))
         for number, start, num_new in plan.rows:
             self._row(self._lane(number), start, num_new, before[number])

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 _MOST_BITS = 6.0  # as in js/token_facts.js
 _UNSURE = (230, 159, 0)
-_MARKS = {Maker.DRAFTED: "#CC79A7", Maker.CHOSEN: "#56B4E9", Maker.BROUGHT: "#999999"}
+_MARKS = {
+    Maker.DRAFTED: "#CC79A7",
+    Maker.CHOSEN: "#56B4E9",
+    Maker.BROUGHT: "#999999",
+    Maker.FORCED: "#009E73",
+}
 _WIDTH, _LINES = 108, 9  # characters
 _PROMPT = 200  # tokens of a prompt that are drawn
 

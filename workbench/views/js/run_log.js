@@ -3,7 +3,7 @@ import { upperBound } from "./buffers.js";
 import { grouped, offsets } from "./sequences.js";
 
 // lane.py has the same numbers.
-export const MAKER = { PROMPT: 0, SAMPLED: 1, DRAFTED: 2, CHOSEN: 3, BROUGHT: 4 };
+export const MAKER = { PROMPT: 0, SAMPLED: 1, DRAFTED: 2, CHOSEN: 3, BROUGHT: 4, FORCED: 5 };
 export const STATE = {
   COMPILING: 1, WAITING: 2, AWAITING_PREFIX: 3, PREEMPTED: 4, PAUSED: 5, RUNNING: 6, ENDED: 7,
 };

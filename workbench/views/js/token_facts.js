@@ -36,6 +36,7 @@ export function howItCame({ columns }, name, lane, position, place) {
     [MAKER.DRAFTED]: `drafted by ${proposers[token_proposer[place]] || "a proposer"}, accepted`,
     [MAKER.CHOSEN]: "chosen by beam search",
     [MAKER.BROUGHT]: "made before it came here",
+    [MAKER.FORCED]: "forced: the only one its grammar allowed",
   }[token_maker[place]];
   const shared = lane_parent[lane] >= 0 && position < lane_forked[lane];
   return shared ? `${words}, by ${name(lane_parent[lane])} before the fork` : words;

@@ -10,10 +10,13 @@ const GROUPS = ["sequences"];
 const MOST = 4000; // tokens shown of an output, and
 const MOST_PROMPT = 400; // of a prompt, the last ones
 const UNSURE = rgb("#E69F00");
-const MARKS = { [MAKER.DRAFTED]: rgb("#CC79A7"), [MAKER.CHOSEN]: rgb("#56B4E9"), [MAKER.BROUGHT]: rgb("#999999") };
+const MARKS = {
+  [MAKER.DRAFTED]: rgb("#CC79A7"), [MAKER.CHOSEN]: rgb("#56B4E9"), [MAKER.BROUGHT]: rgb("#999999"),
+  [MAKER.FORCED]: rgb("#009E73"),
+};
 const MARK_NAMES = {
   [MAKER.DRAFTED]: "drafted, accepted", [MAKER.CHOSEN]: "chosen by beam search",
-  [MAKER.BROUGHT]: "from an earlier run",
+  [MAKER.BROUGHT]: "from an earlier run", [MAKER.FORCED]: "forced by a grammar",
 };
 const CHART = 44; // pixels
 
