@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from long_run import long_run_engine, work
 from tiny import VOCAB
 
 import workbench as wb
@@ -20,7 +21,7 @@ from workbench.errors import RequestError, TraceError
 from workbench.trace import Trace
 from workbench.trace.layout import CacheLayout, GroupLayout
 from workbench.trace.state import BlockState, ReplayedState
-from workbench.views import KVCacheView
+from workbench.views import KVCacheView, recording
 from workbench.views.kv_cells import block_cell, owner_of, taken_apart
 from workbench.views.kv_log import MARKS
 
@@ -302,3 +303,24 @@ def test_a_trace_that_does_not_know_its_cache_is_refused() -> None:
     trace(events.StepDone(1, (), {}, 0))
     with pytest.raises(TraceError, match="header"):
         KVCacheView(trace)
+
+
+def test_what_is_left_is_scrubbed_exactly(monkeypatch: pytest.MonkeyPatch, node: Any) -> None:
+    monkeypatch.setattr(recording, "MOST_EVENTS", 600)
+    engine, source = long_run_engine(), random.Random(4)
+    view = KVCacheView(engine)
+    work(engine, source, 60)
+    view.refresh()
+    view.step = 20  # somebody looks back
+    for _ in range(30):
+        work(engine, source, 10)
+        view.refresh()
+    assert view.trace.num_shortened > 1
+    assert view.step == view.first_step > 20, "the step looked at is gone: the nearest is shown"
+    assert isinstance(view.trace.events[0], events.StateSeen)
+    steps = [event.step for event in view.trace.of(events.StepDone)]
+    for said in read(node, view, [*steps, *reversed(steps), source.choice(steps)]):
+        assert_told(said, view.trace.at(said["step"]))
+    view.step = steps[3]
+    assert f"step {steps[3]} of" in view.summary()
+    view.close()

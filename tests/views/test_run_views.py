@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from long_run import long_run_engine, work
 from recorded_run import SCRIPT, RecordedRun
 from tiny import VOCAB
 
@@ -19,7 +20,7 @@ from workbench import events
 from workbench.engine import StepRecord
 from workbench.errors import ConfigError, RequestError
 from workbench.trace import Trace
-from workbench.views import BatchTimeline, SpeculationTree, TokenView
+from workbench.views import BatchTimeline, SpeculationTree, TokenView, recording
 from workbench.views.lane import Maker, State, Work
 from workbench.views.run_log import RunLog
 
@@ -321,3 +322,27 @@ def test_a_long_run_is_a_few_megabytes() -> None:
     rows = len(view.run.columns["row_lane"])
     assert rows > 15_000
     assert sent < 20 * rows, f"{sent} bytes for {rows} rows"
+
+
+def test_the_timeline_of_what_is_left(monkeypatch: pytest.MonkeyPatch, node: Any) -> None:
+    monkeypatch.setattr(recording, "MOST_EVENTS", 600)
+    engine, source = long_run_engine(), random.Random(5)
+    view, tokens = BatchTimeline(engine), TokenView(engine)
+    for _ in range(40):
+        work(engine, source, 10)
+        view.refresh()
+    tokens.refresh()
+    assert tokens.run is view.run, "read once for both"
+    done = view.trace.of(events.StepDone)
+    said = read(node, view)
+    assert [step["step"] for step in said["steps"]] == [event.step for event in done]
+    for event, step in zip(done, said["steps"], strict=True):
+        made = {row["sequence"]: row["made"] for row in step["rows"] if row["made"]}
+        assert made == {number: [token] for number, token in event.tokens}
+    for state in (view.trace.at(event.step) for event in done[::7]):
+        lanes = {lane["sequence"]: lane["tokens"] for lane in said["lanes"]}
+        for number in state.running:
+            told = state.token_ids(number)
+            assert lanes[number][: len(told)] == told
+    view.close()
+    tokens.close()

@@ -56,7 +56,9 @@ class ConstantSampler:
 def idle_engine(num_sequences: int, num_tokens: int) -> Engine:
     """Return an engine with room for these sequences of `num_tokens`, whose model is free."""
     config = ModelConfig("none", 128, 1, 1, 0, 1, 1, 1, context=num_tokens + 1)
-    model = SimpleNamespace(config=config, tokenizer=None, rope_scope=lambda _: None)
+    model = SimpleNamespace(
+        config=config, tokenizer=None, rope_scope=lambda _: None, parameters=list
+    )
     blocks = num_sequences * (num_tokens // 16 + 2)
     cache = KVCache.for_config(config, blocks)
     budgets = SchedulerConfig(

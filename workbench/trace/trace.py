@@ -6,6 +6,7 @@ engine's bus and never touches the engine otherwise.
 
 from __future__ import annotations
 
+import threading
 import time
 from array import array
 from collections import Counter
@@ -38,7 +39,8 @@ class Trace(Described):
     """Events in order, with a header that says where they came from.
 
     seconds[i]: when `events[i]` arrived, from the start of the trace. tokenizer: of the engine that
-    was recorded; a file brings the text of the tokens that occur in it instead.
+    was recorded; a file brings the text of the tokens that occur in it instead. num_shortened: how
+    often its older half became one event; whoever reads by place begins anew then.
     """
 
     def __init__(self, header: dict[str, Any] | None = None) -> None:
@@ -49,6 +51,8 @@ class Trace(Described):
         self._start = time.perf_counter()
         self._timeline: Timeline | None = None
         self._max_events: int | None = None
+        self.num_shortened = 0
+        self._reading = threading.RLock()
 
     @classmethod
     def begin(cls, engine: Engine, *, max_events: int | None = None) -> Trace:
@@ -86,12 +90,26 @@ class Trace(Described):
         self.events.append(event)
         self.seconds.append(_clock() - self._start)
         if self._max_events is not None and type(event) is StepDone:
-            self._shorten(self._max_events)
+            self._keep_to(self._max_events)
+
+    def _keep_to(self, max_events: int) -> None:
+        """Shorten it if nobody reads it; one that is twice too long waits for that."""
+        if len(self.events) > max_events:
+            much_too_long = len(self.events) > 2 * max_events
+            if self._reading.acquire(blocking=much_too_long):
+                try:
+                    self._shorten(max_events)
+                finally:
+                    self._reading.release()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Keep the places of events while the block reads them; it may grow, on any thread."""
+        with self._reading:
+            yield
 
     def _shorten(self, max_events: int) -> None:
-        """Make one event of the older steps, if there are more than `max_events`."""
-        if len(self.events) <= max_events:
-            return
+        """Make one event of the older steps."""
         ends = self.events.kinds()
         cut = next(
             place + 1
@@ -104,6 +122,7 @@ class Trace(Described):
         self.events.replace_first(cut, store(state))
         self.seconds = array("d", [self.seconds[cut - 1], *self.seconds[cut:]])
         self._timeline = None
+        self.num_shortened += 1
 
     def __len__(self) -> int:
         """Number of events."""
@@ -138,7 +157,8 @@ class Trace(Described):
 
         Raises `TraceError` for a step that was not committed in this trace.
         """
-        return self.timeline.at(step)
+        with self.reading():
+            return self.timeline.at(step)
 
     def replay(self) -> Iterator[tuple[ReplayedState, ReplayedStep]]:
         """Yield the state after each step with what it changed; see `workbench.trace.replay`."""
@@ -149,7 +169,8 @@ class Trace(Described):
     @property
     def sequences(self) -> dict[int, SequenceLog]:
         """Every sequence by id, with where each of its tokens came from; read anew each time."""
-        return sequence_logs(self.events, self.seconds)
+        with self.reading():
+            return sequence_logs(self.events[: len(self.seconds)], self.seconds)
 
     def piece_of(self, token_id: int) -> str | None:
         """Return what a token reads as alone; None where neither tokenizer nor file knows it.

@@ -51,7 +51,8 @@ class View(anywidget.AnyWidget):
     """A widget that shows a trace, step by step.
 
     source: a `Trace` (shown as it is now; `refresh()` after it has grown); an `Engine` or an
-    `AsyncEngine` (live, at most ten times a second, one recording for all its views); or None:
+    `AsyncEngine` (live, at most ten times a second, one recording for all its views, which keeps
+    the last `recording.MOST_EVENTS` events); or None:
     `engine.bus.subscribe(view)` makes it live. All views of one trace or engine share `step` and
     `selected` (a sequence id); `link` joins others. `close()`, or leaving a `with` block, ends live
     updates and removes the widget.
@@ -102,7 +103,8 @@ class View(anywidget.AnyWidget):
         return self.step
 
     def reset(self) -> None:
-        """Forget what `update` has read: `self.trace` is another one now."""
+        """Forget what `update` has read: `self.trace` is another one now, or has lost its older
+        half."""
 
     # --- live ------------------------------------------------------------------------------------
 
@@ -129,7 +131,7 @@ class View(anywidget.AnyWidget):
         self.cursor.live = self.cursor.follow = True
 
     def _show(self, trace: Trace) -> None:
-        self.trace = trace
+        self.trace, self._num_shortened = trace, trace.num_shortened
         self.reset()
         cursor = cursor_of(trace)
         self._join(cursor)
@@ -143,7 +145,12 @@ class View(anywidget.AnyWidget):
         self._grow()
 
     def _grow(self) -> None:
-        self.cursor.grow(self, *self.update())
+        with self.trace.reading():
+            if self._num_shortened != self.trace.num_shortened:
+                self._num_shortened = self.trace.num_shortened
+                self.reset()
+            bounds = self.update()
+        self.cursor.grow(self, *bounds)
 
     def _update(self) -> None:
         try:

@@ -14,11 +14,18 @@ from workbench.events import Event
 from workbench.trace import Trace
 from workbench.views.pace import Pacer
 
+# About 150 bytes each here and twice as many in a view's columns: some ten MB a view, and thousands
+# of steps. When there are more the older half goes, and each view reads the other half again.
+MOST_EVENTS = 100_000
+
 _RECORDINGS: WeakValueDictionary[int, Recording] = WeakValueDictionary()
 
 
 class Recording:
-    """A growing trace, and the pacers to poke when it has grown."""
+    """A growing trace, and the pacers to poke when it has grown.
+
+    That of an engine keeps its last `MOST_EVENTS` events, about; `Trace.record` keeps all.
+    """
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
@@ -36,7 +43,9 @@ class Recording:
         # By identity: whoever holds the recording is a view, and a recording holds its bus.
         recording = _RECORDINGS.get(id(engine.bus))
         if recording is None:
-            recording = _RECORDINGS[id(engine.bus)] = cls(Trace.begin(engine))
+            recording = _RECORDINGS[id(engine.bus)] = cls(
+                Trace.begin(engine, max_events=MOST_EVENTS)
+            )
             recording._unsubscribe = engine.bus.subscribe(recording)
         return recording
 

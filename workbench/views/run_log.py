@@ -22,7 +22,11 @@ class RunLog:
     def __init__(self, trace: Trace) -> None:
         """Read nothing yet."""
         self.trace = trace
-        self._writer = RunWriter(trace)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._num_shortened = self.trace.num_shortened
+        self._writer = RunWriter(self.trace)
         self.lanes, self.logs = self._writer.lanes, self._writer.logs
         self.columns, self.lists = self._writer.columns, self._writer.lists
         self._num_read = 0
@@ -41,8 +45,10 @@ class RunLog:
         return log
 
     def read(self) -> None:
-        """Take in what the trace has got since."""
+        """Take in what the trace has got since; all of it anew where it has lost its beginning."""
         trace = self.trace
+        if self._num_shortened != trace.num_shortened:
+            self._begin()
         for place in range(self._num_read, len(trace.seconds)):  # an event comes before its time
             self._num_read = place + 1
             self._writer.take(trace.events[place], trace.seconds[place])

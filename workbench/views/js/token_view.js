@@ -31,7 +31,7 @@ function build(panel) {
   const text = both.appendChild(element("div", "wb-text", attributes));
   text.setAttribute("data-lm-suppress-shortcuts", "true");
   const card = both.appendChild(element("div", "wb-card"));
-  const view = { panel, pick, keys, chart, text, card, run: null, lane: 0, spans: [], over: null };
+  const view = { panel, pick, keys, chart, text, card, run: null, lane: 0, sequence: null, spans: [], over: null };
   listenText(view);
   listenChart(view);
   panel.listen(pick, "change", () => {
@@ -111,7 +111,9 @@ function draw(view, step, colours) {
   }
   const column = run.columnAt(step);
   const selected = run.laneOf(panel.cursor.selected);
-  view.lane = selected >= 0 ? selected : Math.min(view.lane, run.laneCount - 1);
+  // By id: where a long live run has lost its beginning the lanes are others.
+  view.lane = Math.max(0, selected >= 0 ? selected : run.laneOf(view.sequence));
+  view.sequence = run.columns.lane_sequence[view.lane];
   const names = Array.from({ length: run.laneCount }, (_, lane) => title(run, lane));
   options(view.pick, names, view.lane);
   view.places = run.tokens(view.lane);
