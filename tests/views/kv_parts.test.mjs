@@ -7,6 +7,7 @@ import {
   paintDetailed,
   paintFlat,
 } from "../../workbench/views/js/kv_grid.js";
+import { moved, spoken } from "../../workbench/views/js/kv_cursor.js";
 import { fillOf, isFindable, isOnHost, ownerOf, referencesOf } from "../../workbench/views/js/kv_log.js";
 import { Sequences } from "../../workbench/views/js/sequences.js";
 
@@ -97,4 +98,18 @@ test("tokens that came in chunks are read across them, and unknown ones are show
   assert.equal(sequences.title(1), "<b> (sequence 41, branch 2)");
   assert.equal(sequences.row(41), 1);
   assert.equal(sequences.row(99), undefined);
+});
+
+test("keys take the cell cursor over the grid and never off it", () => {
+  const shape = { columns: 4 };
+  const go = (cell, ...keys) => keys.reduce((at, key) => moved(shape, 10, at, `Arrow${key}`), cell);
+  assert.equal(go(-1, "Down"), 0, "the first key shows where it is");
+  assert.equal(go(0, "Right", "Down", "Down"), 9);
+  assert.equal(go(9, "Down"), 9);
+  assert.equal(go(9, "Right"), 9);
+  assert.equal(go(2, "Up"), 2);
+  assert.equal(go(0, "Left"), 0);
+  assert.equal(go(7, "Left", "Up"), 2);
+  assert.equal(moved(shape, 10, 3, "End"), null);
+  assert.equal(spoken([["block", "3"], ["", "and 2 more"]]), "block 3; and 2 more");
 });

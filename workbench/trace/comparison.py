@@ -161,6 +161,13 @@ class Comparison(Described):
         found = [pair for pair in self.pairs if pair.divergence is not None]
         return sorted(found, key=lambda pair: pair.divergence.position if pair.divergence else 0)
 
+    def figure(self) -> Any:
+        """Return both runs side by side as a plotly figure: tokens with the first divergences
+        marked, log-probabilities, latencies, blocks in use; `MissingExtra` without plotly."""
+        from workbench.trace.comparison_figure import comparison_figure
+
+        return comparison_figure(self)
+
     def describe(self) -> dict[str, Any]:
         """Return how much differs."""
         first = self.diverging[0] if self.diverging else None

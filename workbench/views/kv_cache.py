@@ -46,7 +46,7 @@ class KVCacheView(View):
         if self._kv is None:
             if not len(self.trace):
                 return 0, 0
-            self._kv = KVLog(self.trace.layout, self.trace.text_of)
+            self._kv = KVLog(self.trace.layout, self.trace.piece_of)
         kv, end = self._kv, len(self.trace.events)
         kv.take(self.trace.events[self._taken : end])
         self._taken = end

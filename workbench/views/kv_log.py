@@ -48,10 +48,10 @@ class KVLog:
     committed looks like the one before.
     """
 
-    def __init__(self, layout: CacheLayout, text_of: Callable[[int], str]) -> None:
+    def __init__(self, layout: CacheLayout, piece_of: Callable[[int], str | None]) -> None:
         self.layout, self.first_step = layout, 0
         self.log = GrowingLog(_COLUMNS, _LISTS)
-        self.sequences = SequenceColumns(self.log, text_of)
+        self.sequences = SequenceColumns(self.log, piece_of)
         self._state, self._diff = ReplayedState(layout), BlockDiff(layout)
         self._cells = [0] * (layout.num_blocks + layout.num_slots)
         self._counts = dict.fromkeys(SERIES, 0)

@@ -21,11 +21,11 @@ LISTS = ("request_ids", "known_texts")
 class SequenceColumns:
     """Writes to a log that has `COLUMNS` and `LISTS` among its own.
 
-    text_of: a token's text.
+    piece_of: what a token reads as, parts of characters as lone surrogates; None: nobody knows.
     """
 
-    def __init__(self, log: GrowingLog, text_of: Callable[[int], str]) -> None:
-        self._log, self._text_of = log, text_of
+    def __init__(self, log: GrowingLog, piece_of: Callable[[int], str | None]) -> None:
+        self._log, self._piece_of = log, piece_of
         self.row_of: dict[int, int] = {}
         self._sent: dict[int, int] = {}  # how many of a sequence's tokens are in the log
         self._known: set[int] = set()  # token ids that were looked up
@@ -58,5 +58,7 @@ class SequenceColumns:
     def _explain(self, token_ids: Iterable[int]) -> None:
         for token_id in set(token_ids) - self._known:
             self._known.add(token_id)
-            self._log.columns["known_ids"].append(token_id)
-            self._log.lists["known_texts"].append(self._text_of(token_id))
+            piece = self._piece_of(token_id)
+            if piece is not None:
+                self._log.columns["known_ids"].append(token_id)
+                self._log.lists["known_texts"].append(piece)

@@ -4,6 +4,7 @@ import { mix } from "./colours.js";
 import { Grid, looks } from "./kv_grid.js";
 import { KVLog, ownerOf } from "./kv_log.js";
 import { LookupList } from "./kv_lookups.js";
+import { CellCursor } from "./kv_cursor.js";
 import { drawMarks } from "./kv_overlay.js";
 import { legend } from "./kv_legend.js";
 import { explain, sentence } from "./kv_words.js";
@@ -26,6 +27,15 @@ function build(panel) {
   const signs = panel.body.appendChild(element("div", "wb-legend"));
   const chart = new SeriesChart(use, "blocks");
   let [log, grids, hovered, old, version] = [null, [], null, {}, 0];
+  const pointed = new CellCursor(panel, {
+    grids: () => grids,
+    words: (place) => explain(log, place),
+    changed: (place) => {
+      hovered = place < 0 ? null : { event: pointed.corner(), place };
+      panel.ask();
+    },
+    chosen: (place) => choose(place),
+  });
   let look = null; // for one theme
 
   /** Show the blocks of a sequence (row), or of none. */
@@ -52,6 +62,7 @@ function build(panel) {
       const place = grid.at(event);
       if (place >= 0) choose(place);
     });
+    pointed.listen(grid);
     return grid;
   }
 
@@ -111,6 +122,7 @@ function build(panel) {
         grid.paint(log.cells, look, lit);
         drawMarks(grid, marks, theme);
         if (table) grid.path(table.map(({ place }) => place), theme);
+        pointed.draw(grid, theme);
       }
       chart.draw({
         series: () => useOf(log, theme),
@@ -127,6 +139,7 @@ function build(panel) {
       head.textContent = table
         ? `${said}. ${log.sequences.title(chosen)} holds ${table.length} blocks`
         : said;
+      if (pointed.place >= 0) pointed.say(); // another step: the same block says something else
       tell();
       return head.textContent;
     },

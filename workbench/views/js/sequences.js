@@ -1,4 +1,5 @@
 // Sequences and their tokens, from the columns that sequence_columns.py writes. No DOM.
+import { TokenTexts } from "./token_text.js";
 
 /** Entries of `keys` (values below `count`) by key: `of(k)` are the places where keys[place] is k. */
 export function grouped(keys, count) {
@@ -26,9 +27,7 @@ export class Sequences {
     this.rows = new Map(Array.from(this.ids, (id, row) => [id, row]));
     this.chunks = grouped(columns.chunk_sequence, this.ids.length);
     this.chunkStarts = offsets(columns.chunk_count);
-    this.texts = new Map(
-      Array.from(columns.known_ids, (id, place) => [id, columns.known_texts[place]]),
-    );
+    this.texts = new TokenTexts(columns);
   }
 
   get count() {
@@ -63,6 +62,6 @@ export class Sequences {
 
   /** Tokens as text. */
   text(ids) {
-    return ids.map((id) => this.texts.get(id) ?? `<${id}>`).join("");
+    return this.texts.run(ids).join("");
   }
 }
