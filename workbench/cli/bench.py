@@ -66,7 +66,7 @@ def run_scheduler(arguments: list[str]) -> int:
 
 
 def run_views(arguments: list[str]) -> int:
-    """The KV cache view in a headless Chromium: bytes, time to paint, smoothness."""
+    """The views of a long run in a headless Chromium: bytes, time to paint, smoothness."""
     from workbench.bench.views import main
     from workbench.cli.machine.browser import find_browser
 

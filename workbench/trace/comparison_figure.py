@@ -1,7 +1,7 @@
 """The figure of a `Comparison`: both runs over the output tokens and over the steps, by plotly.
 
-Above, outputs down and positions across: where both runs made the same token, and from where on they
-did not; the log-probabilities of the output that diverges first (or the first one); latencies of
+Above, outputs down and positions across: where both runs made the same token, and from where on
+they did not; the log-probabilities of the output that diverges first (or the first one); latencies of
 each output; blocks in use. Shown where plotly is, as JSON of a few kB; elsewhere the comparison's
 own tables stand in its place.
 """
@@ -71,7 +71,7 @@ def comparison_figure(comparison: Comparison) -> Any:
     figure.update_xaxes(gridcolor="rgba(128,128,128,0.25)", zeroline=False)
     figure.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zeroline=False)
 
-    class ComparisonFigure(go.Figure):  # type: ignore[misc, name-defined]
+    class ComparisonFigure(go.Figure):  # type: ignore[misc]
         """Brings its JSON, and not the five MB of plotly's script that it brings by default."""
 
         def _repr_mimebundle_(self, *_: Any, **__: Any) -> dict[str, Any]:
