@@ -1,9 +1,9 @@
 """The figure of a `Comparison`: both runs over the output tokens and over the steps, by plotly.
 
 Above, outputs down and positions across: where both runs made the same token, and from where on
-they did not; the log-probabilities of the output that diverges first (or the first one); latencies of
-each output; blocks in use. Shown where plotly is, as JSON of a few kB; elsewhere the comparison's
-own tables stand in its place.
+they did not; the log-probabilities of the output that diverges first (or the first one); latencies
+of each output; blocks in use. Shown where plotly is, as JSON of a few kB; elsewhere the
+comparison's own tables stand in its place.
 """
 
 from __future__ import annotations
