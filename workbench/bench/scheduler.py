@@ -32,6 +32,7 @@ class NoRunner:
 
     device = torch.device("cpu")
     captured: tuple[str, ...] = ()
+    captures = 0
     backend = SimpleNamespace(name="none")
 
     def __init__(self, model: Any, cache: KVCache) -> None:
