@@ -7,7 +7,6 @@ was restored, the last run counts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -20,70 +19,10 @@ from workbench.events import (
     SequenceExtended,
     StepDone,
 )
-from workbench.trace.tokens import SequenceLog, TokenFact
+from workbench.trace.comparison_figure import Compared, comparison_figure
+from workbench.trace.pairs import Divergence, Pair, margin
+from workbench.trace.tokens import SequenceLog
 from workbench.trace.trace import Trace
-
-
-class Divergence(NamedTuple):
-    """Where two outputs first differ; a token is None where that output has ended.
-
-    margin: log-probability of the likeliest token less that of the second, as each run saw it
-    (None where it was not noted): a small one is a tie that rounding may turn.
-    """
-
-    position: int
-    token_a: TokenFact | None
-    token_b: TokenFact | None
-
-    @property
-    def margin_a(self) -> float | None:
-        """The first run's margin."""
-        return margin(self.token_a)
-
-    @property
-    def margin_b(self) -> float | None:
-        """The second run's margin."""
-        return margin(self.token_b)
-
-
-def margin(token: TokenFact | None) -> float | None:
-    """Return how far the likeliest token was ahead of the second; None where that is not known."""
-    if token is None or len(token.top) < 2:
-        return None
-    best, second = sorted((value for _, value in token.top), reverse=True)[:2]
-    return best - second
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One output in both runs. max_logprob_gap: the largest difference of the log-probabilities of
-    the tokens before the divergence; None where they were not noted."""
-
-    request_id: str
-    branch: int
-    a: SequenceLog
-    b: SequenceLog
-    divergence: Divergence | None
-    max_logprob_gap: float | None
-
-    @classmethod
-    def of(cls, a: SequenceLog, b: SequenceLog) -> Pair:
-        """Compare two outputs."""
-        both = zip(a.token_ids, b.token_ids, strict=False)
-        same = next((i for i, (one, other) in enumerate(both) if one != other), None)
-        if same is None:
-            same = min(len(a.tokens), len(b.tokens))
-        divergence = None
-        if same < max(len(a.tokens), len(b.tokens)):
-            here = [log.tokens[same] if same < len(log.tokens) else None for log in (a, b)]
-            divergence = Divergence(same, *here)
-        gaps = [
-            abs(one.logprob - other.logprob)
-            for one, other in zip(a.tokens[:same], b.tokens[:same], strict=True)
-            if one.logprob is not None and other.logprob is not None
-        ]
-        gap = max(gaps, default=None)
-        return cls(a.request_id, a.branch, a, b, divergence, gap)
 
 
 class RunFigures(NamedTuple):
@@ -164,9 +103,13 @@ class Comparison(Described):
     def figure(self) -> Any:
         """Return both runs side by side as a plotly figure: tokens with the first divergences
         marked, log-probabilities, latencies, blocks in use; `MissingExtra` without plotly."""
-        from workbench.trace.comparison_figure import comparison_figure
-
-        return comparison_figure(self)
+        first = self.describe()["first divergence"]
+        same = "the same tokens" if self.identical else f"first divergence: {first}"
+        title = f"{self.names[0]} and {self.names[1]}: {same}"
+        agreeing = [pair for pair in self.pairs if pair.divergence is None]
+        lists = [*self.diverging, *agreeing], self.only_a, self.only_b
+        told = Compared(self.a, self.b, self.names, *lists, title, self._repr_html_())
+        return comparison_figure(told)
 
     def describe(self) -> dict[str, Any]:
         """Return how much differs."""

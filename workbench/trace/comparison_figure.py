@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from workbench.errors import MissingExtra
 from workbench.events import StepDone
+from workbench.trace.pairs import Pair
 from workbench.trace.tokens import SequenceLog
 from workbench.trace.trace import Trace
-
-if TYPE_CHECKING:
-    from workbench.trace.comparison import Comparison, Pair
 
 # Of Okabe and Ito's hues, told apart by any eye; dashes as well.
 _COLOURS = ("#0072B2", "#D55E00")
@@ -26,23 +24,37 @@ _SAME, _OTHER, _ONE = 0.0, 1.0, 0.5
 _MOST_OUTPUTS = 60  # rows of tokens that can still be told apart
 
 
-def comparison_figure(comparison: Comparison) -> Any:
+class Compared(NamedTuple):
+    """What is drawn of a comparison: its pairs, those that differ first, earliest divergence first.
+
+    tables: HTML, for where plotly is not.
+    """
+
+    a: Trace
+    b: Trace
+    names: tuple[str, str]
+    pairs: list[Pair]
+    only_a: list[SequenceLog]
+    only_b: list[SequenceLog]
+    title: str
+    tables: str
+
+
+def comparison_figure(comparison: Compared) -> Any:
     """Return a `plotly.graph_objects.Figure`; `MissingExtra` without plotly."""
     try:
         import plotly.graph_objects as go
         from plotly.subplots import make_subplots
     except ImportError as error:
         raise MissingExtra("Comparison.figure", "plotly", "notebook") from error
-    pairs = (comparison.diverging + [p for p in comparison.pairs if p.divergence is None])[
-        :_MOST_OUTPUTS
-    ]
+    pairs = comparison.pairs[:_MOST_OUTPUTS]
     titles = (
         "tokens: blue where both runs agree",
         "log-probability" + (f" of {_name(pairs[0])}" if pairs else ""),
         "latency of each output",
         "KV blocks in use",
     )
-    figure = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.17)
+    figure = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.22)
     if pairs:
         figure.add_trace(_tokens(go, comparison, pairs), 1, 1)
         _mark_divergences(go, figure, pairs)
@@ -53,7 +65,7 @@ def comparison_figure(comparison: Comparison) -> Any:
         line = {"color": colour, "dash": dash, "shape": "hv"}
         figure.add_trace(_line(go, steps, used, name, line, name != ""), 2, 2)
     axes = (
-        ("output token", "output", 1, 1),
+        ("output token", "", 1, 1),
         ("output token", "natural log", 1, 2),
         ("TTFT, ms", "TPOT, ms", 2, 1),
         ("step", "blocks", 2, 2),
@@ -62,11 +74,10 @@ def comparison_figure(comparison: Comparison) -> Any:
         figure.update_xaxes(title_text=across, row=row, col=column)
         figure.update_yaxes(title_text=up, row=row, col=column)
     figure.update_yaxes(autorange="reversed", row=1, col=1)
-    first = comparison.describe()["first divergence"]
-    same = "the same tokens" if comparison.identical else f"first divergence: {first}"
-    title = f"{comparison.names[0]} and {comparison.names[1]}: {same}"
+    title = comparison.title
     clear = "rgba(0,0,0,0)"  # light or dark, as the page is
-    figure.update_layout(title=title, height=640, hovermode="closest", font_color="#888888")
+    figure.update_layout(title=title, height=640, hovermode="closest", font_color="#777777")
+    figure.update_layout(legend={"orientation": "h", "y": -0.14})
     figure.update_layout(template="none", paper_bgcolor=clear, plot_bgcolor=clear)
     figure.update_xaxes(gridcolor="rgba(128,128,128,0.25)", zeroline=False)
     figure.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zeroline=False)
@@ -77,14 +88,14 @@ def comparison_figure(comparison: Comparison) -> Any:
         def _repr_mimebundle_(self, *_: Any, **__: Any) -> dict[str, Any]:
             return {
                 "application/vnd.plotly.v1+json": json.loads(self.to_json()),
-                "text/html": comparison._repr_html_(),
+                "text/html": comparison.tables,
                 "text/plain": title,
             }
 
     return ComparisonFigure(figure)
 
 
-def _runs(comparison: Comparison) -> list[tuple[Trace, str, str, str]]:
+def _runs(comparison: Compared) -> list[tuple[Trace, str, str, str]]:
     traces = (comparison.a, comparison.b)
     return list(zip(traces, comparison.names, _COLOURS, ("solid", "dash"), strict=True))
 
@@ -93,7 +104,7 @@ def _name(pair: Pair) -> str:
     return pair.request_id + (f".{pair.branch}" if pair.branch else "")
 
 
-def _tokens(go: Any, comparison: Comparison, pairs: Sequence[Pair]) -> Any:
+def _tokens(go: Any, comparison: Compared, pairs: Sequence[Pair]) -> Any:
     """Return the map of outputs and positions, with both runs' tokens as hover text."""
     length = max((max(len(p.a.tokens), len(p.b.tokens)) for p in pairs), default=0)
     values: list[list[float | None]] = []
@@ -155,17 +166,19 @@ def _mark_divergences(go: Any, figure: Any, pairs: Sequence[Pair]) -> None:
         figure.add_trace(crosses, 1, 1)
 
 
-def _logprobs(go: Any, figure: Any, comparison: Comparison, pair: Pair) -> None:
+def _logprobs(go: Any, figure: Any, comparison: Compared, pair: Pair) -> None:
     """Draw both runs' log-probabilities of one output, and a line where they part."""
     for log, (_, name, colour, dash) in zip((pair.a, pair.b), _runs(comparison), strict=True):
         told = [token.logprob for token in log.tokens]
         line = {"color": colour, "dash": dash}
         figure.add_trace(_line(go, list(range(len(told))), told, name, line, False), 1, 2)
     if pair.divergence is not None:
-        figure.add_vline(x=pair.divergence.position, line_dash="dot", row=1, col=2)
+        figure.add_vline(
+            x=pair.divergence.position, line_dash="dot", line_color="#888888", row=1, col=2
+        )
 
 
-def _latencies(go: Any, figure: Any, comparison: Comparison) -> None:
+def _latencies(go: Any, figure: Any, comparison: Compared) -> None:
     logs = (
         [*(pair.a for pair in comparison.pairs), *comparison.only_a],
         [*(pair.b for pair in comparison.pairs), *comparison.only_b],

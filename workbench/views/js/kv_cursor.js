@@ -99,7 +99,7 @@ export class CellCursor {
     if (!middle) return;
     const { context, side } = grid;
     const reach = Math.max(side / 2, 4 * grid.scale);
-    for (const [colour, width] of [[theme.paper, 4], [theme.accent, 2]]) {
+    for (const [colour, width] of [[theme.paper, 6], [theme.accent, 3]]) {
       context.strokeStyle = css(colour);
       context.lineWidth = width * grid.scale;
       context.strokeRect(middle.x - reach, middle.y - reach, 2 * reach, 2 * reach);
