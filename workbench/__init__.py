@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from workbench.guided import GrammarCompiler, Guide
     from workbench.guided_params import GuidedDecodingParams
     from workbench.llm import LLM
+    from workbench.lora import LoRAManager
     from workbench.memory_plan import MemoryPlan, plan_memory
     from workbench.models import DecoderLM, load_model
     from workbench.ops import get_backend
@@ -49,6 +50,7 @@ _HOMES = {
     "workbench.guided": ("GrammarCompiler", "Guide"),
     "workbench.guided_params": ("GuidedDecodingParams",),
     "workbench.llm": ("LLM",),
+    "workbench.lora": ("LoRAManager",),
     "workbench.memory_plan": ("MemoryPlan", "plan_memory"),
     "workbench.models": ("DecoderLM", "load_model"),
     "workbench.ops": ("get_backend",),
@@ -76,6 +78,7 @@ __all__ = [
     "Guide",
     "GuidedDecodingParams",
     "KVCache",
+    "LoRAManager",
     "MemoryPlan",
     "ModelConfig",
     "RequestOutput",

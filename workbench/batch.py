@@ -9,11 +9,13 @@ treat them as one batch of decodes. `Backend` is the contract between layers and
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from workbench.describe import rows_table
 from workbench.draft import Draft
+from workbench.lora_batch import LoRABatch, LoRAWeights
 from workbench.request import Sequence, Status
 
 if TYPE_CHECKING:
@@ -180,6 +182,15 @@ class Backend(Protocol):
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """Return silu(gate) * up for gate_up [T, 2N] = [gate | up]."""
 
+    def prepare_lora(self, batch: LoRABatch) -> Any:
+        """Return what `add_lora` needs once per step; kept in `batch.prepared`."""
+
+    def add_lora(self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Tensor:
+        """Return out [T, outputs] plus what each token's variant makes of x [T, inputs].
+
+        May write to `out`. Tokens of no variant keep every bit.
+        """
+
 
 class TreeMasks(NamedTuple):
     """What the new tokens of rows `first_row` … see of each other, where not just those before.
@@ -210,7 +221,8 @@ class ForwardContext:
     tokens too). `kv` holds a tensor per layer, [2 (keys, values), num_blocks, block_size, K, D].
     With `kv` None there is no cache and each row attends to its own new tokens (training, a bare
     model's forward). rope_lens [T]: the sequence length a token's rotation is made for; only for
-    `dynamic` scaling. embeds: None where every token of the batch is one of the vocabulary.
+    `dynamic` scaling. embeds: None where every token of the batch is one of the vocabulary. lora:
+    None where no token goes through an adapter.
 
     A row's table holds what the row looks at: with a window its first slot need not be that of
     position 0, and `context_lens` and `kv_lens` count the keys from there on. So masks come from
@@ -232,6 +244,7 @@ class ForwardContext:
     kv: list[Tensor] | None = None
     rope_lens: Tensor | None = None
     embeds: EmbeddedRows | None = None
+    lora: LoRABatch | None = None
     trees: TreeMasks | None = None
     prepared: Any = None
     first_layer: int = 0
@@ -247,6 +260,13 @@ class ForwardContext:
         """Return the context with the slots, tables and lengths of a layer's KV group."""
         other = None if self.by_layer is None else self.by_layer[layer]
         return self if other is None else other
+
+    def at(self, positions: Tokens[int]) -> ForwardContext:
+        """Return the context of the tokens at these packed positions, for what comes after the
+        layers: attention is over, so only their adapters are chosen."""
+        if self.lora is None:
+            return self
+        return replace(self, lora=self.lora.at(positions, self.backend))
 
     @classmethod
     def without_cache(

@@ -14,6 +14,7 @@ from workbench.engine import Engine
 from workbench.engine.checks import check_seed
 from workbench.engine.overlap import check_overlap
 from workbench.errors import ConfigError
+from workbench.lora import LoRAManager
 from workbench.memory_plan import plan_memory
 from workbench.models import DecoderLM, load_model
 from workbench.models.loader import resolve_device
@@ -56,6 +57,12 @@ def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None)
         proposer=get_proposer(config.proposer, model, config.model),
         speculation=config.speculation,
         overlap=config.overlap,
+        loras=LoRAManager(
+            model,
+            num_rows=config.lora_rows,
+            host_bytes=config.lora_host_bytes,
+            max_rank=config.max_lora_rank,
+        ),
         seed=config.seed,
     )
 

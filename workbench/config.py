@@ -174,8 +174,11 @@ class EngineConfig:
     that names no seed of its own. `eviction`: which cached block goes next, a name in
     `workbench.cache.eviction_policy` or a function. `proposer` guesses tokens that are verified
     several at once, as `speculation` (a `SpeculationConfig`) says: "ngram", "suffix", a name under
-    `adapters/<model>/`, a folder with a draft head or model, or a `Proposer`. `cuda_graphs` and
-    `tape` are explained at `Runner`, `overlap` at `Engine`, the rest at `SchedulerConfig`.
+    `adapters/<model>/`, a folder with a draft head or model, or a `Proposer`. `lora_rows`: rank
+    rows on the device for LoRA adapters, planned beside the cache; an adapter takes as many as its
+    rank (None: as many as are loaded). `lora_host_bytes` bounds their copies in host memory,
+    `max_lora_rank` what is loaded at all. `cuda_graphs` and `tape` are explained at `Runner`,
+    `overlap` at `Engine`, the rest at `SchedulerConfig`.
     """
 
     model: str = "tinypy"
@@ -204,6 +207,9 @@ class EngineConfig:
     seed: int | None = None
     proposer: Any = None
     speculation: Any = None
+    lora_rows: int | None = None
+    lora_host_bytes: int | None = None
+    max_lora_rank: int = 256
 
     def scheduler(self) -> SchedulerConfig:
         """Return the part of these settings that the scheduler owns, checked."""

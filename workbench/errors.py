@@ -65,10 +65,30 @@ class RequestFinished(WorkbenchError, RuntimeError):
 class CheckpointError(WorkbenchError):
     """A checkpoint cannot be loaded; `problems` lists every fault found, not only the first."""
 
+    kind = "checkpoint"
+
     def __init__(self, path: Any, problems: Iterable[str], fix: str) -> None:
         self.path, self.problems, self.fix = str(path), list(problems), fix
         lines = "".join(f"\n  - {problem}" for problem in self.problems)
-        super().__init__(f"checkpoint {self.path}: {len(self.problems)} problem(s){lines}\n{fix}")
+        super().__init__(f"{self.kind} {path}: {len(self.problems)} problem(s){lines}\n{fix}")
+
+
+class AdapterError(CheckpointError):
+    """A LoRA adapter cannot be read, or does not fit the model; `problems` lists every fault."""
+
+    kind = "adapter"
+
+
+class AdapterInUse(WorkbenchError, RuntimeError):
+    """Unfinished requests go through the adapter, so that it cannot be unloaded yet."""
+
+    def __init__(self, name: str, request_ids: Iterable[str]) -> None:
+        self.name, self.request_ids = name, list(request_ids)
+        shown = ", ".join(self.request_ids[:8]) + (", …" if len(self.request_ids) > 8 else "")
+        super().__init__(
+            f"adapter={name!r}: in use by {len(self.request_ids)} request(s): {shown}. Let them "
+            "end, abort them, or unload with wait=True: it goes when they have ended."
+        )
 
 
 class ProcessorFailed(WorkbenchError, RuntimeError):

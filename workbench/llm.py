@@ -19,6 +19,7 @@ from workbench.config import EngineConfig, unknown_keyword
 from workbench.describe import Described
 from workbench.engine import Engine
 from workbench.errors import ConfigError, RequestError
+from workbench.lora import LoRAManager
 from workbench.request import Prompt, RequestOutput
 from workbench.sampling_params import SamplingParams
 
@@ -48,22 +49,29 @@ class LLM(Described):
         """The model's tokenizer."""
         return self.engine.tokenizer
 
+    @property
+    def loras(self) -> LoRAManager:
+        """The adapters: `llm.loras.load("sql", folder)`, while requests run too."""
+        return self.engine.loras
+
     def generate(
         self,
         prompts: Prompt | Tokens[Prompt],
         params: SamplingParams | list[SamplingParams] | None = None,
         *,
+        lora: str | list[str | None] | None = None,
         progress: bool = True,
     ) -> list[RequestOutput]:
         """Generate for every prompt, all in flight together; return outputs in the prompts' order.
 
         prompts: one, or a list of them: texts, lists of token ids, embeddings [tokens, hidden], or
-        lists of ids and embeddings. params: one for all, or one each. An invalid one raises
-        `RequestError` before any runs. An interrupt discards the batch.
+        lists of ids and embeddings. params: one for all, or one each. lora: the adapters they go
+        through, `"sql"` or `"sql:0.5"`, one for all or one each; None is the base. An invalid one
+        raises `RequestError` before any runs. An interrupt discards the batch.
         """
         many = as_prompts(prompts)
         with tqdm(total=len(many), disable=not progress, unit="request") as bar:
-            return self.engine.generate(many, params, on_finish=lambda _: bar.update())
+            return self.engine.generate(many, params, lora=lora, on_finish=lambda _: bar.update())
 
     def close(self) -> None:
         """Give the memory back."""

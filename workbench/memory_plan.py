@@ -14,9 +14,10 @@ import torch
 
 from workbench.cache import KVCache, groups_of
 from workbench.cache.kv import size_for_memory
-from workbench.config import EngineConfig, ModelConfig
+from workbench.config import EngineConfig, ModelConfig, require_positive
 from workbench.describe import Described, human_bytes
 from workbench.errors import ConfigError
+from workbench.lora.pool import RankPool
 from workbench.models import DecoderLM
 
 _CPU_CACHE_BYTES = 512 << 20
@@ -80,6 +81,7 @@ def plan_memory(model: DecoderLM, config: EngineConfig, memory: Memory | None = 
     memory = memory or memory_of(weight.device)
     shape, size = model.config, config.block_size
     room = memory.free - activation_bytes(shape, config) - logit_bytes(shape, config)
+    room -= lora_bytes(model, config)
     # What is asked for by number may also take the share that is else left over.
     budget = room if config.num_blocks else int(_CACHE_SHARE * room)
     if weight.device.type == "cpu" and not config.num_blocks:
@@ -110,6 +112,7 @@ def _plan(
         _OTHERS: max(0, memory.capacity - memory.free - weights),
         "weights": weights,
         **_cache_bytes(model.config, config, weight.dtype, num_blocks, beside),
+        **({"LoRA adapters": lora_bytes(model, config)} if config.lora_rows else {}),
         "activations of a step, at most": activation_bytes(model.config, config),
         "logits and sampling, at most": logit_bytes(model.config, config),
     }
@@ -152,6 +155,17 @@ def activation_bytes(model: ModelConfig, config: EngineConfig) -> int:
 def logit_bytes(model: ModelConfig, config: EngineConfig) -> int:
     """Return a bound on what the logits of a step take, and on what sampling makes of them."""
     return 4 * 4 * model.vocab_size * config.max_sequences
+
+
+def lora_bytes(model: DecoderLM, config: EngineConfig) -> int:
+    """Return what the rank rows of adapters take in bytes, over all linear layers but the head.
+
+    0 where no number is set: rows are then made as adapters come, from what the plan leaves.
+    """
+    if config.lora_rows is None:
+        return 0
+    require_positive("lora_rows", config.lora_rows)
+    return config.lora_rows * RankPool(model, 0).bytes_per_row()
 
 
 def _weight_bytes(model: DecoderLM) -> int:

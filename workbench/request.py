@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, Union
 
 from workbench.activations import Activations
 from workbench.describe import Described
@@ -62,6 +62,15 @@ class Chooser(Protocol):
         """Take in what the model said after the sequence's last token; nothing is appended."""
 
 
+class AdapterUse(NamedTuple):
+    """A LoRA adapter that a request goes through, times a factor; `digest` says which weights the
+    name stood for when the request came."""
+
+    name: str
+    scale: float
+    digest: str
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One validated request. `prompt` is None where token ids were given; `priority`: smaller is
@@ -70,7 +79,7 @@ class Request:
     `namespace` separates prefix reuse: blocks are only shared between requests of equal namespace,
     and embeddings are part of it by their content. `tenant`: on whose account it runs. `embeds`:
     what stands in place of tokens. `retention`: how long the cache keeps which tokens' blocks, by
-    position.
+    position. `lora`: the adapters it goes through, added up; they are part of its namespace.
     """
 
     request_id: str
@@ -83,6 +92,7 @@ class Request:
     tenant: str = ""
     embeds: PromptEmbeds | None = field(default=None, compare=False)
     retention: tuple[KeptRange, ...] = ()
+    lora: tuple[AdapterUse, ...] = ()
 
     @property
     def text_token_ids(self) -> tuple[int, ...]:

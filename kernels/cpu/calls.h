@@ -15,3 +15,8 @@ EXPORT void silu_mul(const char *gate_up, char *out, long rows, long size, int i
 EXPORT int attention(const Batch *b, const void *q, const void *k, const void *v, void *out,
                      void *kv, const float *cos, const float *sin, long q_stride, long k_stride,
                      long v_stride, long heads, float scale, long window, int is_bf16);
+EXPORT int lora(const void *x, const void *a, const void *b, void *y, const int32_t *starts,
+                const int32_t *rows, const float *scales, const float *shifts,
+                const int32_t *ranks, const int32_t *order, const int32_t *tiles, long num_tiles,
+                long inputs, long outputs, long parts, long width, long x_stride, int is_bf16,
+                int threads);

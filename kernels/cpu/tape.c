@@ -6,7 +6,7 @@
  */
 #include "calls.h"
 
-enum { EMBEDDING, ANGLES, LINEAR, RMS_NORM, SILU_MUL, ATTENTION };
+enum { EMBEDDING, ANGLES, LINEAR, RMS_NORM, SILU_MUL, ATTENTION, LORA };
 
 typedef struct {
     long kind;
@@ -62,6 +62,17 @@ typedef struct {
     int is_bf16;
 } AttentionCall;
 
+typedef struct {
+    long kind;
+    const void *x, *a, *b;
+    void *y;
+    const int32_t *starts, *rows;
+    const float *scales, *shifts;
+    const int32_t *ranks, *order, *tiles;
+    long num_tiles, inputs, outputs, parts, width, x_stride;
+    int is_bf16;
+} LoraCall;
+
 static int call(const long *record, long tokens, int threads) {
     switch (*record) {
     case EMBEDDING: {
@@ -90,6 +101,12 @@ static int call(const long *record, long tokens, int threads) {
         const SiluCall *c = (const void *)record;
         silu_mul(c->gate_up, c->out, tokens * c->rows, c->size, c->is_bf16, threads);
         return 0;
+    }
+    case LORA: {
+        const LoraCall *c = (const void *)record;
+        return lora(c->x, c->a, c->b, c->y, c->starts, c->rows, c->scales, c->shifts, c->ranks,
+                    c->order, c->tiles, tokens * c->num_tiles, c->inputs, c->outputs, c->parts,
+                    c->width, c->x_stride, c->is_bf16, threads);
     }
     default: {
         const AttentionCall *c = (const void *)record;

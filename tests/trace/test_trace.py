@@ -60,6 +60,11 @@ EVENTS = [
     events.StepDone(
         3, ((0, 1), (1, 2)), {}, 9, (4, 5), ((-0.5, ((1, -0.5), (2, -1.0))), None), 0.25
     ),
+    events.AdapterLoaded(4, "sql", "00ff", 16, 4096, 0.25),
+    events.AdapterMoved(4, "sql", "host", "device", "wanted", (3, 1), 0.125),
+    events.AdapterPinned(4, "sql", True),
+    events.AdapterAwaited(4, 1, "sql", "no room"),
+    events.AdapterUnloaded(4, "sql"),
     events.StateSeen(
         3, (0,), ((0, "r0", (1, 2), None),), ((0, 1, "ff", (0,), 0),), (), (), (), (), ()
     ),

@@ -58,6 +58,7 @@ class AsyncEngine(Described):
         priority: int = 0,
         namespace: str = "",
         timeout: float | None = None,
+        lora: str | None = None,
         wait: bool = True,
     ) -> TokenStream:
         """Submit a request; return the stream of its `StreamDelta`s, for `async for` or `for`.
@@ -68,7 +69,7 @@ class AsyncEngine(Described):
         `RequestFailed` if a step fails. Closing or dropping the stream aborts the request.
         """
         mailbox = Mailbox()
-        options = _options(request_id, priority, namespace, timeout)
+        options = _options(request_id, priority, namespace, timeout, lora)
         ticket = Ticket(prompt, params, options, wait, mailbox)
         self._loop.submit(ticket)
         # Through `self`, so that the engine runs for as long as somebody reads.
@@ -83,6 +84,7 @@ class AsyncEngine(Described):
         priority: int = 0,
         namespace: str = "",
         timeout: float | None = None,
+        lora: str | None = None,
         wait: bool = True,
     ) -> Reply[RequestOutput]:
         """Submit a request; return a reply with its whole output. Arguments, errors as `stream`'s.
@@ -90,7 +92,7 @@ class AsyncEngine(Described):
         Cancelling the reply, or a task that awaits it, aborts the request.
         """
         reply: Reply[RequestOutput] = Reply()
-        options = _options(request_id, priority, namespace, timeout)
+        options = _options(request_id, priority, namespace, timeout, lora)
         ticket = Ticket(prompt, params, options, wait, Answer(reply))
         self._loop.submit(ticket)
         reply.add_done_callback(lambda done: self._loop.leave(ticket) if done.cancelled() else None)
@@ -188,11 +190,16 @@ class AsyncEngine(Described):
 
 
 def _options(
-    request_id: str | None, priority: int, namespace: str, timeout: float | None
+    request_id: str | None,
+    priority: int,
+    namespace: str,
+    timeout: float | None,
+    lora: str | None,
 ) -> dict[str, Any]:
     return {
         "request_id": request_id,
         "priority": priority,
         "namespace": namespace,
         "timeout": timeout,
+        "lora": lora,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from workbench.activations import Activations
@@ -19,7 +20,7 @@ from workbench.engine.reports import check_reports
 from workbench.errors import RequestError
 from workbench.guide import Guide
 from workbench.metrics import RequestMetrics
-from workbench.request import Prompt, Request, Sequence, TextStream
+from workbench.request import AdapterUse, Prompt, Request, Sequence, TextStream
 from workbench.retention import Retention, resolve
 from workbench.sample import bad_word_ids, check_params
 from workbench.sampling_params import SamplingParams
@@ -38,6 +39,7 @@ def make_request(
     tenant: str,
     timeout: float | None,
     retention: Iterable[Retention] | None,
+    lora: tuple[AdapterUse, ...],
     model: DecoderLM,
     tokenizer: Tokenizer | None,
 ) -> Request:
@@ -57,10 +59,12 @@ def make_request(
     namespace = namespace if scope is None else f"{namespace}\0rope-{scope}"
     if embeds is not None:
         namespace = f"{namespace}\0embeds-{embeds.digest()}"
+    if lora:  # what KV holds depends on the adapters' weights
+        uses = "+".join(f"{use.digest}:{use.scale!r}" for use in lora)
+        namespace = f"{namespace}\0lora-{uses}"
     ends, kept = _deadline(timeout), resolve(retention, len(ids))
-    return Request(
-        request_id, text, ids, params, priority, namespace, ends, tenant, embeds, retention=kept
-    )
+    request = Request(request_id, text, ids, params, priority, namespace, ends, tenant, embeds)
+    return replace(request, retention=kept, lora=lora)
 
 
 def _deadline(timeout: float | None) -> float | None:

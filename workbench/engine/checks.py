@@ -19,6 +19,7 @@ from workbench.engine.reports import check_fork_reports, check_reports
 from workbench.engine.requests import RequestRecord
 from workbench.errors import ConfigError, RequestError
 from workbench.errors import RequestFinished as AlreadyFinished
+from workbench.lora import LoRAManager
 from workbench.models import DecoderLM
 from workbench.ops import Backend, get_backend
 from workbench.request import Prompt, Request, Sequence
@@ -29,7 +30,12 @@ from workbench.scheduler import Policy, Scheduler, get_policy
 
 
 def check_parts(
-    model: DecoderLM, cache: KVCache, scheduler: Scheduler, runner: Runner, seed: int | None
+    model: DecoderLM,
+    cache: KVCache,
+    scheduler: Scheduler,
+    runner: Runner,
+    loras: LoRAManager | None,
+    seed: int | None,
 ) -> None:
     """Raise `ConfigError` where a part was made for another, as after a cell was run again, and
     for a seed that is none."""
@@ -40,6 +46,8 @@ def check_parts(
         raise _stranger("runner", runner, "cache")
     if runner.model is not model:
         raise _stranger("runner", runner, "model")
+    if loras is not None and loras.model is not model:
+        raise _stranger("loras", loras, "model")
 
 
 def _stranger(field: str, part: object, other: str) -> ConfigError:
@@ -154,14 +162,18 @@ def check_limits(
 
 
 def pair(
-    prompts: Iterable[Prompt], params: SamplingParams | list[SamplingParams] | None
-) -> list[tuple[Prompt, SamplingParams | None]]:
-    """Return each prompt with its parameters; raise `RequestError` unless there are as many."""
+    prompts: Iterable[Prompt],
+    params: SamplingParams | list[SamplingParams] | None,
+    lora: str | list[str | None] | None = None,
+) -> list[tuple[Prompt, SamplingParams | None, str | None]]:
+    """Return each prompt with its parameters and adapters; `RequestError` unless as many."""
     if isinstance(prompts, str | Tensor) or not isinstance(prompts, Iterable):
         raise RequestError("prompts", prompts, "is not a list of prompts", "Put it into a list.")
     many = list(prompts)
     each = params if isinstance(params, list) else [params] * len(many)
-    if len(each) != len(many):
-        fix = "Give one for all, or a list with one each."
-        raise RequestError("params", f"{len(each)} of them", f"for {len(many)} prompts", fix)
-    return list(zip(many, each, strict=True))
+    adapters = lora if isinstance(lora, list) else [lora] * len(many)
+    for field, given in (("params", each), ("lora", adapters)):
+        if len(given) != len(many):
+            fix = "Give one for all, or a list with one each."
+            raise RequestError(field, f"{len(given)} of them", f"for {len(many)} prompts", fix)
+    return list(zip(many, each, adapters, strict=True))

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from workbench.cache import DroppingPolicy, EvictionPolicy, KVCache
 from workbench.config import SchedulerConfig
 from workbench.describe import Described
-from workbench.engine import checks, files, loops
+from workbench.engine import checks, loops, time_travel
 from workbench.engine.admission import make_request, make_sequence
 from workbench.engine.brancher import Brancher
 from workbench.engine.description import describe
@@ -27,14 +27,15 @@ from workbench.engine.overlap import Overlap
 from workbench.engine.record import Laps, StepRecord, named, new_tokens, step_done
 from workbench.engine.requests import RequestBook, RequestRecord
 from workbench.engine.speculator import Speculator
-from workbench.engine.state import EngineState, in_order, pack, unpack
+from workbench.engine.state import EngineState
 from workbench.engine.strategies import make_strategy
 from workbench.engine.swapping import replacing
 from workbench.errors import EngineClosed, RequestError
 from workbench.errors import RequestFinished as AlreadyFinished
-from workbench.events import EngineRestored, EventBus
+from workbench.events import EventBus
 from workbench.guided import GrammarCompiler
 from workbench.interrupts import shielded
+from workbench.lora import LoRAManager
 from workbench.models import DecoderLM
 from workbench.models.tokenizer import Tokenizer
 from workbench.request import Prompt, RequestOutput
@@ -55,6 +56,7 @@ class Engine(Described):
     guided requests (None: its own, made when one comes). `proposer`: guesses tokens that are
     verified several at once, see `workbench.speculation`; `speculation`: how far that goes.
     `overlap`: whether loops start a step before the last one's tokens are read ("auto": on a GPU).
+    `loras`: the adapters that requests may name (None: a manager of its own, empty).
     """
 
     def __init__(
@@ -67,22 +69,25 @@ class Engine(Described):
         *,
         proposer: Proposer | None = None,
         speculation: SpeculationConfig | None = None,
+        loras: LoRAManager | None = None,
         grammars: GrammarCompiler | None = None,
         overlap: bool | str = "auto",
         seed: int | None = None,
         bus: EventBus | None = None,
     ) -> None:
         """Raise `ConfigError` if the parts were not made for each other."""
-        checks.check_parts(model, cache, scheduler, runner, seed)
+        checks.check_parts(model, cache, scheduler, runner, loras, seed)
         self.model, self.cache, self.scheduler, self.runner = model, cache, scheduler, runner
         self.sampler, self.seed = sampler or Sampler(), seed
         self.bus = EventBus() if bus is None else bus  # one that nobody listens to is false
         self.bus.source = weakref.ref(self)
         cache.blocks.bus = scheduler.bus = self.bus
+        self.loras = LoRAManager(model) if loras is None else loras
         self.speculator = Speculator(model, cache, scheduler, runner, proposer, speculation)
         self.overlap = Overlap(overlap, scheduler, runner, self.speculator)
         self.closed = False
         self._book = RequestBook()
+        self.loras.attach(self.bus, scheduler, runner, self._book.unfinished)
         self._desk = GuideDesk(model, scheduler, grammars)
         self._brancher = Brancher(model, scheduler, self._book, self._desk)
 
@@ -154,18 +159,20 @@ class Engine(Described):
         tenant: str = "",
         timeout: float | None = None,
         retention: Iterable[Retention] | None = None,
+        lora: str | None = None,
     ) -> str:
         """Queue a request and return its id.
 
         prompt: text, embeddings [tokens, hidden], or a list of token ids and embeddings. priority
         and tenant: for the policies that look at them. namespace: keeps prefix reuse apart (a cache
         salt). timeout: seconds after which it ends as it is. retention: what of it the cache keeps
-        longer. Raises `RequestError`, with nothing queued, for what could not run to its end.
+        longer. lora: adapters it goes through, "sql", "sql:0.5" or "sql:0.7+json:0.3". Raises
+        `RequestError`, with nothing queued, for what could not run to its end.
         """
         self.require_open()
         request_id = self._book.free_name() if request_id is None else request_id
         params = SamplingParams() if params is None else params
-        wishes = priority, namespace, tenant, timeout, retention
+        wishes = priority, namespace, tenant, timeout, retention, self.loras.resolve(lora)
         request = make_request(request_id, prompt, params, *wishes, self.model, self.tokenizer)
         self._book.require_free(request_id)
         number, limits = self._book.next_number(), self.scheduler.config
@@ -175,6 +182,7 @@ class Engine(Described):
         record = RequestRecord(request, [sequence], make_strategy(params, sequence))
         with shielded():
             self._book.add(record)
+            self.loras.count(request.lora)
             self._desk.queue(sequence)
             if self.bus:
                 waits = self._desk.holds(sequence)
@@ -272,32 +280,22 @@ class Engine(Described):
     def checkpoint(self) -> EngineState:
         """Return every request as it stands, as plain data; takes no block and copies no KV."""
         self._require_between_steps("checkpoint")
-        records = in_order(self._book.records.values(), self.scheduler.running)
-        return EngineState(self.scheduler.step, tuple(map(pack, records)))
+        return time_travel.checkpoint(self, self._book)
 
     def restore(self, state: EngineState) -> None:
         """Go back to a checkpoint of this engine, as often as you like.
 
         Later requests are gone, earlier ones go on, their KV computed again where the prefix cache
-        lacks it. Steps count on. Raises `RequestError` for anything but a checkpoint.
+        lacks it. Steps count on. Raises `RequestError` for anything but a checkpoint, and if an
+        adapter of it was unloaded.
         """
         self._require_between_steps("restore")
-        if not isinstance(state, EngineState):
-            raise RequestError("state", state, "is no checkpoint", "Pass `engine.checkpoint()`.")
-        number = self._book.next_number
-        records = [unpack(request, self.model, number) for request in state.requests]
-        with shielded():
-            self.discard(list(self._book.records))
-            if self.bus:
-                self.bus.emit(EngineRestored(self.scheduler.step, state.step))
-            for record in records:
-                self._brancher.enter(record)
+        time_travel.restore(self, self._book, self._brancher, state)
 
     def save(self, request_id: str, path: str | Path) -> Path:
         """Write a request, running or ended, to a JSON file; `RequestError` if it holds code."""
         self._require_between_steps("save")
-        files.write(Path(path), pack(self.find(request_id)), self.model.config)
-        return Path(path)
+        return time_travel.save(self, request_id, Path(path))
 
     def load(self, path: str | Path, *, request_id: str | None = None) -> str:
         """Continue a saved request beside those that run; return its id (as saved, or the given).
@@ -306,15 +304,7 @@ class Engine(Described):
         request cannot run here.
         """
         self._require_between_steps("load")
-        state = files.read(Path(path), self.model.config)
-        if request_id is not None:
-            state = replace(state, request=replace(state.request, request_id=request_id))
-        self._book.require_free(state.request.request_id)
-        checks.check_loaded(state.request, self.cache, self.model, self.scheduler.config)
-        record = unpack(state, self.model, self._book.next_number)
-        with shielded():
-            self._brancher.enter(record)
-        return state.request.request_id
+        return time_travel.load(self, self._book, self._brancher, Path(path), request_id)
 
     # --- loops over step ----------------------------------------------------------------------
 
@@ -327,14 +317,16 @@ class Engine(Described):
         prompts: Iterable[Prompt],
         params: SamplingParams | list[SamplingParams] | None = None,
         *,
+        lora: str | list[str | None] | None = None,
         on_finish: Callable[[RequestRecord], Any] | None = None,
     ) -> list[RequestOutput]:
         """Run these prompts to their end, all in flight together, and return outputs in order.
 
-        Either all are queued or none: a bad one raises first. `on_finish` gets each as it ends.
+        Either all are queued or none: a bad one raises first. lora: one for all, or one each.
+        `on_finish` gets each as it ends.
         """
         self._require_between_steps("generate")
-        return loops.generate(self, prompts, params, on_finish)
+        return loops.generate(self, prompts, params, lora, on_finish)
 
     # --- changing and ending ------------------------------------------------------------------
 
@@ -372,7 +364,8 @@ class Engine(Described):
         with shielded():
             self.discard(list(self._book.records))
             self.closed = True
-            for part in (self.cache, self.runner, self._desk, self.overlap, self.speculator):
+            parts = self.cache, self.runner, self._desk, self.overlap, self.speculator, self.loras
+            for part in parts:
                 part.close()
             del self.model, self.runner, self.sampler, self._brancher, self._desk, self.speculator
 

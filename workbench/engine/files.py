@@ -18,11 +18,11 @@ from workbench.engine.state import RequestState
 from workbench.errors import RequestError, StateError, WorkbenchError
 from workbench.guided_params import GuidedDecodingParams
 from workbench.metrics import RequestMetrics
-from workbench.request import Request
+from workbench.request import AdapterUse, Request
 from workbench.retention import KeptRange
 from workbench.sampling_params import SamplingParams
 
-FORMAT, VERSION = "workbench-request", 3
+FORMAT, VERSION = "workbench-request", 4
 _AGAIN = "Save it again with `engine.save(request_id, path)`."
 _TIMES = ("arrival", "first_scheduled", "first_token", "finished")
 
@@ -68,6 +68,7 @@ def read(path: Path, config: ModelConfig) -> RequestState:
         request["prompt_token_ids"] = tuple(request["prompt_token_ids"])
         request["deadline"] = None if deadline is None else deadline + now
         request["embeds"] = _unpack_embeds(request["embeds"])
+        request["lora"] = tuple(AdapterUse(*use) for use in request["lora"])
         request["retention"] = tuple(KeptRange(*kept) for kept in request["retention"])
         params = request["params"]
         sequences = tuple(_shifted(_unpacked(data, params), now) for data in content["sequences"])

@@ -36,7 +36,9 @@ class Steppable(Protocol):
 
     def advance(self) -> StepRecord: ...
 
-    def add(self, prompt: Prompt, params: SamplingParams | None = None) -> str: ...
+    def add(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, lora: str | None = None
+    ) -> str: ...
 
     def find(self, request_id: str) -> RequestRecord: ...
 
@@ -81,14 +83,15 @@ def generate(
     engine: Steppable,
     prompts: Iterable[Prompt],
     params: SamplingParams | list[SamplingParams] | None,
+    lora: str | list[str | None] | None,
     on_finish: OnFinish | None,
 ) -> list[RequestOutput]:
     """Run these prompts to their end, all in flight together; see `Engine.generate`."""
     request_ids: list[str] = []
     try:
-        for prompt, own in pair(prompts, params):
+        for prompt, own, adapters in pair(prompts, params, lora):
             with shielded():  # what is added is also noted
-                request_ids.append(engine.add(prompt, own))
+                request_ids.append(engine.add(prompt, own, lora=adapters))
         _run(engine, set(request_ids), on_finish)
         return [engine.forget(request_id) for request_id in request_ids]
     except BaseException:

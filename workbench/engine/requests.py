@@ -139,6 +139,10 @@ class RequestBook:
             raise UnknownRequest(request_id, self.records)
         return self.records[request_id]
 
+    def unfinished(self) -> list[Request]:
+        """Return the requests that have not ended."""
+        return [record.request for record in self.records.values() if not record.finished]
+
     def drop(self, request_id: str) -> RequestRecord | None:
         """Take a record out and return it; None if it is not there."""
         self.unsettled.pop(request_id, None)

@@ -3,6 +3,13 @@
 Enough is said to rebuild the allocator and the scheduler of any step; `workbench.trace` does so.
 """
 
+from workbench.events.adapters import (
+    AdapterAwaited,
+    AdapterLoaded,
+    AdapterMoved,
+    AdapterPinned,
+    AdapterUnloaded,
+)
 from workbench.events.blocks import (
     BlockAllocated,
     BlockCached,
@@ -53,6 +60,11 @@ from workbench.events.steps import (
 )
 
 __all__ = [
+    "AdapterAwaited",
+    "AdapterLoaded",
+    "AdapterMoved",
+    "AdapterPinned",
+    "AdapterUnloaded",
     "BlockAllocated",
     "BlockCached",
     "BlockCopied",

@@ -16,7 +16,8 @@ class RequestAdded(Event):
 
     state: `waiting`, `paused`, or `compiling` until its grammar is there. branch: its place among
     the request's sequences. num_cached (None: it has never run) and num_preemptions: what one that
-    was restored or loaded has behind it. A twin is told of by `SequenceForked` first.
+    was restored or loaded has behind it. lora: its adapters, as a request names them. A twin
+    is told of by `SequenceForked` first.
     """
 
     request_id: str
@@ -29,6 +30,7 @@ class RequestAdded(Event):
     branch: int = 0
     num_cached: int | None = None
     num_preemptions: int = 0
+    lora: str = ""
 
 
 @dataclass(slots=True)

@@ -26,6 +26,8 @@ class Embedding(nn.Embedding):
         if ctx is None:
             return super().forward(token_ids)
         x = ctx.backend.embedding(token_ids, self.weight)
+        if ctx.lora is not None:
+            x = ctx.lora.embed(self, token_ids, x)
         if ctx.embeds is None:
             return x
         return x.index_copy(0, ctx.embeds.positions, ctx.embeds.rows.to(x.dtype))

@@ -1,7 +1,8 @@
 """The linear layer that models use: `nn.Linear` whose weights start as uninitialised memory.
 
-A checkpoint overwrites them anyway. Quantization and LoRA replace these modules from outside, so
-nothing here knows of them; `DecoderLM.init_weights` fills a model that has no checkpoint.
+A checkpoint overwrites them anyway; `DecoderLM.init_weights` fills a model that has none.
+Quantization replaces these modules from outside. Adapters leave them as they are and come with the
+batch, so that one model serves engines with different ones.
 """
 
 from __future__ import annotations
@@ -19,4 +20,5 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:  # type: ignore[override]
         """Map x [T, in] to [T, out]; what replaces this layer may need the batch's `ctx` too."""
-        return ctx.backend.linear(x, self.weight, self.bias)
+        out = ctx.backend.linear(x, self.weight, self.bias)
+        return out if ctx.lora is None else ctx.lora.apply(self, x, out, ctx.backend)

@@ -29,6 +29,7 @@ SIGNATURES: dict[str, Signature] = {
     "rms_norm": Signature((*[_POINTER] * 5, _LONG, _LONG, _FLOAT, _INT, _INT), 5),
     "silu_mul": Signature((*[_POINTER] * 2, _LONG, _LONG, _INT, _INT), 2),
     "attention": Signature((*[_POINTER] * 8, *[_LONG] * 4, _FLOAT, _LONG, _INT), None),
+    "lora": Signature((*[_POINTER] * 11, *[_LONG] * 6, _INT, _INT), 11),
 }
 _KINDS = {name: kind for kind, name in enumerate(SIGNATURES)}
 
@@ -79,6 +80,6 @@ _RECORDS = {name: _record_type(signature) for name, signature in SIGNATURES.item
 def check(failure: int) -> None:
     """Raise what a function's result says went wrong."""
     if failure == 1:
-        raise MemoryError("no memory for attention's partial results")
+        raise MemoryError("no memory for partial results")
     if failure == 2:
         raise IndexError("a token id is outside the embedding's table")

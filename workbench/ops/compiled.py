@@ -20,7 +20,7 @@ from pathlib import Path
 from workbench import kernels
 from workbench.errors import ConfigError
 
-_SOURCES = ("linear.c", "attention.c", "pointwise.c", "inputs.c", "tape.c", "team.c")
+_SOURCES = ("linear.c", "attention.c", "pointwise.c", "inputs.c", "lora.c", "tape.c", "team.c")
 _FLAGS = ("-std=gnu11", "-O3", "-fopenmp", "-fPIC", "-fvisibility=hidden")
 _MARCH = "native"
 _OPENMP = ("libgomp", "libiomp5", "libomp")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from workbench.batch import ForwardContext, TreeMasks
 from workbench.errors import ConfigError
+from workbench.lora_batch import LoRABatch, LoRAWeights
 from workbench.ops.calls import Batch, check, functions
 from workbench.ops.sdpa import SDPABackend
 
@@ -53,6 +54,7 @@ class NativeBackend(SDPABackend):
         """Take what is called by name: the C functions."""
         self._embedding, self._angles, self._attention = c["embedding"], c["angles"], c["attention"]
         self._linear, self._rms_norm, self._silu_mul = c["linear"], c["rms_norm"], c["silu_mul"]
+        self._lora = c["lora"]
 
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return memory for a result."""
@@ -146,6 +148,29 @@ class NativeBackend(SDPABackend):
             dtype is torch.bfloat16,
             torch.get_num_threads(),
         )
+        return out
+
+    def add_lora(self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Tensor:
+        """Add to out, in place, what each token's variant makes of x; see `Backend.add_lora`."""
+        dtype, table, (order, tiles) = x.dtype, batch.table, batch.tiles
+        if dtype not in _DTYPES or not dtype == weights.a.dtype == out.dtype:
+            return super().add_lora(out, x, weights, batch)
+        if torch.is_grad_enabled():
+            _refuse_gradients(x, out)
+        x = x if x.stride(1) == 1 else x.contiguous()
+        pointers = x, weights.a, weights.b, out, weights.starts
+        failure = self._lora(
+            *(tensor.data_ptr() for tensor in (*pointers, *table[:4], order, tiles)),
+            x.shape[0],  # no tile is without a token
+            weights.a.shape[2],
+            out.shape[1],
+            weights.a.shape[1],
+            table.rows.shape[1],
+            x.stride(0),
+            dtype is torch.bfloat16,
+            torch.get_num_threads(),
+        )
+        check(failure)
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -7,6 +7,7 @@ over the rows. Slow, short, differentiable without a cache.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from workbench.batch import ForwardContext
 from workbench.describe import Described
+from workbench.lora_batch import LoRABatch, LoRAWeights
 from workbench.ops.paging import gather, write
 
 
@@ -117,6 +119,23 @@ class ReferenceBackend(Described):
         """Return silu(gate) * up of [gate | up]."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
+
+    def prepare_lora(self, batch: LoRABatch) -> Any:
+        """Nothing to prepare: variants are taken one after the other."""
+        return None
+
+    def add_lora(self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Tensor:
+        """Return out plus what each token's adapters add, summed in float32; see `Backend`."""
+        out = out.clone()
+        parts = list(pairwise(weights.bounds))
+        for group in batch.groups:
+            rows, scales, shifts = batch.rank_rows(group)
+            inputs, added = x[group.positions].float(), out[group.positions].float()
+            for part, (begin, end) in enumerate(parts):
+                inner = inputs @ weights.a[rows, part].float().T * scales + shifts  # [n, r]
+                added[:, begin:end] += inner @ weights.b[rows, begin:end].float()
+            out[group.positions] = added.to(out.dtype)
+        return out
 
 
 def angles(positions: Tensor, frequencies: Tensor, amplitude: float) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,8 @@
 A batch in which every row decodes is padded to the next size of a ladder and replayed from a graph
 of that size, captured the first time it is wanted; all graphs share one memory pool. With drafts to
 verify, rows and tokens are padded, each to a ladder of their own. Everything else runs eagerly, and
-`why_eager` says why. `run_padded` is the same pass without a graph: the
-oracle. Called by the runner; the graph ends with the hidden states, logits are made outside it.
+`why_eager` says why. `run_padded` is the same pass without a graph: the oracle. Called by the
+runner; the graph ends with the hidden states, logits are made outside it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import time
 import warnings
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from workbench.batch import Backend, ForwardContext, StepPlan
 from workbench.cache import KVCache
 from workbench.describe import Described
 from workbench.layers.probe import holding
+from workbench.lora import AdapterBatches, ReplayedAdapters
 from workbench.models import DecoderLM
 from workbench.run.decode_buffers import DecodeBuffers
 from workbench.run.decodes import PlainDecodes
@@ -47,6 +48,14 @@ class DecodeGraph:
     hidden: Tensor
     ctx: ForwardContext
     held: dict[str, Callable[[], Tensor]]
+
+
+class Filled(NamedTuple):
+    """A plan in static buffers, its adapters, and lengths that decide how it is computed."""
+
+    buffers: DecodeBuffers
+    lora: ReplayedAdapters | None
+    lens: list[int]
 
 
 class DecodeGraphs(Described):
@@ -71,6 +80,8 @@ class DecodeGraphs(Described):
         self.captures, self.capture_seconds, self.replays = 0, 0.0, 0
         self.eager: Counter[str] = Counter()
         self.latest: DecodeGraph | None = None
+        self.adapters: AdapterBatches | None = None  # makes those of a plan, if there may be any
+        self._loras: dict[int, ReplayedAdapters] = {}
         self.points: tuple[str, ...] = ()
         self.states: dict[str, Tensor] = {}
         self._watch = ModelWatch(model)
@@ -115,13 +126,17 @@ class DecodeGraphs(Described):
 
     def _replay(self, plan: StepPlan, backend: Backend) -> DecodeGraph | None:
         """Start a plan's pass and return its graph; None if it cannot be captured."""
-        buffers, lens = self._fill(plan)
-        launches = backend.graph_key(lens, self.cache.layers[0])
-        key = buffers.rows, buffers.width, buffers.tokens, _words(buffers), self.points, launches
+        filled = self._fill(plan, backend)
+        buffers, lora, lens = filled
+        place = None if lora is None else lora.generation
+        shape = buffers.rows, buffers.width, buffers.tokens, _words(buffers), self.points
+        key = place, *shape, backend.graph_key(lens, self.cache.layers[0])
         captured = self._graphs.get(key)
         if captured is None:
+            if place is not None:
+                self._drop_stale(place)
             try:
-                captured = self._graphs[key] = self._capture(buffers, lens, backend)
+                captured = self._graphs[key] = self._capture(filled, backend)
             except RuntimeError as error:
                 if self.insist:
                     raise
@@ -139,16 +154,16 @@ class DecodeGraphs(Described):
 
     def run_padded(self, plan: StepPlan, backend: Backend) -> tuple[Tensor, ForwardContext]:
         """Return what `run` does, computed without a graph on the same padded inputs."""
-        buffers, lens = self._fill(plan)
-        ctx, tokens = self._context(buffers, lens, backend), plan.num_tokens
+        filled = self._fill(plan, backend)
+        ctx, tokens = self._context(filled, backend), plan.num_tokens
         with holding(self.model, self.points) as held:
-            hidden = self.model(buffers.views["token_ids"], ctx)
+            hidden = self.model(filled.buffers.views["token_ids"], ctx)
             self.states = {point: rows()[:tokens] for point, rows in held.items()}
         return hidden[:tokens], ctx
 
-    def _fill(self, plan: StepPlan) -> tuple[DecodeBuffers, list[int]]:
-        """Return a plan's inputs, padded and on their way, and the lengths that decide how they
-        are computed: of decodes alone, as those of drafts are read on the device."""
+    def _fill(self, plan: StepPlan, backend: Backend) -> Filled:
+        """Return a plan's inputs, padded and on their way; lengths of decodes alone decide how they
+        are computed, as those of drafts are read on the device."""
         size = self.sizes[bisect_left(self.sizes, len(plan.sequences))]
         group = self.cache.blocks.groups[0]
         tables = [group.tables[sequence.sequence_id] for sequence in plan.sequences]
@@ -163,7 +178,16 @@ class DecodeGraphs(Described):
             buffers = self._buffers[key] = self._make(*key)
         lens = buffers.fill(plan, self.cache)
         buffers.upload(plan)
-        return buffers, [1] if plan.drafts else lens
+        made = self.adapters and self.adapters.refill(self._loras, plan, backend, buffers.tokens)
+        return Filled(buffers, made, [1] if plan.drafts else lens)
+
+    def _drop_stale(self, place: Hashable) -> None:
+        """Drop the graphs whose adapters lie elsewhere now."""
+        stale = [key for key in self._graphs if key[0] not in (None, place)]
+        if stale:
+            torch.cuda.synchronize(self.device)
+        for key in stale:
+            self._graphs.pop(key).graph.reset()
 
     def _make(self, rows: int, width: int, tokens: int, words: int) -> DecodeBuffers:
         rope_lens = self.model.needs_rope_lens
@@ -172,9 +196,11 @@ class DecodeGraphs(Described):
         sizes = {"rows": rows, "words": words}
         return PackedBuffers(tokens, width, self.device, **sizes, rope_lens=rope_lens)
 
-    def _context(self, buffers: DecodeBuffers, lens: list[int], backend: Backend) -> ForwardContext:
+    def _context(self, filled: Filled, backend: Backend) -> ForwardContext:
+        buffers, lora, lens = filled
+        batch = None if lora is None else lora.batch
         if isinstance(buffers, PackedBuffers):
-            return buffers.context(backend, self.cache.layers)
+            return replace(buffers.context(backend, self.cache.layers), lora=batch)
         views = buffers.views
         ctx = ForwardContext(
             backend=backend,
@@ -187,14 +213,15 @@ class DecodeGraphs(Described):
             block_tables=views["block_tables"],
             kv=self.cache.layers,
             rope_lens=views.get("rope_lens"),
+            lora=batch,
         )
         ctx.prepared = backend.prepare(ctx)
         return ctx
 
-    def _capture(self, buffers: DecodeBuffers, lens: list[int], backend: Backend) -> DecodeGraph:
+    def _capture(self, filled: Filled, backend: Backend) -> DecodeGraph:
         """Run the pass once, so that all is compiled and allocated, then capture it."""
         begin = time.perf_counter()
-        ctx, token_ids = self._context(buffers, lens, backend), buffers.views["token_ids"]
+        ctx, token_ids = self._context(filled, backend), filled.buffers.views["token_ids"]
         with torch.cuda.device(self.device):
             current = torch.cuda.current_stream()
             if self._pool is None:
@@ -232,6 +259,7 @@ class DecodeGraphs(Described):
             captured.graph.reset()
         self._graphs.clear()
         self._buffers.clear()
+        self._loras.clear()
         self.latest, self._pool, self._failure, self.states = None, None, "", {}
         self._decodes.forget()
         self._watch.renew()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from workbench.batch import Backend, EmbeddedRows, ForwardContext, StepPlan
 from workbench.cache import BlockManager, KVCache
+from workbench.lora_batch import LoRABatch
 from workbench.run.trees import logit_rows, rotary_positions, tree_masks
 
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -24,11 +25,13 @@ Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 @dataclass(slots=True)
 class StepInputs:
-    """token_ids [T] int64; ctx; logit_rows [R] int64: packed positions that give logits."""
+    """token_ids [T] int64; ctx; logit_rows [R] int64: packed positions that give logits, and the
+    context of these alone."""
 
     token_ids: Tensor
     ctx: ForwardContext
     logit_rows: Tensor
+    logit_ctx: ForwardContext
 
 
 class _Placed(NamedTuple):
@@ -45,7 +48,7 @@ class InputBuilder:
     def __init__(self, cache: KVCache, device: torch.device, *, rope_lens: bool = False) -> None:
         self.cache, self.device, self.needs_rope_lens = cache, device, rope_lens
 
-    def build(self, plan: StepPlan, backend: Backend) -> StepInputs:
+    def build(self, plan: StepPlan, backend: Backend, lora: LoRABatch | None = None) -> StepInputs:
         """Return the tensors of a plan; see `ForwardContext` for their shapes."""
         starts = np.array(plan.starts, dtype=np.int64)
         num_new = np.array(plan.num_new, dtype=np.int64)
@@ -94,11 +97,14 @@ class InputBuilder:
                 first_layer=members[0] if members else 0,
                 rope_lens=rope_lens,
                 embeds=embeds,
+                lora=lora,
                 trees=trees,
             )
             ctx.prepared = backend.prepare(ctx)
             contexts.append(ctx)
-        return StepInputs(token_ids, self._joined(contexts), logit_rows_t)
+        ctx = self._joined(contexts)
+        after = ctx if lora is None or len(asked) == ends[-1] else ctx.at(asked.tolist())
+        return StepInputs(token_ids, ctx, logit_rows_t, after)
 
     def _joined(self, contexts: list[ForwardContext]) -> ForwardContext:
         """Return the first group's context; with several groups, it leads to each layer's."""

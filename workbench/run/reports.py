@@ -155,7 +155,8 @@ def _score(
     for start in range(0, len(tokens), size):
         part = tokens[start : start + size]
         places = torch.tensor([[t.position, t.token_id] for t in part]).to(hidden.device)
-        logits = model.logits(hidden[places[:, 0]], ctx)  # [n, vocab]
+        asked = ctx.at([token.position for token in part])
+        logits = model.logits(hidden[places[:, 0]], asked)  # [n, vocab]
         logprobs = torch.log_softmax(logits.float(), dim=-1)
         entries += token_logprobs(logprobs, places[:, 1], [t.num_top for t in part])
     return entries

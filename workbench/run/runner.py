@@ -17,6 +17,7 @@ from workbench.cache import KVCache, KVGroup, groups_of
 from workbench.describe import Described
 from workbench.errors import ConfigError
 from workbench.layers import probe
+from workbench.lora import AdapterBatches
 from workbench.models import DecoderLM
 from workbench.ops import NativeBackend, get_backend
 from workbench.ops.watched import WatchedBackend
@@ -38,7 +39,8 @@ class Runner(Described):
     be captured; True insists on that, False never does; batch sizes say which to capture (and
     insist). tape: the same on a CPU, with a backend that can be recorded. `graphs` and `tapes` are
     None where there are none. `captured`: points of the model (see `workbench.layers.probe`) whose
-    rows each pass gives out in `ForwardOutput.states`.
+    rows each pass gives out in `ForwardOutput.states`. The engine's manager of LoRA adapters sets
+    `adapters`.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Runner(Described):
         CUDA graphs or a tape are wanted where they cannot be had."""
         self.model, self.cache = model, cache
         self.captured: tuple[str, ...] = ()
+        self._adapters: AdapterBatches | None = None
         self.device = next(model.parameters()).device
         self._check_fit()
         self.backend = get_backend(backend, self.device) if isinstance(backend, str) else backend
@@ -83,6 +86,19 @@ class Runner(Described):
                 "cache", str(kv.device), f"the model is on {self.device}", "Put both on one device."
             )
 
+    @property
+    def adapters(self) -> AdapterBatches | None:
+        """What makes a plan's LoRA adapters; None where there are none."""
+        return self._adapters
+
+    @adapters.setter
+    def adapters(self, adapters: AdapterBatches | None) -> None:
+        self._adapters = adapters
+        if self.graphs is not None:
+            self.graphs.adapters = adapters
+        if self.tapes is not None:
+            self.tapes.adapters = adapters
+
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> ForwardOutput:
         """Return the logits of `plan.sampled`, and a report for each row that asks for one."""
@@ -99,6 +115,8 @@ class Runner(Described):
         replays = self.graphs or self.tapes
         if replays is not None:
             why = replays.why_eager(plan, self.backend)
+            if not why and self._adapters is not None:
+                why = self._adapters.why_eager(plan)
             if not why:
                 replays.points = self.captured
                 hidden, ctx = replays.run(plan, self.backend)
@@ -111,7 +129,8 @@ class Runner(Described):
         masses, backend = BlockMasses(plan.weighed), self.backend
         if plan.weighed:
             backend = WatchedBackend(backend, masses)
-        inputs = self.inputs.build(plan, backend)
+        lora = None if self._adapters is None else self._adapters.build(plan, backend)
+        inputs = self.inputs.build(plan, backend, lora)
         with probe(self.model, {*points_of(plan), *self.captured}) as seen:
             hidden = self.model(inputs.token_ids, inputs.ctx)
         reports = make_reports(plan, self.model, hidden, inputs.ctx, seen)
@@ -123,7 +142,7 @@ class Runner(Described):
             return ForwardOutput(None, reports, states)
         if len(inputs.logit_rows) < hidden.shape[0]:
             hidden = hidden[inputs.logit_rows]
-        return ForwardOutput(self.model.logits(hidden, inputs.ctx), reports, states)
+        return ForwardOutput(self.model.logits(hidden, inputs.logit_ctx), reports, states)
 
     def why_plain(self) -> str:
         """Return why a pass may not be run before the step that it belongs to; empty if it may."""
@@ -150,6 +169,7 @@ class Runner(Described):
             if replays is not None:
                 replays.close()
         del self.graphs, self.tapes, self.model, self.cache, self.inputs, self.backend
+        self._adapters = None
 
     def describe(self) -> dict[str, Any]:
         """Return what runs where."""

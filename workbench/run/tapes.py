@@ -23,6 +23,8 @@ from workbench.cache import KVCache
 from workbench.describe import Described, human_bytes
 from workbench.errors import ConfigError
 from workbench.layers.probe import holding
+from workbench.lora import AdapterBatches, ReplayedAdapters
+from workbench.lora_batch import LoRABatch
 from workbench.models import DecoderLM
 from workbench.ops import NativeBackend
 from workbench.ops.native import NO_TREES, trees_of
@@ -40,18 +42,23 @@ _MIN_WIDTH = 64  # blocks of a table
 @dataclass(slots=True)
 class DecodeTape:
     """A recorded pass. hidden [tokens, hidden] is where its replays leave their result; held: reads
-    what they leave at points of the model."""
+    what they leave at points of the model; lora: None where no LoRA adapter takes part."""
 
     tape: Tape
     buffers: PackedBuffers
     hidden: Tensor
     ctx: ForwardContext
     held: dict[str, Callable[[], Tensor]]
+    lora: ReplayedAdapters | None
 
     def fits(self, tokens: int, width: int, points: tuple[str, ...]) -> bool:
         """Whether it replays passes of so many tokens and blocks, and these points are held."""
         buffers = self.buffers
         return tokens <= buffers.rows and width <= buffers.width and set(points) == set(self.held)
+
+    def takes_adapters(self, plan: StepPlan) -> bool:
+        """Write a plan's adapters, if it has any; False if they lie elsewhere now."""
+        return self.lora is None or self.lora.fill(plan)
 
 
 class DecodeTapes(Described):
@@ -69,6 +76,8 @@ class DecodeTapes(Described):
         self.captures, self.capture_seconds, self.replays = 0, 0.0, 0
         self.eager: Counter[str] = Counter()
         self.latest: DecodeTape | None = None
+        self.adapters: AdapterBatches | None = None  # makes those of a plan, if there may be any
+        self._held: dict[bool, DecodeTape] = {}  # without adapters, and with
         self.points: tuple[str, ...] = ()
         self.states: dict[str, Tensor] = {}
         self._watch = ModelWatch(model)
@@ -96,9 +105,12 @@ class DecodeTapes(Described):
             self.clear()
             self._backend = backend
         tokens, width = plan.num_tokens, self._width(plan)
-        taped = self.latest
+        taped = self._held.get(_adapted(plan))
         if taped is None or not taped.fits(tokens, width, self.points):
             return self._capture(plan, backend, tokens, width)
+        if not taped.takes_adapters(plan):
+            return self._capture(plan, backend, tokens, width)
+        self.latest = taped
         taped.buffers.fill(plan, self.cache)
         taped.buffers.upload(plan)
         self._replay(taped, plan, tokens)
@@ -117,13 +129,18 @@ class DecodeTapes(Described):
         return max(len(tables[sequence.sequence_id].block_ids) for sequence in plan.sequences)
 
     def run_plain(
-        self, plan: StepPlan, backend: Backend, buffers: PackedBuffers
+        self,
+        plan: StepPlan,
+        backend: Backend,
+        buffers: PackedBuffers,
+        lora: LoRABatch | None = None,
     ) -> tuple[Tensor, ForwardContext]:
         """Return what `run` does, computed without a tape on the same inputs."""
         lens = buffers.fill(plan, self.cache)
         buffers.upload(plan)
         masks = tree_masks(plan, self.device) if plan.drafts else None
         ctx = self._context(buffers, plan.num_new, lens, backend, masks)
+        ctx.lora = lora
         token_ids = buffers.views["token_ids"][: plan.num_tokens]
         with holding(self.model, self.points) as held:
             hidden = self.model(token_ids, ctx)
@@ -163,11 +180,16 @@ class DecodeTapes(Described):
         """Run a plan's pass, record it with room to grow, and return what the pass returned."""
         begin = time.perf_counter()
         sizes = _power_of_2(max(tokens, _MIN_TOKENS)), _power_of_2(max(width, _MIN_WIDTH))
+        self._held.pop(_adapted(plan), None)
         self.latest = None
         buffers = PackedBuffers(*sizes, self.device, rope_lens=self.model.needs_rope_lens)
-        hidden, ctx = self.run_plain(plan, backend, buffers)
+        lora = None
+        if self.adapters is not None and _adapted(plan):
+            lora = self.adapters.fixed(plan, backend, sizes[0])
+        batch = None if lora is None else lora.batch
+        hidden, ctx = self.run_plain(plan, backend, buffers, batch)
         try:
-            taped = self._record(buffers, backend)
+            taped = self._record(buffers, backend, lora)
             self._replay(taped, plan, tokens)
             if not _same_bits(taped.hidden[:tokens], hidden):
                 raise NotRecordable("a replay does not give what the pass itself does")
@@ -176,29 +198,34 @@ class DecodeTapes(Described):
                 raise
             self._failure = f"decodes cannot be recorded: {error}"
             self.eager[self._failure] += 1
-            return self.run_plain(plan, backend, buffers)  # a wrong replay has left wrong keys
-        self.latest = taped
+            # A wrong replay has left wrong keys.
+            return self.run_plain(plan, backend, buffers, batch)
+        self.latest = self._held[_adapted(plan)] = taped
         self.captures += 1
         self.capture_seconds += time.perf_counter() - begin
         return hidden, ctx
 
-    def _record(self, buffers: PackedBuffers, backend: Backend) -> DecodeTape:
+    def _record(
+        self, buffers: PackedBuffers, backend: Backend, lora: ReplayedAdapters | None
+    ) -> DecodeTape:
         assert isinstance(backend, NativeBackend), "`why_eager` was asked"
         tape, ones = Tape(buffers.rows), [1] * buffers.rows
         ctx = self._context(buffers, ones, ones, tape.recorder(backend))
+        ctx.lora = None if lora is None else lora.batch
         with holding(self.model, self.points) as held, tape.recording():
             hidden = self.model(buffers.views["token_ids"], ctx)
         ctx.backend = backend
-        return DecodeTape(tape, buffers, hidden, ctx, held)
+        return DecodeTape(tape, buffers, hidden, ctx, held, lora)
 
     def forget_inputs(self) -> None:
         """Fill the next inputs as if none had been before."""
-        if self.latest is not None:
-            self.latest.buffers.forget()
+        for taped in self._held.values():
+            taped.buffers.forget()
 
     def clear(self) -> None:
         """Drop the tape with its memory, and forget failures: record anew when wanted."""
         self.latest, self._failure, self.states = None, "", {}
+        self._held.clear()
         self._decodes.forget()
         self._watch.renew()
 
@@ -221,6 +248,11 @@ class DecodeTapes(Described):
             facts["held"] = f"{tape.num_calls} calls, {human_bytes(tape.num_bytes)}"
             facts["fits"] = f"{buffers.rows} tokens, tables of {buffers.width} blocks"
         return {**facts, "eager because": dict(self.eager)}
+
+
+def _adapted(plan: StepPlan) -> bool:
+    """Whether any of a plan's sequences goes through a LoRA adapter."""
+    return any(sequence.request.lora for sequence in plan.sequences)
 
 
 def _power_of_2(least: int) -> int:

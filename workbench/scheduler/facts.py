@@ -27,6 +27,7 @@ def added(step: int, sequence: Sequence, *, compiling: bool = False) -> RequestA
         sequence.index,
         metrics.num_cached_tokens if started else None,
         metrics.num_preemptions,
+        "+".join(f"{use.name}:{use.scale:g}" for use in request.lora),
     )
 
 

@@ -15,6 +15,7 @@ from workbench.cache import PrefixLookup, room
 from workbench.config import SchedulerConfig
 from workbench.draft import Draft
 from workbench.request import Sequence, Status
+from workbench.scheduler.adapters import AdapterWaits
 from workbench.scheduler.capacity import CAPACITIES
 from workbench.scheduler.chunking import sharing
 from workbench.scheduler.dropping import Dropper
@@ -34,6 +35,7 @@ class Planner:
     ) -> None:
         self.queues, self.order, self.dropper = queues, order, dropper
         self.blocks = queues.blocks
+        self.adapters = AdapterWaits(queues)
         self.configure(config)
 
     def configure(self, config: SchedulerConfig) -> None:
@@ -48,6 +50,7 @@ class Planner:
 
         drafts: by sequence id, what its next row would verify.
         """
+        self.adapters.begin(plan.step)
         prompts = self._decodes(plan)
         # Below zero where the limits were lowered under what runs: that goes on, and prompts wait.
         budget = max(0, self.config.max_batch_tokens - plan.num_decodes)
@@ -57,6 +60,7 @@ class Planner:
             self._admit(prompts, budget)
         while not prompts and not plan.num_decodes and self._make_way(plan):
             self._admit(prompts, budget)
+        plan.ended += self.adapters.end_lost()
         self._chunks(plan, prompts, budget)
         if drafts:
             self._drafts(plan, drafts)
@@ -111,7 +115,7 @@ class Planner:
         for sequence in waiting:
             if left <= 0 or len(running) >= self.config.max_sequences:
                 break
-            if prefix_waits.holds(sequence):
+            if prefix_waits.holds(sequence) or self.adapters.holds(sequence):
                 continue
             if not self._start(sequence, left, reserved, first=not prompts):
                 break

@@ -41,8 +41,7 @@ class Scheduler(Described):
 
     def __init__(self, cache: KVCache, config: SchedulerConfig | None = None) -> None:
         """Raise `ConfigError` if the settings ask for what the cache lacks."""
-        self.config = config or SchedulerConfig()
-        self.blocks = cache.blocks
+        self.config, self.blocks = config or SchedulerConfig(), cache.blocks
         self._check(self.config)
         self.step = 0
         self.books = Books()
@@ -51,6 +50,7 @@ class Scheduler(Described):
         self._dropper = Dropper(cache.blocks, self._policy_failed)
         self._dropper.policy = get_dropping(self.config.dropping)
         self._planner = Planner(self._queues, self.config, self._order, self._dropper)
+        self.adapters = self._planner.adapters  # asks whether LoRA adapters are there
         self._results = StepResults(self._queues, self.config)
         self.foresight = Foresight(self._queues)
         self._plan: StepPlan | None = None  # planned and not yet committed

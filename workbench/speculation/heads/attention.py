@@ -32,6 +32,7 @@ class BackendShell:
         )
         self.rope, self.silu_mul = inner.rope, inner.silu_mul
         self.embedding, self.angles = inner.embedding, inner.angles
+        self.prepare_lora, self.add_lora = inner.prepare_lora, inner.add_lora
 
     def prepare(self, ctx: ForwardContext) -> Any:
         """Nothing to prepare: the rows came with the backend."""

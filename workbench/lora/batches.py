@@ -1,0 +1,123 @@
+"""`AdapterBatches`: a plan's adapters as tensors, for the runner.
+
+One `LoRABatch` for each pass that an adapter takes part in; none where there is none, so that a
+batch of the base alone costs nothing. Reads the device's slots, whose adapters the scheduler has
+seen to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from workbench.batch import Backend, StepPlan
+from workbench.lora.slots import DeviceSlots
+from workbench.lora_batch import NO_VARIANT, LoRABatch, Tiles, make_tiles, tile_numbers
+
+
+class AdapterBatches:
+    """Makes batches over what is on the device."""
+
+    def __init__(self, slots: DeviceSlots) -> None:
+        self.slots = slots
+
+    def build(self, plan: StepPlan, backend: Backend) -> LoRABatch | None:
+        """Return the adapters of a plan's packed tokens; None where there are none."""
+        rows = self.variants(plan)
+        if rows is None:
+            return None
+        tokens = np.repeat(rows, plan.num_new).tolist()
+        batch = self.batch(tokens, make_tiles(tokens, self.slots.table.device))
+        batch.replaced = self.replaced(plan, rows)
+        batch.prepared = backend.prepare_lora(batch)
+        return batch
+
+    def batch(self, variants: list[int], tiles: Tiles) -> LoRABatch:
+        """Return a batch of tokens of these variants."""
+        return LoRABatch(self.slots.pool.weights, self.slots.table.tensors, variants, tiles)
+
+    def variants(self, plan: StepPlan) -> list[int] | None:
+        """Return each row's place in the table of variants; None where no row has adapters."""
+        wanted = list({s.request.lora: None for s in plan.sequences if s.request.lora})
+        if not wanted:
+            return None
+        places = self.slots.places(wanted)
+        return [places.get(sequence.request.lora, NO_VARIANT) for sequence in plan.sequences]
+
+    def refill(
+        self, held: dict[int, ReplayedAdapters], plan: StepPlan, backend: Backend, size: int
+    ) -> ReplayedAdapters | None:
+        """Return a plan's adapters in the buffers held for `size` tokens; None if it has none.
+
+        Buffers are made where there are none, and anew, all of them, if what they lead to moved.
+        """
+        if not any(sequence.request.lora for sequence in plan.sequences):
+            return None
+        if size not in held or not held[size].fill(plan):
+            held.clear()
+            held[size] = self.fixed(plan, backend, size)
+        return held[size]
+
+    def fixed(self, plan: StepPlan, backend: Backend, size: int) -> ReplayedAdapters:
+        """Return a plan's adapters in new buffers for `size` tokens."""
+        self.variants(plan)  # what it leads to may move
+        buffers = ReplayedAdapters(self, size, backend)
+        buffers.fill(plan)
+        return buffers
+
+    def why_eager(self, plan: StepPlan) -> str:
+        """Return why a pass over a plan's adapters cannot be replayed; empty if it can."""
+        embedding = self.slots.pool.model.embedding
+        for sequence in plan.sequences:
+            for use in sequence.request.lora:
+                resident = self.slots.find(use.name)
+                if resident.embeds or embedding in resident.replaced:
+                    return "an adapter changes the embedding"
+        return ""
+
+    def replaced(self, plan: StepPlan, rows: list[int]) -> dict[nn.Module, dict[int, Any]]:
+        """Return the matrices that stand in place of the model's, by layer and variant."""
+        found: dict[nn.Module, dict[int, Any]] = {}
+        for sequence, place in zip(plan.sequences, rows, strict=True):
+            for use in sequence.request.lora:
+                for layer, weight in self.slots.find(use.name).replaced.items():
+                    found.setdefault(layer, {})[place] = weight
+        return found
+
+
+class ReplayedAdapters:
+    """The adapters of up to `tokens` tokens at fixed addresses, as a CUDA graph or a tape needs."""
+
+    def __init__(self, batches: AdapterBatches, tokens: int, backend: Backend) -> None:
+        self._batches, device = batches, batches.slots.table.device
+        self.generation = batches.slots.generation
+        on_gpu = device.type == "cuda"
+        size = 4 * tokens
+        self._host = torch.zeros(size, dtype=torch.int32, pin_memory=on_gpu)
+        self._device = torch.zeros(size, dtype=torch.int32, device=device) if on_gpu else self._host
+        self._moved = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+        tiles = Tiles(self._device[:tokens], self._device[tokens:].view(-1, 3))
+        self.batch = batches.batch([NO_VARIANT] * tokens, tiles)
+        self.batch.prepared = backend.prepare_lora(self.batch)
+
+    def fill(self, plan: StepPlan) -> bool:
+        """Write a plan's tokens; those beyond it go through no adapter. False, with nothing
+        written, if what was captured would read what is no longer there."""
+        rows = self._batches.variants(plan)
+        assert rows is not None, "a plan with adapters"
+        if self.generation != self._batches.slots.generation:
+            return False
+        size, tokens = len(self.batch.tiles.order), np.repeat(rows, plan.num_new).tolist()
+        padded = tokens + [NO_VARIANT] * (size - len(tokens))
+        order, tiles = tile_numbers(padded)
+        if self._moved is not None:  # the copy of what was here before may be under way
+            self._moved.synchronize()
+        self._host.numpy()[:] = np.concatenate((order, tiles.ravel()))
+        if self._moved is not None:
+            self._device.copy_(self._host, non_blocking=True)
+            self._moved.record()
+        self.batch.refill(padded, self._batches.replaced(plan, rows))
+        return True

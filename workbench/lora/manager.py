@@ -1,0 +1,291 @@
+"""`LoRAManager`: the adapters of one engine: load, unload, pin, list, while requests run.
+
+    loras = wb.LoRAManager(model)                 # or engine.loras, llm.loras
+    loras.load("sql", "adapters/tinypy/lora/sql") # a folder that PEFT wrote
+    engine.add(prompt, params, lora="sql:0.5")    # "sql:0.7+json:0.3" adds two up
+
+Weights are in three tiers: rank rows on the device (`slots`), host memory and disk (`store`). The
+scheduler asks `gate` before it starts a sequence, the runner takes a batch from `batches` for each
+pass. The model itself is never changed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from workbench.config import require_positive
+from workbench.describe import Described, human_bytes
+from workbench.errors import AdapterInUse, ConfigError, RequestError
+from workbench.events import (
+    AdapterLoaded,
+    AdapterMoved,
+    AdapterPinned,
+    AdapterUnloaded,
+    EventBus,
+)
+from workbench.lora.adapter import Adapter
+from workbench.lora.batches import AdapterBatches
+from workbench.lora.facts import Facts
+from workbench.lora.gate import AdapterGate
+from workbench.lora.names import check_name, parse_uses
+from workbench.lora.reader import read_adapter
+from workbench.lora.slots import DeviceSlots
+from workbench.lora.store import AdapterStore, Entry
+from workbench.lora.table import Uses
+from workbench.models import DecoderLM
+from workbench.request import AdapterUse, Request
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """An adapter as it stands: `tier` is device, host or disk; seconds: of its latest moves."""
+
+    name: str
+    tier: str
+    pinned: bool
+    leaving: bool
+    rank: int
+    num_bytes: int
+    digest: str
+    folder: str | None
+    rows: tuple[int, ...]
+    num_requests: int
+    hits: int
+    misses: int
+    seconds: dict[str, float]
+
+
+class HasGate(Protocol):
+    """The scheduler: it asks before a sequence starts."""
+
+    adapters: Any
+
+
+class HasBatches(Protocol):
+    """The runner: it takes a batch for each pass."""
+
+    adapters: Any
+
+
+class LoRAManager(Described):
+    """The adapters over one model.
+
+    num_rows: rank rows on the device; an adapter takes as many as its rank. None: as many as are
+    loaded. host_bytes: of the copies in host memory (None: no bound). max_rank: what is refused
+    above. root: the folder that adapters must lie in (None: any).
+    """
+
+    def __init__(
+        self,
+        model: DecoderLM,
+        *,
+        num_rows: int | None = None,
+        host_bytes: int | None = None,
+        max_rank: int = 256,
+        root: str | Path | None = None,
+    ) -> None:
+        for name, value in (("lora_rows", num_rows), ("lora_host_bytes", host_bytes)):
+            if value is not None:
+                require_positive(name, value)
+        require_positive("max_lora_rank", max_rank)
+        self.model, self.max_rank = model, max_rank
+        self.root = None if root is None else Path(root).resolve()
+        self.store = AdapterStore(model, max_rank, host_bytes)
+        self.slots = DeviceSlots(model, self.store, num_rows)
+        self.facts = Facts()
+        self.gate = AdapterGate(self.store, self.slots, self.facts, self._settle)
+        self.batches = AdapterBatches(self.slots)
+        self.unfinished: Callable[[], Iterable[Request]] = tuple  # the engine says which
+
+    # --- by hand ------------------------------------------------------------------------------
+
+    def load(self, name: str, adapter: str | Path | Adapter, *, pin: bool = False) -> AdapterInfo:
+        """Make an adapter known under a name: a folder that PEFT wrote, or an `Adapter`.
+
+        It is read and checked now, and goes to the device with the first request that names it, or
+        at once if it is pinned. Raises `AdapterError` for what is wrong with it, `ConfigError` for
+        a name that is taken, or an adapter larger than the device's rows.
+        """
+        begin, folder = time.perf_counter(), None
+        if check_name(name) in self.store.entries:
+            raise ConfigError("adapter", name, "is loaded already", "Unload it first.")
+        if not isinstance(adapter, Adapter):
+            folder = self._folder(adapter)
+            adapter = read_adapter(folder, self.model, max_rank=self.max_rank)
+        rows = self.slots.pool.num_rows
+        if self.slots.bounded and adapter.rank > rows:
+            fix = "Give the engine more lora_rows, or use a smaller adapter."
+            raise ConfigError("adapter", name, f"takes {adapter.rank} of {rows} rank rows", fix)
+        sizes = adapter.digest, adapter.rank, adapter.num_bytes
+        entry = Entry(name, *sizes, folder, adapter, stores_whole=bool(adapter.saved))
+        self.store.add(entry)
+        entry.seconds["read"] = time.perf_counter() - begin
+        facts = entry.digest, entry.rank, entry.num_bytes, entry.seconds["read"]
+        self.facts.tell(AdapterLoaded, name, *facts)
+        if pin:
+            self.pin(name)
+        return self.info(name)
+
+    def _folder(self, path: str | Path) -> Path:
+        folder = Path(path).resolve()
+        if self.root is not None and not folder.is_relative_to(self.root):
+            problem = f"lies outside {self.root}, where adapters are to be"
+            raise ConfigError("path", str(path), problem, "Move it there.")
+        return folder
+
+    def unload(self, name: str, *, wait: bool = False) -> None:
+        """Forget an adapter. One that unfinished requests go through raises `AdapterInUse`; with
+        `wait` it takes no new ones, and goes when these have ended."""
+        entry = self._entry(name)
+        users = [r.request_id for r in self.unfinished() if any(u.name == name for u in r.lora)]
+        if not users:
+            self._drop(entry)
+        elif wait:
+            entry.leaving = True
+        else:
+            raise AdapterInUse(name, users)
+
+    def pin(self, name: str) -> None:
+        """Put an adapter on the device, to stay; `ConfigError` if running ones fill it."""
+        entry = self._entry(name)
+        if not self.gate.bring(entry, cause="asked", wait=True):
+            fix = "Let requests end, or unpin another."
+            raise ConfigError("adapter", name, "there is no room for it on the device", fix)
+        entry.pinned = True
+        self.facts.tell(AdapterPinned, name, True)
+
+    def unpin(self, name: str) -> None:
+        """Let an adapter leave the device again when others need its room."""
+        self._entry(name).pinned = False
+        self.facts.tell(AdapterPinned, name, False)
+
+    def evict(self, name: str) -> None:
+        """Take an adapter off the device; `ConfigError` while it is pinned or running."""
+        entry = self._entry(name)
+        if entry.pinned or name in self.slots.needed:
+            raise ConfigError("adapter", name, "is pinned, or in use now", "Unpin it, or wait.")
+        if entry.resident is not None:
+            self.slots.evict(entry)
+            self.facts.tell(AdapterMoved, name, "device", entry.tier, "asked", (), 0.0)
+
+    def info(self, name: str) -> AdapterInfo:
+        """Return how an adapter stands; `ConfigError` for one that is not loaded."""
+        e = self._entry(name)
+        rows = () if e.resident is None else e.resident.rows
+        folder = None if e.folder is None else str(e.folder)
+        flags, sizes = (e.tier, e.pinned, e.leaving), (e.rank, e.num_bytes, e.digest)
+        counts = e.num_requests, e.hits, e.misses
+        return AdapterInfo(name, *flags, *sizes, folder, rows, *counts, dict(e.seconds))
+
+    def list(self) -> list[AdapterInfo]:
+        """Return all adapters, as they stand, by name."""
+        return [self.info(name) for name in sorted(self.store.entries)]
+
+    def __len__(self) -> int:
+        """How many adapters are loaded."""
+        return len(self.store.entries)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether an adapter is loaded."""
+        return name in self.store.entries
+
+    # --- for the engine -----------------------------------------------------------------------
+
+    def attach(
+        self,
+        bus: EventBus,
+        scheduler: HasGate,
+        runner: HasBatches,
+        unfinished: Callable[[], Iterable[Request]],
+    ) -> None:
+        """Serve an engine's parts. unfinished: returns the requests that have not ended."""
+        self.facts.bus, self.unfinished = bus, unfinished
+        scheduler.adapters.gate, runner.adapters = self.gate, self.batches
+
+    def resolve(self, text: str | None) -> Uses:
+        """Return the adapters that a request's `lora` names; those times 0 are left out.
+
+        Raises `RequestError` for a name that is not loaded, or a combination that cannot run.
+        """
+        if text is None:
+            return ()
+        scales = {name: scale for name, scale in parse_uses(text).items() if scale}
+        for name in parse_uses(text):
+            entry = self.store.entries.get(name)
+            if entry is None or entry.leaving:
+                problem = "is being unloaded" if entry else "is not loaded"
+                known = ", ".join(sorted(self.store.entries)) or "none"
+                raise RequestError("lora", name, problem, f"Loaded: {known}.")
+        self.check_room(text, scales)
+        uses = [AdapterUse(n, s, self.store.entries[n].digest) for n, s in scales.items()]
+        return tuple(sorted(uses))
+
+    def count(self, uses: Uses) -> None:
+        """Note that a request came that goes through these adapters."""
+        for use in uses:
+            self.store.entries[use.name].num_requests += 1
+
+    def check_room(self, text: str, scales: dict[str, float]) -> None:
+        """Raise `RequestError` unless these adapters can be used at once."""
+        entries = [self.store.entries[name] for name in scales]
+        rows, taken = self.slots.pool.num_rows, sum(entry.rank for entry in entries)
+        if self.slots.bounded and taken > rows:
+            raise RequestError("lora", text, f"takes {taken} of {rows} rank rows", "Name fewer.")
+        whole = [e.name for e in entries if e.stores_whole]
+        if whole and (len(scales) > 1 or scales[whole[0]] != 1.0):
+            problem = f"{whole[0]} stores modules whole: it is neither scaled nor combined"
+            raise RequestError("lora", text, problem, "Name it alone.")
+
+    def check_uses(self, uses: Uses) -> None:
+        """Raise `RequestError` unless a request of another time finds its adapters as they were."""
+        for use in uses:
+            entry = self.store.entries.get(use.name)
+            if entry is None or entry.digest != use.digest:
+                problem = "is not loaded" if entry is None else "has other weights now"
+                raise RequestError("lora", use.name, problem, "Load the adapter it was made with.")
+
+    # ------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """Return how many adapters are in which tier, and what they take."""
+        tiers = [entry.tier for entry in self.store.entries.values()]
+        pool = self.slots.pool
+        return {
+            "adapters": len(tiers),
+            **{tier: tiers.count(tier) for tier in ("device", "host", "disk")},
+            "rank rows": f"{pool.num_rows - pool.num_free}/{pool.num_rows}",
+            "device bytes": human_bytes(pool.num_bytes),
+            "host bytes": human_bytes(self.store.num_host_bytes),
+        }
+
+    def close(self) -> None:
+        """Forget every adapter and give the memory back."""
+        self.store.close()
+        self.gate.close()
+        del self.store, self.slots, self.gate, self.batches, self.model
+        self.unfinished = tuple
+
+    def _entry(self, name: str) -> Entry:
+        entry = self.store.entries.get(name)
+        if entry is None:
+            known = ", ".join(sorted(self.store.entries)) or "none"
+            raise ConfigError("adapter", name, "is not loaded", f"Loaded: {known}.")
+        return entry
+
+    def _settle(self) -> None:
+        """Let those go that are leaving and that nobody uses any more."""
+        if any(entry.leaving for entry in self.store.entries.values()):
+            used = {use.name for request in self.unfinished() for use in request.lora}
+            for entry in list(self.store.entries.values()):
+                if entry.leaving and entry.name not in used:
+                    self._drop(entry)
+
+    def _drop(self, entry: Entry) -> None:
+        if entry.resident is not None:
+            self.slots.evict(entry)
+        del self.store.entries[entry.name]
+        self.facts.tell(AdapterUnloaded, entry.name)

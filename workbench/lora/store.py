@@ -1,0 +1,124 @@
+"""`AdapterStore`: the adapters an engine knows, in host memory or, if that is full, on disk alone.
+
+Host memory is a bounded tier: the least recently used adapter that came from a folder, is not
+pinned and is not on the device gives its copy up, and is read again when it is wanted. Reading
+happens in a thread, so that a step need not wait for a disk.
+"""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from workbench.errors import AdapterError
+from workbench.lora.adapter import Adapter
+from workbench.lora.pool import Resident
+from workbench.lora.reader import read_adapter
+from workbench.models import DecoderLM
+
+
+@dataclass(slots=True)
+class Entry:
+    """An adapter under its name. adapter: None where only the folder has it; resident: None where
+    it is not on the device. `leaving`: it goes as soon as nobody uses it."""
+
+    name: str
+    digest: str
+    rank: int
+    num_bytes: int
+    folder: Path | None
+    adapter: Adapter | None
+    stores_whole: bool = False
+    resident: Resident | None = None
+    pinned: bool = False
+    leaving: bool = False
+    last_used: int = 0
+    num_requests: int = 0
+    hits: int = 0
+    misses: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tier(self) -> str:
+        """Where it is: `device`, `host` or `disk`."""
+        if self.resident is not None:
+            return "device"
+        return "disk" if self.adapter is None else "host"
+
+
+class AdapterStore:
+    """Entries by name. host_bytes: what copies in host memory may take (None: any amount)."""
+
+    def __init__(self, model: DecoderLM, max_rank: int, host_bytes: int | None) -> None:
+        self.model, self.max_rank, self.host_bytes = model, max_rank, host_bytes
+        self.entries: dict[str, Entry] = {}
+        self._clock = itertools.count(1)
+        self._threads: ThreadPoolExecutor | None = None
+        self._reading: dict[str, Future[Adapter]] = {}
+
+    def touch(self, entry: Entry) -> None:
+        """Note that an adapter is used now."""
+        entry.last_used = next(self._clock)
+
+    def add(self, entry: Entry) -> None:
+        """Take an entry in, and let others' host copies go for it."""
+        self.entries[entry.name] = entry
+        self.touch(entry)
+        self.shrink(keep=entry)
+
+    @property
+    def num_host_bytes(self) -> int:
+        """Bytes of the copies in host memory."""
+        return sum(e.num_bytes for e in self.entries.values() if e.adapter is not None)
+
+    def shrink(self, keep: Entry) -> list[Entry]:
+        """Let the least used host copies go until they fit; return whose."""
+        if self.host_bytes is None:
+            return []
+        dropped = []
+        total = self.num_host_bytes
+        for entry in sorted(self.entries.values(), key=lambda e: e.last_used):
+            if total <= self.host_bytes:
+                break
+            spare = entry.adapter is not None and entry.folder is not None
+            if spare and not entry.pinned and entry is not keep:
+                total -= entry.num_bytes
+                entry.adapter = None
+                dropped.append(entry)
+        return dropped
+
+    def fetch(self, entry: Entry, *, wait: bool) -> Adapter | None:
+        """Return an adapter in host memory; None while a thread still reads it.
+
+        Raises `AdapterError` if its folder cannot be read any more, or holds something else.
+        """
+        if entry.adapter is not None:
+            return entry.adapter
+        assert entry.folder is not None, "an adapter without a folder stays in host memory"
+        future = self._reading.get(entry.name)
+        if future is None:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(1, thread_name_prefix="adapters")
+            limits = {"max_rank": self.max_rank}
+            future = self._threads.submit(read_adapter, entry.folder, self.model, **limits)
+            self._reading[entry.name] = future
+        if not wait and not future.done():
+            return None
+        del self._reading[entry.name]
+        adapter = future.result()
+        if adapter.digest != entry.digest:
+            problem = f"has changed since it was loaded as {entry.name!r}"
+            raise AdapterError(entry.folder, [problem], "Unload it and load it again.")
+        entry.adapter = adapter
+        self.shrink(keep=entry)
+        return adapter
+
+    def close(self) -> None:
+        """Forget every adapter and end the thread."""
+        self.entries.clear()
+        self._reading.clear()
+        if self._threads is not None:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+        del self.model

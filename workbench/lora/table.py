@@ -1,0 +1,89 @@
+"""`VariantTable`: the variants that requests in flight ask for, as kernels read them.
+
+A variant is some adapters, each with a factor: their rank rows one after the other. The table's
+tensors stay where they are until it has to grow, so that a captured pass goes on reading them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+
+from workbench.lora.pool import Resident
+from workbench.lora_batch import LoRATable
+from workbench.request import AdapterUse
+
+Uses = tuple[AdapterUse, ...]
+_WIDTH = 16  # rank rows that a kernel's program takes at once
+
+
+class VariantTable:
+    """Rows by variant on a device. `generation` counts how often the tensors were replaced."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.generation = device, 0
+        self._places: dict[Uses, int] = {}
+        self._make(16, _WIDTH)
+
+    def _make(self, num_variants: int, width: int) -> None:
+        shape, device = (num_variants, width), self.device
+        self.width = width
+        self.tensors = LoRATable(
+            torch.zeros(shape, dtype=torch.int32, device=device),
+            torch.zeros(shape, dtype=torch.float32, device=device),
+            torch.zeros(shape, dtype=torch.float32, device=device),
+            torch.zeros(num_variants, dtype=torch.int32, device=device),
+            [0] * num_variants,
+        )
+        self._places.clear()
+        self.generation += 1
+
+    def places(self, wanted: list[Uses], find: Callable[[str], Resident]) -> dict[Uses, int]:
+        """Return where these variants are, written first where they are not.
+
+        find: where an adapter is on the device, by its name.
+        """
+        residents = {uses: [find(use.name) for use in uses] for uses in wanted}
+        widest = max(sum(len(r.rows) for r in found) for found in residents.values())
+        if widest > self.width or len(wanted) > len(self.tensors.widths):
+            width, count = max(widest, self.width), max(len(wanted), len(self.tensors.widths))
+            self._make(1 << (count - 1).bit_length(), max(_WIDTH, 1 << (width - 1).bit_length()))
+        for uses, found in residents.items():
+            if uses not in self._places:
+                self._write(self._vacant(wanted), uses, found)
+        return {uses: self._places[uses] for uses in wanted}
+
+    def forget(self, name: str) -> None:
+        """Drop the variants that an adapter is part of: its rows are another's from now on."""
+        self._places = {
+            uses: place
+            for uses, place in self._places.items()
+            if all(use.name != name for use in uses)
+        }
+
+    def _vacant(self, wanted: Collection[Uses]) -> int:
+        """Return a free place; that of a variant that is not wanted now where there is none."""
+        taken = set(self._places.values())
+        for place in range(len(self.tensors.widths)):
+            if place not in taken:
+                return place
+        stale = next(uses for uses in self._places if uses not in wanted)
+        return self._places.pop(stale)
+
+    def _write(self, place: int, uses: Uses, residents: list[Resident]) -> None:
+        rows: list[int] = []
+        scales: list[float] = []
+        shifts: list[float] = []
+        for use, resident in zip(uses, residents, strict=True):
+            count, constant = len(resident.rows), resident.constant
+            rows += resident.rows
+            scales += [use.scale] * count
+            shifts += [0.0] * (count - constant) + [use.scale] * constant
+        table, rank = self.tensors, len(rows)
+        table.rows[place, :rank] = torch.tensor(rows, dtype=torch.int32)
+        table.scales[place, :rank] = torch.tensor(scales)
+        table.shifts[place, :rank] = torch.tensor(shifts)
+        table.ranks[place] = rank
+        table.widths[place] = rank
+        self._places[uses] = place

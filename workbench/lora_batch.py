@@ -1,0 +1,184 @@
+"""`LoRABatch`: which adapters the tokens of a batch go through, as layers and backends see it.
+
+An adapter of rank r takes r *rank rows*: a row holds, for every layer, one vector that an input is
+multiplied with and one that it adds to the output. A *variant* is what a request asks for: some
+rank rows, each with a scale, so that a scaled adapter and a combination of several are variants
+like any other. Built by `workbench.lora`, carried by `ForwardContext.lora`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+NO_VARIANT = -1
+TILE = 16  # tokens of one variant that a kernel takes at once
+
+
+class LoRAWeights(NamedTuple):
+    """What R rank rows hold for one layer whose outputs are P parts (q, k and v of one matrix).
+
+    a [R, P, inputs] and b [R, outputs]; part p are the outputs bounds[p] : bounds[p + 1], which
+    `starts` [P + 1] int32 says on the device.
+    """
+
+    a: Tensor
+    b: Tensor
+    bounds: tuple[int, ...]
+    starts: Tensor
+
+
+class LoRATable(NamedTuple):
+    """The variants: v goes through rank rows rows[v, : ranks[v]].
+
+    rows [V, W] int32, ranks [V] int32. A row adds (scales[v, i] * (a · x) + shifts[v, i]) * b;
+    scales and shifts [V, W] float32. `widths` are the ranks as the host knows them.
+    """
+
+    rows: Tensor
+    scales: Tensor
+    shifts: Tensor
+    ranks: Tensor
+    widths: list[int]
+
+
+class LoRAGroup(NamedTuple):
+    """The packed positions [n] int64 of all tokens of a variant, and its number of rank rows."""
+
+    variant: int
+    rank: int
+    positions: Tensor
+
+
+class Tiles(NamedTuple):
+    """Tokens by variant, for kernels: order [T] int32 holds the positions of adapted tokens, those
+    of a variant side by side; tiles [T, 3] int32 are (variant, first place in order, number), of at
+    most `TILE` tokens each, and (0, 0, 0) where there are no more."""
+
+    order: Tensor
+    tiles: Tensor
+
+
+class LoRABackend(Protocol):
+    """What adapters need of a backend; `workbench.batch.Backend` says it of all backends."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor: ...
+
+    def prepare_lora(self, batch: LoRABatch) -> Any: ...
+
+    def add_lora(
+        self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch
+    ) -> Tensor: ...
+
+
+@dataclass(slots=True)
+class LoRABatch:
+    """The adapters of one batch of T tokens.
+
+    weights: by layer, for those that any adapter changes. replaced: by layer and variant, a whole
+    matrix in the layer's place. variants: each token's, `NO_VARIANT` for none. prepared: what the
+    backend needs once a step.
+    """
+
+    weights: Mapping[nn.Module, LoRAWeights]
+    table: LoRATable
+    variants: Sequence[int]
+    tiles: Tiles
+    replaced: Mapping[nn.Module, Mapping[int, Tensor]] = field(default_factory=dict)
+    prepared: Any = None
+    _groups: list[LoRAGroup] | None = None
+
+    def refill(
+        self, variants: Sequence[int], replaced: Mapping[nn.Module, Mapping[int, Tensor]]
+    ) -> None:
+        """Take other tokens, whose tiles have been written to where these were."""
+        self.variants, self.replaced, self._groups = variants, replaced, None
+
+    @property
+    def groups(self) -> list[LoRAGroup]:
+        """The tokens of each variant, for backends that take one variant after the other."""
+        if self._groups is None:
+            self._groups = self._grouped()
+        return self._groups
+
+    def _grouped(self) -> list[LoRAGroup]:
+        import torch
+
+        variants = np.asarray(self.variants)
+        device, widths = self.tiles.order.device, self.table.widths
+        return [
+            LoRAGroup(v, widths[v], torch.from_numpy(np.flatnonzero(variants == v)).to(device))
+            for v in np.unique(variants[variants != NO_VARIANT]).tolist()
+        ]
+
+    def apply(self, layer: nn.Module, x: Tensor, out: Tensor, backend: LoRABackend) -> Tensor:
+        """Return a linear layer's out [T, outputs] for x [T, inputs] with what adapters change."""
+        for group in self.groups if layer in self.replaced else ():
+            weight = self.replaced[layer].get(group.variant)
+            if weight is not None:
+                rows = backend.linear(x.index_select(0, group.positions), weight)
+                out = out.index_copy(0, group.positions, rows)
+        weights = self.weights.get(layer)
+        return out if weights is None else backend.add_lora(out, x, weights, self)
+
+    def embed(self, layer: nn.Module, token_ids: Tensor, out: Tensor) -> Tensor:
+        """Return an embedding's rows out [T, hidden] of token_ids [T] with what adapters change."""
+        weights, replaced = self.weights.get(layer), self.replaced.get(layer, {})
+        for group in self.groups if weights or replaced else ():
+            ids, rows = token_ids[group.positions], out[group.positions]
+            if group.variant in replaced:
+                rows = replaced[group.variant][ids].to(out.dtype)
+            if weights is not None:
+                kept, scales, shifts = self.rank_rows(group)
+                inner = weights.a[kept, 0][:, ids].float() * scales[:, None] + shifts[:, None]
+                rows = (rows.float() + inner.T @ weights.b[kept].float()).to(out.dtype)
+            out = out.index_copy(0, group.positions, rows)
+        return out
+
+    def rank_rows(self, group: LoRAGroup) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a group's rank rows [r], their scales [r] and their shifts [r]."""
+        v, rank, table = group.variant, group.rank, self.table
+        return table.rows[v, :rank].long(), table.scales[v, :rank], table.shifts[v, :rank]
+
+    def at(self, positions: Sequence[int], backend: LoRABackend) -> LoRABatch:
+        """Return the adapters of the tokens at these packed positions alone."""
+        variants = [self.variants[position] for position in positions]
+        tiles = make_tiles(variants, self.tiles.order.device)
+        batch = LoRABatch(self.weights, self.table, variants, tiles, self.replaced)
+        batch.prepared = backend.prepare_lora(batch)
+        return batch
+
+
+def tile_numbers(variants: Sequence[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return `Tiles` for each token's variant, as arrays of int32 on the host."""
+    given = np.asarray(variants, dtype=np.int32)
+    order, tiles = np.zeros(len(given), np.int32), np.zeros((len(given), 3), np.int32)
+    by_variant = np.argsort(given, kind="stable")
+    by_variant = by_variant[given[by_variant] != NO_VARIANT]
+    order[: len(by_variant)] = by_variant
+    found, begins, counts = np.unique(given[by_variant], return_index=True, return_counts=True)
+    place = 0
+    for variant, begin, count in zip(found, begins, counts, strict=True):
+        firsts = np.arange(begin, begin + count, TILE, dtype=np.int32)
+        chosen = slice(place, place + len(firsts))
+        tiles[chosen, 0], tiles[chosen, 1] = variant, firsts
+        tiles[chosen, 2] = np.minimum(TILE, begin + count - firsts)
+        place += len(firsts)
+    return order, tiles
+
+
+def make_tiles(variants: Sequence[int], device: torch.device) -> Tiles:
+    """Return the tokens by variant, on a device."""
+    import torch
+
+    order, tiles = tile_numbers(variants)
+    packed = torch.from_numpy(np.concatenate((order, tiles.ravel())))
+    moved = packed.to(device, non_blocking=True)
+    return Tiles(moved[: len(order)], moved[len(order) :].view(-1, 3))
