@@ -178,14 +178,14 @@ class DecodeGraphs(Described):
             buffers = self._buffers[key] = self._make(*key)
         lens = buffers.fill(plan, self.cache)
         buffers.upload(plan)
-        made = self.adapters and self.adapters.refill(self._loras, plan, backend, buffers.tokens)
-        return Filled(buffers, made, [1] if plan.drafts else lens)
+        into = self._loras, plan, backend, buffers.tokens
+        lora = self.adapters.refill(*into) if self.adapters else None
+        return Filled(buffers, lora, [1] if plan.drafts else lens)
 
     def _drop_stale(self, place: Hashable) -> None:
         """Drop the graphs whose adapters lie elsewhere now."""
         stale = [key for key in self._graphs if key[0] not in (None, place)]
-        if stale:
-            torch.cuda.synchronize(self.device)
+        torch.cuda.synchronize(self.device)
         for key in stale:
             self._graphs.pop(key).graph.reset()
 
