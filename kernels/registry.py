@@ -11,6 +11,8 @@ from types import MappingProxyType
 from workbench.errors import ConfigError
 from workbench.kernels import (
     gemv,
+    lora_expand,
+    lora_shrink,
     paged_decode_spec,
     prefill_attention_spec,
     rms_norm,
@@ -27,6 +29,8 @@ MODULES = (
     paged_decode_spec,
     prefill_attention_spec,
     gemv,
+    lora_shrink,
+    lora_expand,
     sample_spec,
 )
 SPECS: Mapping[str, KernelSpec] = MappingProxyType({m.SPEC.name: m.SPEC for m in MODULES})

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 NO_VARIANT = -1
-TILE = 16  # tokens of one variant that a kernel takes at once
+TILE, WIDE_TILE = 16, 64  # tokens of one variant that a kernel takes at once: of few, of many
+_MANY = 512
 
 
 class LoRAWeights(NamedTuple):
@@ -60,10 +61,12 @@ class LoRAGroup(NamedTuple):
 class Tiles(NamedTuple):
     """Tokens by variant, for kernels: order [T] int32 holds the positions of adapted tokens, those
     of a variant side by side; tiles [T, 3] int32 are (variant, first place in order, number), of at
-    most `TILE` tokens each, and (0, 0, 0) where there are no more."""
+    most `size` tokens each, and (0, 0, 0) where there are no more. `count`: as many or more."""
 
     order: Tensor
     tiles: Tensor
+    size: int
+    num_used: int
 
 
 class LoRABackend(Protocol):
@@ -156,8 +159,11 @@ class LoRABatch:
         return batch
 
 
-def tile_numbers(variants: Sequence[int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return `Tiles` for each token's variant, as arrays of int32 on the host."""
+def tile_numbers(
+    variants: Sequence[int], size: int = TILE
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], int]:
+    """Return the order and the tiles of `Tiles` for each token's variant, as arrays of int32 on the
+    host, and how many tiles have tokens."""
     given = np.asarray(variants, dtype=np.int32)
     order, tiles = np.zeros(len(given), np.int32), np.zeros((len(given), 3), np.int32)
     by_variant = np.argsort(given, kind="stable")
@@ -166,19 +172,20 @@ def tile_numbers(variants: Sequence[int]) -> tuple[np.ndarray[Any, Any], np.ndar
     found, begins, counts = np.unique(given[by_variant], return_index=True, return_counts=True)
     place = 0
     for variant, begin, count in zip(found, begins, counts, strict=True):
-        firsts = np.arange(begin, begin + count, TILE, dtype=np.int32)
+        firsts = np.arange(begin, begin + count, size, dtype=np.int32)
         chosen = slice(place, place + len(firsts))
         tiles[chosen, 0], tiles[chosen, 1] = variant, firsts
-        tiles[chosen, 2] = np.minimum(TILE, begin + count - firsts)
+        tiles[chosen, 2] = np.minimum(size, begin + count - firsts)
         place += len(firsts)
-    return order, tiles
+    return order, tiles, place
 
 
 def make_tiles(variants: Sequence[int], device: torch.device) -> Tiles:
     """Return the tokens by variant, on a device."""
     import torch
 
-    order, tiles = tile_numbers(variants)
+    size = WIDE_TILE if device.type == "cuda" and len(variants) > _MANY else TILE
+    order, tiles, count = tile_numbers(variants, size)
     packed = torch.from_numpy(np.concatenate((order, tiles.ravel())))
     moved = packed.to(device, non_blocking=True)
-    return Tiles(moved[: len(order)], moved[len(order) :].view(-1, 3))
+    return Tiles(moved[: len(order)], moved[len(order) :].view(-1, 3), size, count)

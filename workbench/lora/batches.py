@@ -7,6 +7,7 @@ seen to.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 
 from workbench.batch import Backend, StepPlan
 from workbench.lora.slots import DeviceSlots
-from workbench.lora_batch import NO_VARIANT, LoRABatch, Tiles, make_tiles, tile_numbers
+from workbench.lora_batch import NO_VARIANT, TILE, LoRABatch, Tiles, make_tiles, tile_numbers
 
 
 class AdapterBatches:
@@ -99,9 +100,14 @@ class ReplayedAdapters:
         self._host = torch.zeros(size, dtype=torch.int32, pin_memory=on_gpu)
         self._device = torch.zeros(size, dtype=torch.int32, device=device) if on_gpu else self._host
         self._moved = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
-        tiles = Tiles(self._device[:tokens], self._device[tokens:].view(-1, 3))
+        tiles = Tiles(self._device[:tokens], self._device[tokens:].view(-1, 3), TILE, tokens)
         self.batch = batches.batch([NO_VARIANT] * tokens, tiles)
         self.batch.prepared = backend.prepare_lora(self.batch)
+
+    @property
+    def launches(self) -> tuple[Hashable, int]:
+        """What decides the launches, and what they read: a graph is one of these."""
+        return self.generation, self.batch.tiles.num_used
 
     def fill(self, plan: StepPlan) -> bool:
         """Write a plan's tokens; those beyond it go through no adapter. False, with nothing
@@ -112,12 +118,18 @@ class ReplayedAdapters:
             return False
         size, tokens = len(self.batch.tiles.order), np.repeat(rows, plan.num_new).tolist()
         padded = tokens + [NO_VARIANT] * (size - len(tokens))
-        order, tiles = tile_numbers(padded)
+        order, tiles, count = tile_numbers(padded)
         if self._moved is not None:  # the copy of what was here before may be under way
             self._moved.synchronize()
         self._host.numpy()[:] = np.concatenate((order, tiles.ravel()))
         if self._moved is not None:
             self._device.copy_(self._host, non_blocking=True)
             self._moved.record()
+        # Launches follow from a bound: of few values, as each is a graph's.
+        self.batch.tiles = self.batch.tiles._replace(num_used=min(size, _power_of_2(count)))
         self.batch.refill(padded, self._batches.replaced(plan, rows))
         return True
+
+
+def _power_of_2(least: int) -> int:
+    return 1 << max(0, least - 1).bit_length()

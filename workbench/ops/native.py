@@ -152,7 +152,7 @@ class NativeBackend(SDPABackend):
 
     def add_lora(self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Tensor:
         """Add to out, in place, what each token's variant makes of x; see `Backend.add_lora`."""
-        dtype, table, (order, tiles) = x.dtype, batch.table, batch.tiles
+        dtype, table, (order, tiles, *_) = x.dtype, batch.table, batch.tiles
         if dtype not in _DTYPES or not dtype == weights.a.dtype == out.dtype:
             return super().add_lora(out, x, weights, batch)
         if torch.is_grad_enabled():

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from workbench.batch import ForwardContext
 from workbench.errors import ConfigError
+from workbench.lora_batch import LoRABatch, LoRAWeights
 from workbench.ops.reference import ReferenceBackend
+from workbench.ops.triton_lora import add_lora
 
 if TYPE_CHECKING:
     from workbench.kernels.launch import Plan
@@ -227,6 +229,10 @@ class TritonBackend(ReferenceBackend):
                 out: Tensor = self._launch(spec.plan(**inputs, config=config))
                 return out
         return super().linear(x, weight, bias)
+
+    def add_lora(self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Tensor:
+        """Add to out, in place, in two kernels; see `Backend.add_lora`."""
+        return add_lora(self._run, self._num_sms, out, x, weights, batch)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Return x over its root mean square, times weight; see `Backend.rms_norm`."""

@@ -128,13 +128,13 @@ class DecodeGraphs(Described):
         """Start a plan's pass and return its graph; None if it cannot be captured."""
         filled = self._fill(plan, backend)
         buffers, lora, lens = filled
-        place = None if lora is None else lora.generation
+        place = None if lora is None else lora.launches
         shape = buffers.rows, buffers.width, buffers.tokens, _words(buffers), self.points
         key = place, *shape, backend.graph_key(lens, self.cache.layers[0])
         captured = self._graphs.get(key)
         if captured is None:
             if place is not None:
-                self._drop_stale(place)
+                self._drop_stale(place[0])
             try:
                 captured = self._graphs[key] = self._capture(filled, backend)
             except RuntimeError as error:
@@ -182,9 +182,9 @@ class DecodeGraphs(Described):
         lora = self.adapters.refill(*into) if self.adapters else None
         return Filled(buffers, lora, [1] if plan.drafts else lens)
 
-    def _drop_stale(self, place: Hashable) -> None:
+    def _drop_stale(self, generation: Hashable) -> None:
         """Drop the graphs whose adapters lie elsewhere now."""
-        stale = [key for key in self._graphs if key[0] not in (None, place)]
+        stale = [key for key in self._graphs if key[0] and key[0][0] != generation]
         torch.cuda.synchronize(self.device)
         for key in stale:
             self._graphs.pop(key).graph.reset()

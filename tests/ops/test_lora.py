@@ -1,0 +1,161 @@
+"""Adapters on a mixed batch: every backend adds what the definition says, and to nobody else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from workbench.lora_batch import NO_VARIANT, LoRABatch, LoRATable, LoRAWeights, make_tiles
+from workbench.ops import get_backend
+
+RANKS = [3, 16, 1, 20]
+BOUNDS = (0, 40, 45, 96)
+INPUTS = 70
+CPU = ["reference", "sdpa", "native"]
+
+
+def make_case(
+    variants: list[int], dtype: torch.dtype, device: str = "cpu", seed: int = 0
+) -> tuple[Tensor, Tensor, LoRAWeights, LoRABatch]:
+    """Return (out, x, weights, batch) of tokens of these variants of `RANKS`; the last rank row of
+    variant 1 adds a constant."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    num_rows, width = sum(RANKS) + 5, 32
+    a, b = noise(num_rows, len(BOUNDS) - 1, INPUTS) / 8, noise(num_rows, BOUNDS[-1]) / 4
+    starts = torch.tensor(BOUNDS, dtype=torch.int32, device=device)
+    weights = LoRAWeights(a.to(device, dtype), b.to(device, dtype), BOUNDS, starts)
+    rows = torch.zeros(len(RANKS), width, dtype=torch.int32)
+    shuffled = torch.randperm(num_rows, generator=generator).int()
+    for variant, rank in enumerate(RANKS):
+        rows[variant, :rank] = shuffled[sum(RANKS[:variant]) :][:rank]
+    scales, shifts = noise(len(RANKS), width), torch.zeros(len(RANKS), width)
+    shifts[1, RANKS[1] - 1] = 0.7
+    ranks = torch.tensor(RANKS, dtype=torch.int32)
+    tensors = (tensor.to(device) for tensor in (rows, scales, shifts, ranks))
+    table = LoRATable(*tensors, list(RANKS))
+    tiles = make_tiles(variants, torch.device(device))
+    batch = LoRABatch({nn.Identity(): weights}, table, variants, tiles)
+    x, out = noise(len(variants), INPUTS), noise(len(variants), BOUNDS[-1])
+    return out.to(device, dtype), x.to(device, dtype), weights, batch
+
+
+def by_definition(out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Tensor:
+    """Return out with each token's adapters, token by token in float64."""
+    found = out.double()
+    for token, variant in enumerate(batch.variants):
+        if variant == NO_VARIANT:
+            continue
+        for i in range(RANKS[variant]):
+            row = batch.table.rows[variant, i].long()
+            scale, shift = (t[variant, i].double() for t in batch.table[1:3])
+            for part in range(len(BOUNDS) - 1):
+                span = slice(BOUNDS[part], BOUNDS[part + 1])
+                inner = (weights.a[row, part].double() @ x[token].double()) * scale + shift
+                found[token, span] += inner * weights.b[row, span].double()
+    return found
+
+
+BATCHES = {
+    "mixed": [0, NO_VARIANT, 1, 3, 0, 2, NO_VARIANT, 1, 1, 0],
+    "one": [3],
+    "none": [NO_VARIANT] * 3,
+    "many of one": [1] * 37 + [NO_VARIANT],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variants", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize("name", CPU)
+@torch.inference_mode()
+def test_a_mixed_batch(name: str, variants: list[int], dtype: torch.dtype) -> None:
+    backend, (out, x, weights, batch) = get_backend(name), make_case(variants, dtype)
+    before, expected = out.clone(), by_definition(out, x, weights, batch)
+    batch.prepared = backend.prepare_lora(batch)
+    found = backend.add_lora(out, x, weights, batch)
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+    untouched = [i for i, variant in enumerate(variants) if variant == NO_VARIANT]
+    assert torch.equal(found[untouched], before[untouched])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_native_bits_depend_on_no_neighbour_and_no_thread(dtype: torch.dtype) -> None:
+    backend, variants = get_backend("native"), BATCHES["mixed"] * 3
+    out, x, weights, batch = make_case(variants, dtype)
+    found = backend.add_lora(out.clone(), x, weights, batch)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = [
+        backend.add_lora(
+            out[i : i + 1].clone(),
+            x[i : i + 1],
+            weights,
+            LoRABatch(batch.weights, batch.table, [v], make_tiles([v], torch.device("cpu"))),
+        )
+        for i, v in enumerate(variants)
+    ]
+    torch.set_num_threads(threads)
+    assert torch.equal(torch.cat(alone), found)
+
+
+@torch.inference_mode()
+def test_rows_of_x_may_lie_apart() -> None:
+    out, x, weights, batch = make_case(BATCHES["mixed"], torch.float32)
+    wide = torch.cat((x, x), 1)[:, :INPUTS]
+    backend = get_backend("native")
+    expected = backend.add_lora(out.clone(), x, weights, batch)
+    assert torch.equal(backend.add_lora(out.clone(), wide, weights, batch), expected)
+
+
+_CHECK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from test_lora import BATCHES, by_definition, make_case
+from workbench.ops import get_backend
+backend = get_backend("triton", "cpu")
+for variants in BATCHES.values():
+    out, x, weights, batch = make_case(variants, torch.float32)
+    before, expected = out.clone(), by_definition(out, x, weights, batch)
+    found = backend.add_lora(out, x, weights, batch)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    untouched = [i for i, v in enumerate(variants) if v < 0]
+    assert torch.equal(found[untouched], before[untouched])
+print("same")
+"""
+
+
+def test_the_triton_backend_in_the_interpreter() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _CHECK, str(Path(__file__).parent)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "same", done.stderr[-2000:]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variants", BATCHES.values(), ids=BATCHES)
+@torch.inference_mode()
+def test_the_triton_backend(variants: list[int], dtype: torch.dtype) -> None:
+    backend = get_backend("triton", "cuda")
+    out, x, weights, batch = make_case(variants * 30, dtype, "cuda")
+    before, expected = out.clone(), by_definition(out, x, weights, batch)
+    found = backend.add_lora(out, x, weights, batch)
+    tolerance = 1e-4 if dtype is torch.float32 else 3e-2
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+    untouched = [i for i, v in enumerate(batch.variants) if v == NO_VARIANT]
+    assert torch.equal(found[untouched], before[untouched])
