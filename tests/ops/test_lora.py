@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,7 +12,7 @@ from workbench.ops import get_backend
 RANKS = [3, 16, 1, 20]
 BOUNDS = (0, 40, 45, 96)
 INPUTS = 70
-CPU = ["reference", "sdpa", "native"]
+CPU = ["reference", "sdpa", "native", *([] if torch.cuda.is_available() else ["triton"])]
 
 
 def make_case(
@@ -78,6 +73,8 @@ BATCHES = {
 @pytest.mark.parametrize("name", CPU)
 @torch.inference_mode()
 def test_a_mixed_batch(name: str, variants: list[int], dtype: torch.dtype) -> None:
+    if name == "triton" and dtype is torch.bfloat16:
+        pytest.skip("triton's interpreter computes bfloat16 wrongly: lifted by a GPU")
     backend, (out, x, weights, batch) = get_backend(name), make_case(variants, dtype)
     before, expected = out.clone(), by_definition(out, x, weights, batch)
     batch.prepared = backend.prepare_lora(batch)
@@ -116,34 +113,6 @@ def test_rows_of_x_may_lie_apart() -> None:
     backend = get_backend("native")
     expected = backend.add_lora(out.clone(), x, weights, batch)
     assert torch.equal(backend.add_lora(out.clone(), wide, weights, batch), expected)
-
-
-_CHECK = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import torch
-from test_lora import BATCHES, by_definition, make_case
-from workbench.ops import get_backend
-backend = get_backend("triton", "cpu")
-for variants in BATCHES.values():
-    out, x, weights, batch = make_case(variants, torch.float32)
-    before, expected = out.clone(), by_definition(out, x, weights, batch)
-    found = backend.add_lora(out, x, weights, batch)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
-    untouched = [i for i, v in enumerate(variants) if v < 0]
-    assert torch.equal(found[untouched], before[untouched])
-print("same")
-"""
-
-
-def test_the_triton_backend_in_the_interpreter() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _CHECK, str(Path(__file__).parent)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip() == "same", done.stderr[-2000:]
 
 
 @pytest.mark.gpu

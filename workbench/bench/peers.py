@@ -7,6 +7,7 @@ the longest output is done; only the tokens asked for count.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -22,8 +23,8 @@ class HuggingFace:
         self.pad = self.model.config.pad_token_id or 0
 
     @torch.inference_mode()
-    def run(self, jobs: list[Job]) -> list[list[int]]:
-        """Return each job's new token ids."""
+    def run(self, jobs: list[Job], **settings: Any) -> list[list[int]]:
+        """Return each job's new token ids. settings: more for `generate`."""
         longest = max(len(job.prompt) for job in jobs)
         ids = torch.full((len(jobs), longest), self.pad)
         mask = torch.zeros_like(ids)
@@ -32,13 +33,14 @@ class HuggingFace:
             mask[row, longest - len(job.prompt) :] = 1
         steps = max(job.num_output for job in jobs)
         out = self.model.generate(
-            ids,
+            input_ids=ids,
             attention_mask=mask,
             max_new_tokens=steps,
             min_new_tokens=steps,
             do_sample=False,
             eos_token_id=None,
             pad_token_id=self.pad,
+            **settings,
         )
         new = out[:, longest:].tolist()
         return [row[: job.num_output] for row, job in zip(new, jobs, strict=True)]

@@ -23,6 +23,7 @@ def add_parser(commands: Commands) -> None:
             "cpu": run_cpu,
             "gpu": run_gpu,
             "kernels": run_kernels,
+            "lora": run_lora,
             "recording": run_recording,
             "scheduler": run_scheduler,
             "views": run_views,
@@ -47,6 +48,13 @@ def run_gpu(arguments: list[str]) -> int:
 def run_kernels(arguments: list[str]) -> int:
     """Each Triton kernel checked, timed and, on request, tuned; needs a GPU."""
     from workbench.bench.kernels import main
+
+    return main(arguments)
+
+
+def run_lora(arguments: list[str]) -> int:
+    """What LoRA adapters cost: beside the base and PEFT on a CPU, an 8B shape on a GPU."""
+    from workbench.bench.lora import main
 
     return main(arguments)
 

@@ -112,7 +112,8 @@ class Adapter(Described):
             fix = "Name another folder, or remove it first."
             raise ConfigError("folder", str(folder), "holds an adapter already", fix)
         folder.mkdir(parents=True, exist_ok=True)
-        whole = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        # Cloned, since no two tensors of a file may share memory.
+        whole = {name: tensor.contiguous().clone() for name, tensor in self.tensors.items()}
         save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
         content = json.dumps(self.config.to_json(), indent=2)
         (folder / CONFIG).write_text(content + "\n", encoding="utf-8")

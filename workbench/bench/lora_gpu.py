@@ -1,0 +1,198 @@
+"""`workbench bench lora` on a GPU: an 8B shape with random weights and adapters of all projections.
+
+Decode batches without adapters, with one, with as many as requests, with ranks mixed; Zipf traffic
+over more adapters than fit on the device; and a hot load. Each case is run beside the base in the
+same process, in turns; the peer's figures are the reference's (vLLM 0.25.1 on an H200).
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.bench.gpu import require_gpu
+from workbench.bench.gpu_engine import random_model
+from workbench.bench.gpu_workloads import SHAPES
+from workbench.bench.lora_adapters import RandomAdapters, zipf
+from workbench.bench.measure import Row, machine
+from workbench.build import build
+from workbench.config import EngineConfig
+from workbench.engine import Engine
+from workbench.sampling_params import SamplingParams
+
+_PROMPT, _OUTPUT = 128, 129
+_SLOTS, _REGISTERED, _ZIPF_REQUESTS = 64, 256, 512
+_RANKS = (8, 16, 32, 64)
+# Tokens/s of vLLM 0.25.1 on an H200, llama-8b, rank 16 on all projections: none, one, 32 mixed.
+_PEER = {1: (198, 143, 143), 32: (5425, 3996, 1639), 256: (18_161, 12_283, 8478)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """Requests of one kind: how many, and what the i-th goes through."""
+
+    count: int
+    lora: Callable[[int], str | None]
+
+
+CASES = {
+    "b1 one": _Case(1, lambda i: "r16-0"),
+    "b32 one": _Case(32, lambda i: "r16-0"),
+    "b32 mixed": _Case(32, lambda i: f"r16-{i}"),
+    "b32 ranks": _Case(32, lambda i: f"r{_RANKS[i % 4]}-{i // 4}"),
+    "b256 mixed": _Case(256, lambda i: f"r16-{i % 32}"),
+    "zipf": _Case(_ZIPF_REQUESTS, lambda i: None),
+    "load": _Case(0, lambda i: None),
+}
+
+
+def measure(rank: int, repeats: int, cases: str) -> list[Row]:
+    """Print the figures and return the rows."""
+    device = require_gpu()
+    names = list(CASES) if cases == "all" else cases.split(",")
+    model = random_model(SHAPES["llama-8b"], device)
+    settings = EngineConfig(
+        device=str(device),
+        max_batch_tokens=8192,
+        max_sequences=256,
+        prefix_reuse=False,
+        lora_rows=_SLOTS * rank,
+        seed=0,
+    )
+    engine = build(settings, model=model)
+    adapters = RandomAdapters(model)
+    where = machine() | {"device": torch.cuda.get_device_name(device), "rank": rank}
+    rows = []
+    for name in names:
+        begin = time.perf_counter()
+        if name == "zipf":
+            rows += _zipf(engine, adapters, rank, where)
+        elif name == "load":
+            rows += _load(engine, adapters, rank, where)
+        else:
+            rows += _decode(engine, adapters, name, repeats, where)
+        print(f"  ({name}: {time.perf_counter() - begin:.0f} s)", flush=True)
+    assert engine.runner.graphs is not None
+    print(engine.runner.graphs.summary)
+    print(engine.loras.describe())
+    engine.close()
+    return rows
+
+
+def _decode(
+    engine: Engine, adapters: RandomAdapters, name: str, repeats: int, where: dict[str, Any]
+) -> list[Row]:
+    case = CASES[name]
+    lora = [case.lora(i) for i in range(case.count)]
+    for own in dict.fromkeys(lora):
+        if own is not None and own not in engine.loras:
+            rank, number = own[1:].split("-")
+            engine.loras.load(own, adapters.make(int(rank), int(number)))
+    seconds: dict[str, list[float]] = {"base": [], name: []}
+    given: dict[str, list[str | None]] = {"base": [None] * case.count, name: lora}
+    for repeat in range(repeats + 1):
+        for which, uses in given.items():
+            taken = _run(engine, uses)
+            if repeat:
+                seconds[which].append(taken)
+    base, mixed = (statistics.median(found) for found in seconds.values())
+    tokens = case.count * (_OUTPUT - 1)
+    peer = ""
+    if case.count in _PEER:
+        none, one, many = _PEER[case.count]
+        theirs = many if "mixed" in name else one
+        peer = f"  vLLM {none} -> {theirs} ({theirs / none - 1:+.0%})"
+    print(
+        f"{name:<12} {tokens / base:>8.0f} -> {tokens / mixed:>8.0f} tok/s "
+        f"({base / mixed - 1:+.1%}){peer}",
+        flush=True,
+    )
+    return [
+        _row(f"{name}: {which}", [tokens / s for s in seconds[which]], where) for which in given
+    ]
+
+
+def _run(engine: Engine, lora: list[str | None]) -> float:
+    """Return the seconds that all requests decode for, from their first token to their last."""
+    params = SamplingParams(max_tokens=_OUTPUT, temperature=0, ignore_eos=True)
+    names = [engine.add([100 + i] * _PROMPT, params, lora=uses) for i, uses in enumerate(lora)]
+    while any(not engine.find(name).num_output_tokens for name in names):
+        engine.advance()
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    while engine.has_work:
+        engine.advance()
+    torch.cuda.synchronize()
+    taken = time.perf_counter() - begin
+    engine.discard(names)
+    return taken
+
+
+def _zipf(engine: Engine, adapters: RandomAdapters, rank: int, where: dict[str, Any]) -> list[Row]:
+    """Traffic over more adapters than the device holds, beside the same without any."""
+    for number in range(_REGISTERED):
+        if f"z{number}" not in engine.loras:
+            engine.loras.load(f"z{number}", adapters.make(rank, number))
+    uses: list[str | None] = [f"z{i}" for i in zipf(_ZIPF_REQUESTS, _REGISTERED)]
+    none: list[str | None] = [None] * len(uses)
+    rates = {}
+    for which, lora in (("warm-up", uses[:64]), ("base", none), ("zipf", uses)):
+        begin = time.perf_counter()
+        params = SamplingParams(max_tokens=64, temperature=0, ignore_eos=True)
+        prompts = [[100 + i] * _PROMPT for i in range(len(lora))]
+        engine.generate(prompts, params, lora=lora)
+        rates[which] = len(lora) * 64 / (time.perf_counter() - begin)
+    infos = engine.loras.list()
+    hits, misses = sum(i.hits for i in infos), sum(i.misses for i in infos)
+    loads = sorted(i.seconds["to device"] for i in infos if "to device" in i.seconds)
+    print(
+        f"zipf         {rates['base']:>8.0f} -> {rates['zipf']:>8.0f} tok/s "
+        f"({rates['zipf'] / rates['base'] - 1:+.1%}); {_REGISTERED} adapters, {_SLOTS} fit; "
+        f"hits {hits / (hits + misses):.0%}, to the device "
+        f"{1e3 * statistics.median(loads):.1f} ms",
+        flush=True,
+    )
+    return [_row(f"zipf: {which}", [rates[which]], where) for which in ("base", "zipf")]
+
+
+def _load(engine: Engine, adapters: RandomAdapters, rank: int, where: dict[str, Any]) -> list[Row]:
+    """A hot load from the page cache while 32 requests run, and the longest step meanwhile."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = adapters.make(rank, 999).to_peft(Path(made, "hot"))
+        params = SamplingParams(max_tokens=200, temperature=0, ignore_eos=True)
+        names = [engine.add([100 + i] * _PROMPT, params) for i in range(32)]
+        walls: list[float] = []
+        for number in range(120):
+            if number == 60:
+                begin = time.perf_counter()
+                info = engine.loras.load("hot", folder)
+                reading = time.perf_counter() - begin
+                names.append(engine.add([7] * _PROMPT, params, lora="hot"))
+            begin = time.perf_counter()
+            engine.advance()
+            walls.append(time.perf_counter() - begin)
+        engine.discard(names)
+    seconds = engine.loras.info("hot").seconds
+    usual = statistics.median(walls[20:60])
+    print(
+        f"hot load     {info.num_bytes / 1e6:.0f} MB read and checked in {1e3 * reading:.0f} ms, "
+        f"to the device in {1e3 * seconds['to device']:.1f} ms; steps {1e3 * usual:.1f} ms, "
+        f"the longest after it {1e3 * max(walls[60:]):.1f} ms"
+    )
+    engine.loras.unload("hot")
+    return [_row("load: seconds", [reading + seconds["to device"]], where)]
+
+
+def _row(case: str, values: list[float], where: dict[str, Any]) -> Row:
+    ordered = sorted(values)
+    unit = "seconds" if "seconds" in case else "tokens/s"
+    median = statistics.median(ordered)
+    ends = ordered[0], ordered[-1]
+    return Row("lora", case, "workbench", unit, median, *ends, len(ordered), 0.0, where=where)
