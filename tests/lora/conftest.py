@@ -36,12 +36,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def model_of(checkpoint: Callable[..., Path]) -> Callable[..., DecoderLM]:
     """Return a family's model in float32, loaded once. Tests must leave it as it is."""
-    models: dict[str, DecoderLM] = {}
+    models: dict[tuple[str, str], DecoderLM] = {}
 
-    def load(family: str = "llama") -> DecoderLM:
-        if family not in models:
-            models[family] = load_model(checkpoint(family), device="cpu", dtype="float32")
-        return models[family]
+    def load(family: str = "llama", device: str = "cpu") -> DecoderLM:
+        key = family, device
+        if key not in models:
+            models[key] = load_model(checkpoint(family), device=device, dtype="float32")
+        return models[key]
 
     return load
 
@@ -77,21 +78,23 @@ def make_engine(model_of: Callable[..., DecoderLM]) -> Iterator[Callable[..., En
     def make(
         model: DecoderLM | str = "llama",
         *,
+        device: str = "cpu",
         backend: str = "sdpa",
         num_blocks: int = 96,
         block_size: int = 16,
         tape: Any = "auto",
+        cuda_graphs: Any = "auto",
         num_rows: int | None = None,
         host_bytes: int | None = None,
         **scheduling: Any,
     ) -> Engine:
-        model = model_of(model) if isinstance(model, str) else model
+        model = model_of(model, device) if isinstance(model, str) else model
         cache = KVCache.for_model(model, num_blocks, block_size)
         for tensor in cache.tensors:
             tensor.fill_(torch.nan)
         settings = {"max_batch_tokens": 512, "max_sequences": 32, **scheduling}
         scheduler = Scheduler(cache, SchedulerConfig(**settings))
-        runner = Runner(model, cache, backend, tape=tape)
+        runner = Runner(model, cache, backend, cuda_graphs, tape)
         loras = LoRAManager(model, num_rows=num_rows, host_bytes=host_bytes)
         engines.append(Engine(model, cache, scheduler, runner, loras=loras))
         return engines[-1]

@@ -6,7 +6,8 @@
 from workbench.lora.adapter import Adapter, LoRAPair
 from workbench.lora.batches import AdapterBatches, ReplayedAdapters
 from workbench.lora.config import LoRAConfig, read_config
-from workbench.lora.manager import AdapterInfo, LoRAManager
+from workbench.lora.info import AdapterInfo
+from workbench.lora.manager import LoRAManager
 from workbench.lora.merge import merge
 from workbench.lora.reader import read_adapter
 from workbench.lora.targets import Target, targets_of

@@ -19,13 +19,24 @@ from workbench.request import Sequence
 
 
 class AdapterGate:
-    """Lets sequences start whose adapters are there. settle: called as a step begins."""
+    """Lets sequences start whose adapters are there.
+
+    settle: called as a step begins. `running`: returns the sequences that hold blocks.
+    """
 
     def __init__(
         self, store: AdapterStore, slots: DeviceSlots, facts: Facts, settle: Callable[[], None]
     ) -> None:
         self.store, self.slots, self.facts, self._settle = store, slots, facts, settle
+        self.running: Callable[[], Iterable[Sequence]] = tuple
         self._patience = Patience()
+
+    def look(self) -> None:
+        """Ask anew, between two steps, who runs and needs its adapters."""
+        self._need(self.running())
+
+    def _need(self, running: Iterable[Sequence]) -> None:
+        self.slots.need(use.name for sequence in running for use in sequence.request.lora)
 
     def begin(self, step: int, running: Iterable[Sequence]) -> None:
         """Begin a step, in which these sequences keep their adapters on the device."""
@@ -33,7 +44,7 @@ class AdapterGate:
         if not self.store.entries:
             return
         self._patience.begin()
-        self.slots.need(use.name for sequence in running for use in sequence.request.lora)
+        self._need(running)
         self._settle()
 
     def admits(self, sequence: Sequence, *, wait: bool) -> bool:
@@ -85,4 +96,4 @@ class AdapterGate:
 
     def close(self) -> None:
         """Let go of the adapters: the scheduler keeps the gate."""
-        del self.store, self.slots, self._settle
+        del self.store, self.slots, self._settle, self.running

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,38 +30,28 @@ from workbench.lora.adapter import Adapter
 from workbench.lora.batches import AdapterBatches
 from workbench.lora.facts import Facts
 from workbench.lora.gate import AdapterGate
+from workbench.lora.info import AdapterInfo, info_of
 from workbench.lora.names import check_name, parse_uses
 from workbench.lora.reader import read_adapter
 from workbench.lora.slots import DeviceSlots
 from workbench.lora.store import AdapterStore, Entry
 from workbench.lora.table import Uses
 from workbench.models import DecoderLM
-from workbench.request import AdapterUse, Request
+from workbench.request import AdapterUse, Request, Sequence
 
-
-@dataclass(frozen=True, slots=True)
-class AdapterInfo:
-    """An adapter as it stands: `tier` is device, host or disk; seconds: of its latest moves."""
-
-    name: str
-    tier: str
-    pinned: bool
-    leaving: bool
-    rank: int
-    num_bytes: int
-    digest: str
-    folder: str | None
-    rows: tuple[int, ...]
-    num_requests: int
-    hits: int
-    misses: int
-    seconds: dict[str, float]
+Sequences = list[Sequence]
 
 
 class HasGate(Protocol):
     """The scheduler: it asks before a sequence starts."""
 
     adapters: Any
+
+    @property
+    def running(self) -> Sequences: ...
+
+    @property
+    def holding(self) -> Sequences: ...
 
 
 class HasBatches(Protocol):
@@ -152,6 +141,7 @@ class LoRAManager(Described):
     def pin(self, name: str) -> None:
         """Put an adapter on the device, to stay; `ConfigError` if running ones fill it."""
         entry = self._entry(name)
+        self.gate.look()
         if not self.gate.bring(entry, cause="asked", wait=True):
             fix = "Let requests end, or unpin another."
             raise ConfigError("adapter", name, "there is no room for it on the device", fix)
@@ -166,6 +156,7 @@ class LoRAManager(Described):
     def evict(self, name: str) -> None:
         """Take an adapter off the device; `ConfigError` while it is pinned or running."""
         entry = self._entry(name)
+        self.gate.look()
         if entry.pinned or name in self.slots.needed:
             raise ConfigError("adapter", name, "is pinned, or in use now", "Unpin it, or wait.")
         if entry.resident is not None:
@@ -174,12 +165,7 @@ class LoRAManager(Described):
 
     def info(self, name: str) -> AdapterInfo:
         """Return how an adapter stands; `ConfigError` for one that is not loaded."""
-        e = self._entry(name)
-        rows = () if e.resident is None else e.resident.rows
-        folder = None if e.folder is None else str(e.folder)
-        flags, sizes = (e.tier, e.pinned, e.leaving), (e.rank, e.num_bytes, e.digest)
-        counts = e.num_requests, e.hits, e.misses
-        return AdapterInfo(name, *flags, *sizes, folder, rows, *counts, dict(e.seconds))
+        return info_of(self._entry(name))
 
     def list(self) -> list[AdapterInfo]:
         """Return all adapters, as they stand, by name."""
@@ -205,6 +191,7 @@ class LoRAManager(Described):
         """Serve an engine's parts. unfinished: returns the requests that have not ended."""
         self.facts.bus, self.unfinished = bus, unfinished
         scheduler.adapters.gate, runner.adapters = self.gate, self.batches
+        self.gate.running = lambda: (*scheduler.running, *scheduler.holding)
 
     def resolve(self, text: str | None) -> Uses:
         """Return the adapters that a request's `lora` names; those times 0 are left out.

@@ -1,0 +1,63 @@
+"""Adapters on a GPU: kernels in CUDA graphs give what merged models do, while adapters move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from drive import greedy
+from tiny import random_prompts
+
+from workbench.engine import Engine
+from workbench.lora import merge, read_adapter
+from workbench.models import DecoderLM
+
+pytestmark = pytest.mark.gpu
+NAMES = ("all linear", "patterns", "head", "lora_bias", "saved head", "embedding")
+
+
+def test_mixed_batches_in_graphs_are_their_merged_models(
+    make_engine: Callable[..., Engine],
+    adapter_of: Callable[..., Path],
+    model_of: Callable[..., DecoderLM],
+) -> None:
+    """Few rank rows: adapters come and go, and captured graphs go on being right."""
+    model = model_of("llama", "cuda")
+    folders = [adapter_of(name, seed=i) for i, name in enumerate(NAMES)]
+    prompts = random_prompts(len(NAMES) + 1, seed=5)
+    expected = []
+    for prompt, folder in zip(prompts, [*folders, None], strict=True):
+        undo = None if folder is None else merge(model, read_adapter(folder, model))
+        engine = make_engine(model, backend="triton", cuda_graphs=False, prefix_reuse=False)
+        expected.append(engine.generate([prompt], greedy(12))[0].outputs[0].token_ids)
+        engine.close()
+        if undo is not None:
+            undo()
+    engine = make_engine(model, backend="triton", num_rows=14)
+    for i, folder in enumerate(folders):
+        engine.loras.load(f"a{i}", folder)
+    lora = [*(f"a{i}" for i in range(len(NAMES))), None]
+    for _ in range(2):
+        outputs = engine.generate(prompts, greedy(12), lora=lora)
+        assert [output.outputs[0].token_ids for output in outputs] == expected
+    graphs = engine.runner.graphs
+    assert graphs is not None
+    assert graphs.replays > 10
+    assert "an adapter changes the embedding" in graphs.eager
+
+
+def test_a_graph_serves_adapters_that_were_loaded_after_it(
+    make_engine: Callable[..., Engine], adapter_of: Callable[..., Path]
+) -> None:
+    engine = make_engine(device="cuda", backend="triton", num_rows=16, prefix_reuse=False)
+    graphs = engine.runner.graphs
+    assert graphs is not None
+    prompt, found, captures = random_prompts(2, 3)[1], [], []
+    for seed in range(4):
+        engine.loras.load(f"x{seed}", adapter_of(seed=seed))
+        output = engine.generate([prompt], greedy(8), lora=f"x{seed}")[0]
+        found.append(output.outputs[0].token_ids)
+        captures.append(graphs.captures)
+    assert len(set(map(tuple, found))) == 4, "the graph goes on with old adapters"
+    assert captures[1:] == captures[:1] * 3, "a load makes no graph stale"
