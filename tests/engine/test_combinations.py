@@ -51,11 +51,16 @@ def plain(make_engine: MakeEngine, _plain: dict[Any, list[CompletionOutput]]) ->
         if "dropping" in asked:
             settings |= {name: asked[name] for name in ("dropping", "block_size")}
         samplers = tuple(f.name for f in features if f.sampler is not None)
-        key = model, place, params, samplers, tuple(settings.values())
+        merges = tuple(f for f in features if f.merged is not None)
+        merged = tuple(f.name for f in merges)
+        key = model, place, params, samplers, merged, tuple(settings.values())
         if key not in _plain:
             engine = make_engine(model, backend="reference", prefix_reuse=False, **settings)
             use_samplers(engine, features)
+            undo = [f.merged(engine.model) for f in merges if f.merged is not None]
             _plain[key] = engine.generate([PROMPTS[place]], params)[0].outputs
+            for put_back in undo:
+                put_back()
         return _plain[key]
 
     return outputs

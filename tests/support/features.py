@@ -19,6 +19,8 @@ from workbench.cache.dropping import HeavyHitter, SinkWindow
 from workbench.engine import Engine
 from workbench.events import Event, PrefixAwaited
 from workbench.guided_params import GuidedDecodingParams
+from workbench.lora import Adapter, LoRAConfig, LoRAPair, merge, targets_of
+from workbench.models import DecoderLM
 from workbench.request import CompletionOutput, Status
 from workbench.retention import Retention
 from workbench.sample import Sampler
@@ -68,6 +70,8 @@ class Feature:
     prepare: called with a run before its first step; between: after every step. holds: what an
     output of it must satisfy besides. happened: whether a run on its own met what it is about.
     refused: other features it cannot be with -> the part of the error's text that says why.
+    merged: changes the plain counterpart's model for the time of its run, until what it returns is
+    called.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Feature:
     holds: Callable[[CompletionOutput, list[int]], bool] | None = None
     happened: Callable[[Run], bool] | None = None
     refused: dict[str, str] = field(default_factory=dict)
+    merged: Callable[[DecoderLM], Callable[[], None]] | None = None
 
 
 def no_thirds(token_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
@@ -195,6 +200,25 @@ def _offloads(run: Run) -> bool:
 
 def _all_new(tokens: list[int], prompt: list[int]) -> bool:
     return len({*tokens, *prompt}) == len(tokens) + len(set(prompt))
+
+
+def _adapter(model: DecoderLM) -> Adapter:
+    """Return an adapter of every linear layer and the head, loud enough to change tokens."""
+    generator = torch.Generator().manual_seed(3)
+    pairs = {
+        path: LoRAPair(
+            0.2 * torch.randn(3, target.inputs, generator=generator),
+            0.2 * torch.randn(target.outputs, 3, generator=generator),
+            0.7,
+        )
+        for path, target in targets_of(model).items()
+        if not target.is_embedding
+    }
+    return Adapter(LoRAConfig(3, 2.1, "all-linear"), pairs)
+
+
+def _load_adapter(run: Run) -> None:
+    run.engine.loras.load("loud", _adapter(run.engine.model))
 
 
 def _drops(run: Run) -> bool:
@@ -365,6 +389,14 @@ FEATURES = [
         happened=lambda run: "resumed" in run.notes,
     ),
     Feature("native", "the compiled CPU backend", engine={"backend": "native"}),
+    Feature(
+        "lora",
+        "half of an adapter of every linear layer; its plain counterpart has it merged",
+        add={"lora": "loud:0.5"},
+        prepare=_load_adapter,
+        happened=lambda run: run.engine.loras.info("loud").num_requests == len(PROMPTS),
+        merged=lambda model: merge(model, {_adapter(model): 0.5}),
+    ),
     Feature(
         "prefix reuse",
         "the prompts' blocks are in the cache already",
