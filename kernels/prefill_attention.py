@@ -20,8 +20,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from workbench.kernels.attention_math import LOG2E, soft_capped, with_sink
 from workbench.kernels.early import await_previous, starts_early
 from workbench.kernels.launch import INTERPRETED, Config, Launch, Plan, cdiv, power_of_2
-from workbench.kernels.paged import LARGEST, QUANTISED
 from workbench.kernels.prefill_tiles import find_row, key_bounds, load_tile, token_scales
+from workbench.kernels.quantised_kv import LARGEST, QUANTISED
 from workbench.kernels.spec import check_limits
 
 LIMITS = {"head_dim": (1, 256), "group": (1, 64), "block_size": (1, 1024)}

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from workbench.kernels.attention_math import attend
 from workbench.kernels.launch import Config, power_of_2
-from workbench.kernels.paged import FP8, QUANTISED, gather_row, random_cache, random_scales
+from workbench.kernels.paged import gather_row, random_cache, random_scales
 from workbench.kernels.prefill_attention import LIMITS, default, new_per_row, plan
+from workbench.kernels.quantised_kv import FP8, QUANTISED
 from workbench.kernels.spec import Case, Inputs, KernelSpec
 
 

@@ -9,9 +9,9 @@ import triton.language as tl
 from kernel_checks import check
 
 from workbench.kernels.launch import INTERPRETED
-from workbench.kernels.paged import quantise
 from workbench.kernels.paged_decode_bytes import unpacked
 from workbench.kernels.paged_decode_splits import choose_splits
+from workbench.kernels.quantised_kv import quantise
 from workbench.kernels.registry import get_spec
 
 DECODE, PREFILL = get_spec("paged_decode"), get_spec("prefill_attention")

@@ -154,24 +154,24 @@ class TritonBackend(ReferenceBackend):
     ) -> Tensor:
         """Rotate and write in one kernel, then attend; see `Backend.attention`."""
         prepared: _Prepared = ctx.prepared
-        kv = None if ctx.kv is None else ctx.kv[layer]
+        kv, scales = (None, None) if ctx.kv is None else (ctx.kv[layer], ctx.scales(layer))
         cos, sin = rope or (None, None)
         if kv is not None or rope is not None:
             q, k, *_ = self._run(
                 "rope_and_cache",
                 q.dtype,
                 **{"q": q, "k": k, "v": v, "cos": cos, "sin": sin},
-                **{"kv": kv, "slot_mapping": ctx.slot_mapping},
+                **{"kv": kv, "slot_mapping": ctx.slot_mapping, "kv_scales": scales},
             )
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         settings: dict[str, Any] = {"scale": scale, "window": window}
         if prepared.num_decodes:
-            self._decode(q, kv, prepared, settings, out)
+            self._decode(q, kv, prepared, {**settings, "kv_scales": scales}, out)
         if prepared.trees.num_tokens:
             seen = {**settings, "ancestors": prepared.ancestors}
-            self._chunks(q, k, v, kv, prepared.trees, False, seen, out)
+            self._chunks(q, k, v, kv, scales, prepared.trees, False, seen, out)
         if prepared.chunks.num_tokens:
-            self._chunks(q, k, v, kv, prepared.chunks, prepared.fresh, settings, out)
+            self._chunks(q, k, v, kv, scales, prepared.chunks, prepared.fresh, settings, out)
         return out
 
     def _decode(
@@ -196,6 +196,7 @@ class TritonBackend(ReferenceBackend):
         k: Tensor,
         v: Tensor,
         kv: Tensor | None,
+        scales: Tensor | None,
         rows: _Rows,
         fresh: bool,
         settings: Any,
@@ -213,6 +214,7 @@ class TritonBackend(ReferenceBackend):
             query_starts=rows.query_starts,
             context_lens=rows.context_lens,
             block_tables=None if fresh else rows.block_tables,
+            kv_scales=None if fresh else scales,
             num_tokens=rows.num_tokens,
             out=out,
             **settings,
