@@ -14,7 +14,7 @@ import torch
 
 from workbench.cache import KVCache, groups_of
 from workbench.cache.groups import kv_dtype
-from workbench.cache.kv import size_for_memory
+from workbench.cache.sizing import size_for_memory
 from workbench.config import EngineConfig, ModelConfig
 from workbench.describe import Described, human_bytes
 from workbench.errors import ConfigError

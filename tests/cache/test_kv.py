@@ -10,7 +10,7 @@ import torch
 from workbench.cache import KVCache
 from workbench.cache.copies import move_slots
 from workbench.cache.groups import kv_dtype
-from workbench.cache.kv import size_for_memory
+from workbench.cache.sizing import size_for_memory
 from workbench.config import ModelConfig
 from workbench.errors import ConfigError
 

@@ -19,10 +19,10 @@ from workbench.cache.groups import KVGroup, group_layers, groups_of, kv_dtype
 from workbench.cache.host import HostTier
 from workbench.cache.host_memory import HostMemory
 from workbench.cache.joint import JointBlocks
+from workbench.cache.sizing import require_host_possible, size_for_memory
 from workbench.cache.stats import CacheCounters, CacheStats
 from workbench.config import ModelConfig
 from workbench.describe import Described, human_bytes
-from workbench.errors import ConfigError
 from workbench.kernels.quantised_kv import QUANTISED, scale_shape
 
 if TYPE_CHECKING:
@@ -97,9 +97,8 @@ class KVCache(Described):
         ]
         self.layers = self._layer_views(self.tensors)
         self.layer_scales = self._layer_views(self.scales) if self.scales else None
-        self.host_memory = None
-        if host is not None:
-            self.host_memory = HostMemory([self.tensor, *self.scales], num_host_blocks)
+        device_tensors = [*self.tensors, *self.scales]
+        self.host_memory = HostMemory(device_tensors, num_host_blocks) if host is not None else None
 
     def _layer_views(self, tensors: list[Tensor]) -> list[Tensor]:
         views = {
@@ -275,42 +274,3 @@ class KVCache(Described):
             facts |= self.blocks.host.describe()
             facts["host memory"] = human_bytes(self.host_memory.num_bytes)
         return facts
-
-
-def require_host_possible(groups: tuple[KVGroup, ...], field: str, value: int) -> None:
-    """Raise `ConfigError` if a cache of these groups cannot have a host tier."""
-    if len(groups) > 1 or groups[0].window is not None:
-        raise ConfigError(
-            field,
-            value,
-            "there is no host tier for layers with a window or for several KV groups "
-            f"({', '.join(group.name for group in groups)})",
-            "Set it to 0, and use preemption='recompute'.",
-        )
-
-
-def size_for_memory(
-    config: ModelConfig,
-    num_bytes: int,
-    block_size: int,
-    dtype: torch.dtype,
-    window_blocks: int | None = None,
-    field: str = "num_blocks",
-) -> int:
-    """Return how many blocks fit into `num_bytes`; raise `ConfigError` if not even one does.
-
-    window_blocks: as for `KVCache`; groups with a window never get more than those without. field:
-    the setting that the error names.
-    """
-    per_block = KVCache.bytes_per_block(config, block_size, dtype)
-    if num_bytes < per_block:
-        raise ConfigError(
-            field,
-            human_bytes(num_bytes),
-            f"less memory than one block of {human_bytes(per_block)}",
-            "Give it more memory, or use a smaller block_size.",
-        )
-    fixed = sum(group.bytes_per_block(block_size, dtype) for group in groups_of(config)[1:])
-    if window_blocks is None or num_bytes < window_blocks * per_block:
-        return num_bytes // per_block
-    return (num_bytes - window_blocks * fixed) // (per_block - fixed)
