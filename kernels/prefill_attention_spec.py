@@ -15,6 +15,7 @@ from workbench.kernels.attention_math import attend
 from workbench.kernels.launch import Config, power_of_2
 from workbench.kernels.paged import gather_row, random_cache, random_scales
 from workbench.kernels.prefill_attention import LIMITS, default, new_per_row, plan
+from workbench.kernels.prefill_hopper import hopper_fits
 from workbench.kernels.quantised_kv import FP8, QUANTISED
 from workbench.kernels.spec import Case, Inputs, KernelSpec
 
@@ -130,7 +131,15 @@ def keep(config: Config, inputs: Inputs) -> bool:
     if config["num_warps"] == 8 and config["BLOCK_M"] < 128:
         return False
     paged = inputs.get("block_tables") is not None
+    if config["HOPPER"]:
+        plain = all(inputs.get(name) is None for name in _FEATURES)
+        return plain and _is_hopper(q.device) and hopper_fits(q, k, k.shape[1] if paged else None,
+                                                              config)  # fmt: skip
     return not config["TMA"] or _describable(config, k, paged)
+
+
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def _describable(config: Config, k: Tensor, paged: bool) -> bool:
@@ -193,6 +202,7 @@ def baseline(q: Tensor, k: Tensor, v: Tensor, query_starts: Tensor, **inputs: An
     return out.transpose(1, 2).flatten(0, 1)
 
 
+_FEATURES = ("window", "soft_cap", "sinks", "alibi", "ancestors", "kv_scales")
 _SMALL = {"heads": 4, "kv_heads": 2, "dim": 16}
 _8B: dict[str, Any] = {"heads": 32, "kv_heads": 8, "dim": 128}
 _1B: dict[str, Any] = {"heads": 32, "kv_heads": 8, "dim": 64}
@@ -256,6 +266,7 @@ SPEC = KernelSpec(
         "BLOCK_M": (16, 32, 64, 128, 256),
         "BLOCK_N": (32, 64, 128),
         "TMA": (0, 1),
+        "HOPPER": (0, 1),
         "num_warps": (4, 8),
         "num_stages": (2, 3, 4),
     },
@@ -271,5 +282,10 @@ SPEC = KernelSpec(
     },
     limits=LIMITS,
     baseline=baseline,
-    sources=("prefill_tiles.py", "attention_math.py"),
+    sources=(
+        "prefill_hopper.py",
+        "prefill_warpgroup.py",
+        "prefill_tiles.py",
+        "attention_math.py",
+    ),
 )
