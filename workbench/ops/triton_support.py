@@ -1,4 +1,7 @@
-"""Where Triton kernels run, and what of them a GPU lacks: said before anything is launched."""
+"""Where Triton kernels run, and what of them a GPU lacks.
+
+Asked by `TritonBackend` before it launches anything, so that an error names the setting to change.
+"""
 
 from __future__ import annotations
 
