@@ -15,7 +15,7 @@ from workbench.kernels.attention_math import attend
 from workbench.kernels.launch import Config, power_of_2
 from workbench.kernels.paged import gather_row, random_cache, random_scales
 from workbench.kernels.prefill_attention import LIMITS, default, new_per_row, plan
-from workbench.kernels.prefill_hopper import hopper_fits
+from workbench.kernels.prefill_hopper import suits_hopper
 from workbench.kernels.quantised_kv import FP8, QUANTISED
 from workbench.kernels.spec import Case, Inputs, KernelSpec
 
@@ -121,6 +121,8 @@ def random_tree(num_new: list[int]) -> Tensor:
 def keep(config: Config, inputs: Inputs) -> bool:
     """Whether a configuration fits: tiles in shared memory and registers, TMA within one block."""
     q, k = inputs["q"], inputs["k"]
+    if config["HOPPER"]:
+        return suits_hopper(config=config, **inputs)
     group, width = q.shape[1] // k.shape[-2], max(16, power_of_2(q.shape[2]))
     size = k.element_size()
     tiles = config["BLOCK_M"] * width * q.element_size()
@@ -131,15 +133,7 @@ def keep(config: Config, inputs: Inputs) -> bool:
     if config["num_warps"] == 8 and config["BLOCK_M"] < 128:
         return False
     paged = inputs.get("block_tables") is not None
-    if config["HOPPER"]:
-        plain = all(inputs.get(name) is None for name in _FEATURES)
-        return plain and _is_hopper(q.device) and hopper_fits(q, k, k.shape[1] if paged else None,
-                                                              config)  # fmt: skip
     return not config["TMA"] or _describable(config, k, paged)
-
-
-def _is_hopper(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def _describable(config: Config, k: Tensor, paged: bool) -> bool:
@@ -202,7 +196,6 @@ def baseline(q: Tensor, k: Tensor, v: Tensor, query_starts: Tensor, **inputs: An
     return out.transpose(1, 2).flatten(0, 1)
 
 
-_FEATURES = ("window", "soft_cap", "sinks", "alibi", "ancestors", "kv_scales")
 _SMALL = {"heads": 4, "kv_heads": 2, "dim": 16}
 _8B: dict[str, Any] = {"heads": 32, "kv_heads": 8, "dim": 128}
 _1B: dict[str, Any] = {"heads": 32, "kv_heads": 8, "dim": 64}

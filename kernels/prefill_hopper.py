@@ -7,7 +7,7 @@ warpgroup issues the product of its queries with the next keys, then that of its
 their values, and works out the next weights while the tensor cores run. A tile of a paged cache is
 fetched block by block, so blocks of 8 tokens and more need no gathering.
 
-Heads of 64 or 128 in half precision, plainly causal: `hopper_fits` says. Gluon has no interpreter:
+Heads of 64 or 128 in half precision, plainly causal: `suits_hopper` says. Gluon has no interpreter:
 this kernel is compiled everywhere and run on a GPU alone, where the tests of `prefill_attention`
 hold it to the same reference.
 """
@@ -40,6 +40,15 @@ from workbench.kernels.prefill_warpgroup import (
 )
 
 BLOCK_M = 128
+HOPPER_DEFAULT: Config = {
+    "BLOCK_M": BLOCK_M,
+    "BLOCK_N": 128,
+    "TMA": 1,
+    "HOPPER": 1,
+    "num_warps": 4,
+    "num_stages": 2,
+}
+_FEATURES = ("window", "soft_cap", "sinks", "alibi", "ancestors", "kv_scales")
 _LOG2E = gl.constexpr(1.4426950408889634)
 
 
@@ -207,23 +216,33 @@ def prefill_hopper_kernel(
         )
 
 
-def hopper_fits(q: Tensor, k: Tensor, block_size: int | None, config: Config) -> bool:
-    """Return whether the kernel takes these shapes; block_size None: keys are not paged.
+def suits_hopper(
+    q: Tensor, k: Tensor, config: Config, block_tables: Tensor | None = None, **features: Any
+) -> bool:
+    """Return whether the kernel takes these inputs on the GPU where they are.
 
-    The copy engine wants rows of 16-byte multiples, and a tile is made of whole pieces of blocks.
+    features: what it has no code for (window, soft_cap, sinks, alibi, ancestors, kv_scales), None
+    where not asked for. The copy engine wants rows of 16-byte multiples, and a tile is made of
+    whole pieces of blocks.
     """
-    block_n, stages = config["BLOCK_N"], config["num_stages"]
+    if any(features.get(name) is not None for name in _FEATURES) or not _is_hopper(q.device):
+        return False
+    block_n, stages, dim = config["BLOCK_N"], config["num_stages"], q.shape[2]
     if config["BLOCK_M"] != BLOCK_M or config["num_warps"] != 4 or not config["TMA"]:
         return False
-    if (128 + 2 * block_n * stages) * q.shape[2] * 2 > 220 << 10:
-        return False
-    group, dim = q.shape[1] // k.shape[-2], q.shape[2]
     halves = q.dtype == k.dtype and q.dtype in (torch.float16, torch.bfloat16)
     aligned = k.stride(-3) % 8 == 0 and k.data_ptr() % 16 == 0
-    if not (halves and aligned and dim in (64, 128) and group <= BLOCK_M):
+    shared = (BLOCK_M + 2 * block_n * stages) * dim * 2
+    if not (halves and aligned and dim in (64, 128)) or shared > 220 << 10:
         return False
-    box = min(block_n, block_size or block_n)
-    return box >= 8 and block_n % box == 0 and (block_size or box) % box == 0
+    block_size = block_n if block_tables is None else k.shape[1]
+    box = min(block_n, block_size)
+    whole = box >= 8 and block_n % box == 0 and block_size % box == 0
+    return whole and q.shape[1] // k.shape[-2] <= BLOCK_M
+
+
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def hopper_arguments(
