@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from workbench.kernels.paged import FP8
+from workbench.kernels.quantised_kv import FP8
 from workbench.kernels.spec import KernelSpec
 
 # A kernel that quantises may round a tie, or a sum's last bit, the other way.

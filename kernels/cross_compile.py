@@ -23,6 +23,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 from workbench.errors import ConfigError
 from workbench.kernels.early import CAPABILITY
@@ -96,6 +97,7 @@ def compile_launch(launch: Launch, target: str) -> Resources:
 
 
 def _source(launch: Launch) -> ASTSource:
+    make = GluonASTSource if isinstance(launch.kernel, GluonJITFunction) else ASTSource
     values = {**launch.arguments, **launch.config}
     signature, constants, attributes = {}, {}, {}
     for place, param in enumerate(launch.kernel.params):
@@ -108,7 +110,7 @@ def _source(launch: Launch) -> ASTSource:
             kind in ("i32", "i64") and not param.do_not_specialize and value % 16 == 0
         ):
             attributes[(place,)] = [["tt.divisibility", 16]]
-    return ASTSource(launch.kernel, signature, constants, attributes)
+    return make(launch.kernel, signature, constants, attributes)
 
 
 def _kind(value: Any) -> str:
@@ -122,7 +124,8 @@ def _kind(value: Any) -> str:
     if isinstance(value, float):
         return "fp32"
     block = ",".join(map(str, value.block_shape))  # a host-made tensor descriptor
-    return f"tensordesc<{_TYPES[value.base.dtype]}[{block}]>"
+    layout = f",{value.layout!r}" if hasattr(value, "layout") else ""
+    return f"tensordesc<{_TYPES[value.base.dtype]}[{block}]{layout}>"
 
 
 def _tool(name: str, *arguments: str | Path) -> str:
@@ -134,11 +137,20 @@ def _tool(name: str, *arguments: str | Path) -> str:
 
 
 def survey(
-    spec: KernelSpec, case: str, dtype: torch.dtype, targets: list[str], sample: int
+    spec: KernelSpec,
+    case: str,
+    dtype: torch.dtype,
+    targets: list[str],
+    sample: int,
+    changes: dict[str, int],
 ) -> Iterator[tuple[dict[str, int], Resources]]:
-    """Yield (configuration, resources) for the default and `sample` others of a case's space."""
+    """Yield (configuration, resources) for the default and `sample` others of a case's space.
+
+    changes: values of the default's constants that are to be others.
+    """
     inputs = spec.inputs(case, dtype)
     configs = list(spec.configs(inputs))
+    configs[0] = {**configs[0], **changes}
     step = max(1, len(configs) // (sample + 1))
     for config in islice(configs, 0, 1 + sample * step, step):
         for launch in spec.plan(**inputs, config=config).launches:
@@ -156,14 +168,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--targets", default="cuda:90", help="comma-separated")
     parser.add_argument("--sample", type=int, default=0, help="configurations beside the default")
+    parser.add_argument("--config", default="{}", help="JSON: changes to the default")
     arguments = parser.parse_args(argv)
+    changes = json.loads(arguments.config)
     specs = list(SPECS.values()) if arguments.kernel == "all" else [get_spec(arguments.kernel)]
     dtype = getattr(torch, arguments.dtype)
     targets = arguments.targets.split(",")
     for spec in specs:
         small = [name for name, case in spec.cases.items() if case.small]
         for case in [arguments.case] if arguments.case else small:
-            for config, found in survey(spec, case, dtype, targets, arguments.sample):
+            for config, found in survey(spec, case, dtype, targets, arguments.sample, changes):
                 row = {"spec": spec.name, "case": case, "config": config, **asdict(found)}
                 sys.stdout.write(json.dumps(row) + "\n")
     return 0

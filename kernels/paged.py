@@ -1,11 +1,8 @@
-"""The paged cache's layout and its quantised dtypes, shared by the kernels that write or read it.
+"""The paged cache's layout, shared by the kernels that write or read it.
 
 A layer's cache is [2 (keys, values), num_blocks, block_size, K, D]; slot = block * block_size +
-offset. An int8 or fp8 (e4m3) cache keeps x / scale, where each token's head has its own scale, its
-largest magnitude over that of the dtype: so what is kept depends on that token alone, whatever else
-is in its block. Scales are float32 [2, num_blocks, K, block_size]: those of a head lie side by side
-in a block, and belong to it wherever it is copied. `random_cache` and `gather_row` make and read
-caches in input makers and references.
+offset. An 8-bit cache has scales beside it (`quantised_kv`). `random_cache`, `random_scales` and
+`gather_row` make and read caches in input makers and references.
 """
 
 from __future__ import annotations
@@ -15,9 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-FP8 = torch.float8_e4m3fn
-QUANTISED = (torch.int8, FP8)
-LARGEST = {torch.int8: 127.0, FP8: 448.0}
+from workbench.kernels.quantised_kv import (
+    QUANTISED,
+    dequantised,
+    scale_shape,
+)
 
 
 @triton.jit
@@ -35,25 +34,14 @@ def to_cache(first, second, scales, wanted, INT8: tl.constexpr, LARGEST: tl.cons
     return first, second
 
 
-def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return x [..., D] as an 8-bit cache of this dtype keeps it, and the scales [...] float32."""
-    wide = x.float()
-    scales = wide.abs().amax(-1) / LARGEST[dtype]
-    scales = torch.where(scales > 0, scales, 1.0)
-    wide = (wide / scales.unsqueeze(-1)).clamp(-LARGEST[dtype], LARGEST[dtype])
-    return (torch.floor(wide + 0.5) if dtype == torch.int8 else wide).to(dtype), scales
-
-
 def gather_row(
     kv: Tensor, block_ids: Tensor, length: int, scales: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return keys and values [length, K, D] float32 of one sequence's blocks."""
     ids = block_ids.long()
-    keys, values = (side[ids].flatten(0, 1)[:length].float() for side in kv)
-    if scales is None:
-        return keys, values
-    k_scale, v_scale = (x[ids].transpose(1, 2).flatten(0, 1)[:length, :, None] for x in scales)
-    return keys * k_scale, values * v_scale
+    kept = kv[:, ids].float() if scales is None else dequantised(kv[:, ids], scales[:, ids])
+    keys, values = kept.flatten(1, 2)[:, :length]
+    return keys, values
 
 
 def random_cache(
@@ -98,7 +86,5 @@ def random_scales(kv: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """Return `kv_scales` for a quantised cache, nothing for another."""
     if kv.dtype not in QUANTISED:
         return {}
-    sides, blocks, block_size, kv_heads, _ = kv.shape
-    shape = (sides, blocks, kv_heads, block_size)
-    scales = torch.rand(shape, generator=generator, device=kv.device) + 0.5
+    scales = torch.rand(scale_shape(kv.shape), generator=generator, device=kv.device) + 0.5
     return {"kv_scales": scales / (30 if kv.dtype == torch.int8 else 1)}

@@ -20,7 +20,6 @@ from torch import Tensor
 from workbench.kernels.attention_math import LOG2E
 from workbench.kernels.early import await_previous, starts_early
 from workbench.kernels.launch import INTERPRETED, Config, Launch, Plan, power_of_2, sm_count
-from workbench.kernels.paged import LARGEST, QUANTISED
 from workbench.kernels.paged_decode_bytes import paged_decode_bytes_kernel
 from workbench.kernels.paged_decode_splits import (
     choose_splits,
@@ -29,6 +28,7 @@ from workbench.kernels.paged_decode_splits import (
     shaped,
     split_span,
 )
+from workbench.kernels.quantised_kv import LARGEST, QUANTISED
 from workbench.kernels.spec import check_limits
 
 LIMITS = {"head_dim": (1, 256), "group": (1, 64), "block_size": (1, 1024)}

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from workbench.kernels.attention_math import attend
 from workbench.kernels.launch import Config, power_of_2, sm_count
-from workbench.kernels.paged import FP8, QUANTISED, gather_row, random_cache, random_scales
+from workbench.kernels.paged import gather_row, random_cache, random_scales
 from workbench.kernels.paged_decode import LIMITS, default, plan
 from workbench.kernels.paged_decode_splits import choose_splits
+from workbench.kernels.quantised_kv import FP8, QUANTISED
 from workbench.kernels.spec import Case, Inputs, KernelSpec
 
 

@@ -20,8 +20,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from workbench.kernels.attention_math import LOG2E, soft_capped, with_sink
 from workbench.kernels.early import await_previous, starts_early
 from workbench.kernels.launch import INTERPRETED, Config, Launch, Plan, cdiv, power_of_2
-from workbench.kernels.paged import LARGEST, QUANTISED
+from workbench.kernels.prefill_hopper import BLOCK_M, hopper_arguments, prefill_hopper_kernel
 from workbench.kernels.prefill_tiles import find_row, key_bounds, load_tile, token_scales
+from workbench.kernels.quantised_kv import LARGEST, QUANTISED
 from workbench.kernels.spec import check_limits
 
 LIMITS = {"head_dim": (1, 256), "group": (1, 64), "block_size": (1, 1024)}
@@ -180,6 +181,7 @@ def default(
         "BLOCK_M": rows,
         "BLOCK_N": 32 if wide or narrow else 64,
         "TMA": 0,
+        "HOPPER": 0,
         "num_warps": 8 if rows >= 128 else 4,
         "num_stages": 2 if wide else 3,
     }
@@ -229,10 +231,11 @@ def plan(
     block_q = config["BLOCK_M"] // (heads // kv_heads)
     num_tiles = cdiv(tokens if num_tokens is None else num_tokens, block_q) + rows
     arguments = {
-        "q": q, "starts": query_starts, "context_lens": context_lens, "tables": block_tables,
-        "scales": kv_scales, "scale_stride": 0 if kv_scales is None else kv_scales.stride(0),
-        "LARGEST": LARGEST.get(k.dtype, 1.0), "sinks": sinks, "alibi": alibi,
-        "ancestors": ancestors, "out": out, "num_rows": rows, "num_tiles": num_tiles,
+        "q": q, "k": k, "v": v, "starts": query_starts, "context_lens": context_lens,
+        "tables": block_tables, "scales": kv_scales,
+        "scale_stride": 0 if kv_scales is None else kv_scales.stride(0),
+        "LARGEST": LARGEST.get(k.dtype, 1.0), "sinks": sinks, "alibi": alibi, "out": out,
+        "ancestors": ancestors, "num_rows": rows, "num_tiles": num_tiles,
         "window": window or 0, "q_stride": q.stride(0), "k_stride": k.stride(-3),
         "v_stride": v.stride(-3), "table_stride": table_stride,
         "scale": scale, "cap": soft_cap or 0.0, "K": kv_heads, "G": heads // kv_heads, "D": dim,
@@ -241,10 +244,24 @@ def plan(
         "EARLY": starts_early(q.device), "CAPPED": soft_cap is not None,
         "WINDOWED": window is not None, "UPCAST": INTERPRETED,
     }  # fmt: skip
-    for name, side in (("k", k), ("v", v)):
-        arguments[name] = _descriptor(side, config, dim) if config["TMA"] else side
-    launches = (Launch(prefill_attention_kernel, (kv_heads, num_tiles), arguments, config),)
-    return Plan(launches if tokens and rows else (), out)
+    launch = _launch(arguments, (kv_heads, num_tiles), config)
+    return Plan((launch,) if tokens and rows else (), out)
+
+
+def _launch(arguments: dict[str, Any], grid: tuple[int, ...], config: Config) -> Launch:
+    """Return the launch of the kernel that a configuration asks for."""
+    q, k, v = (arguments[name] for name in "qkv")
+    if config["HOPPER"]:
+        assert config["BLOCK_M"] == BLOCK_M, "two warpgroups of 64 rows"
+        block_size = arguments["BLOCK_SIZE"] if arguments["PAGED"] else None
+        own = hopper_arguments(q, k, v, block_size, config)
+        names = [parameter.name for parameter in prefill_hopper_kernel.params]
+        chosen = {name: own.get(name, arguments.get(name)) for name in names}
+        return Launch(prefill_hopper_kernel, grid, chosen, {"num_warps": 4})
+    if config["TMA"]:
+        described = (_descriptor(side, config, arguments["D"]) for side in (k, v))
+        arguments = {**arguments, **dict(zip("kv", described, strict=True))}
+    return Launch(prefill_attention_kernel, grid, arguments, config)
 
 
 def _descriptor(side: Tensor, config: Config, dim: int) -> Any:

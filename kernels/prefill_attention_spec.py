@@ -13,8 +13,10 @@ from torch import Tensor
 
 from workbench.kernels.attention_math import attend
 from workbench.kernels.launch import Config, power_of_2
-from workbench.kernels.paged import FP8, QUANTISED, gather_row, random_cache, random_scales
+from workbench.kernels.paged import gather_row, random_cache, random_scales
 from workbench.kernels.prefill_attention import LIMITS, default, new_per_row, plan
+from workbench.kernels.prefill_hopper import suits_hopper
+from workbench.kernels.quantised_kv import FP8, QUANTISED
 from workbench.kernels.spec import Case, Inputs, KernelSpec
 
 
@@ -119,6 +121,8 @@ def random_tree(num_new: list[int]) -> Tensor:
 def keep(config: Config, inputs: Inputs) -> bool:
     """Whether a configuration fits: tiles in shared memory and registers, TMA within one block."""
     q, k = inputs["q"], inputs["k"]
+    if config["HOPPER"]:
+        return suits_hopper(config=config, **inputs)
     group, width = q.shape[1] // k.shape[-2], max(16, power_of_2(q.shape[2]))
     size = k.element_size()
     tiles = config["BLOCK_M"] * width * q.element_size()
@@ -255,6 +259,7 @@ SPEC = KernelSpec(
         "BLOCK_M": (16, 32, 64, 128, 256),
         "BLOCK_N": (32, 64, 128),
         "TMA": (0, 1),
+        "HOPPER": (0, 1),
         "num_warps": (4, 8),
         "num_stages": (2, 3, 4),
     },
@@ -270,5 +275,10 @@ SPEC = KernelSpec(
     },
     limits=LIMITS,
     baseline=baseline,
-    sources=("prefill_tiles.py", "attention_math.py"),
+    sources=(
+        "prefill_hopper.py",
+        "prefill_warpgroup.py",
+        "prefill_tiles.py",
+        "attention_math.py",
+    ),
 )

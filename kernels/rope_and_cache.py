@@ -16,7 +16,8 @@ from torch import Tensor
 
 from workbench.kernels.early import await_previous, starts_early
 from workbench.kernels.launch import Config, Launch, Plan, cdiv, power_of_2
-from workbench.kernels.paged import FP8, LARGEST, QUANTISED, quantise, random_scales, to_cache
+from workbench.kernels.paged import random_scales, to_cache
+from workbench.kernels.quantised_kv import FP8, LARGEST, QUANTISED, quantise
 from workbench.kernels.spec import Case, Inputs, KernelSpec, check_limits
 
 LIMITS = {"head_dim": (2, 512)}

@@ -218,7 +218,8 @@ class ForwardContext:
     T tokens in S rows. positions [T] int64; slot_mapping [T] int64, a token's slot in the KV
     tensors; block_tables [S, B] int32, padded with 0; query_starts [S + 1] and context_lens [S]
     int32. `query_lens` and `kv_lens` are the same numbers on the host (kv_lens counts the new
-    tokens too). `kv` holds a tensor per layer, [2 (keys, values), num_blocks, block_size, K, D].
+    tokens too). `kv` holds a tensor per layer, [2 (keys, values), num_blocks, block_size, K, D],
+    and `kv_scales` the scales of an 8-bit cache, [2, num_blocks, K, block_size] float32.
     With `kv` None there is no cache and each row attends to its own new tokens (training, a bare
     model's forward). rope_lens [T]: the sequence length a token's rotation is made for; only for
     `dynamic` scaling. embeds: None where every token of the batch is one of the vocabulary. lora:
@@ -242,6 +243,7 @@ class ForwardContext:
     slot_mapping: Tensor | None = None
     block_tables: Tensor | None = None
     kv: list[Tensor] | None = None
+    kv_scales: list[Tensor] | None = None
     rope_lens: Tensor | None = None
     embeds: EmbeddedRows | None = None
     lora: LoRABatch | None = None
@@ -255,6 +257,10 @@ class ForwardContext:
         """A tensor of `kv` in the context's group: all of the group have its shape and dtype."""
         assert self.kv is not None, "a context without a cache"
         return self.kv[self.first_layer]
+
+    def scales(self, layer: int) -> Tensor | None:
+        """Return the scales of a layer's 8-bit keys and values; None for a float cache."""
+        return None if self.kv_scales is None else self.kv_scales[layer]
 
     def of(self, layer: int) -> ForwardContext:
         """Return the context with the slots, tables and lengths of a layer's KV group."""

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from workbench.cache import KVCache, get_dropping, get_eviction
+from workbench.cache.groups import kv_dtype
 from workbench.config import EngineConfig, require_positive
 from workbench.engine import Engine
 from workbench.engine.checks import check_seed
@@ -42,6 +45,7 @@ def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None)
         model,
         plan.num_blocks,
         config.block_size,
+        dtype=config.cache_dtype,
         window_blocks=plan.window_blocks,
         host_bytes=config.host_cache_bytes,
     )
@@ -79,6 +83,7 @@ def check(config: EngineConfig) -> None:
         backend = get_backend(config.backend, device)
         resolve_sizes(config.cuda_graphs, device, backend)
         resolve_tape(config.tape, device, backend)
+    kv_dtype(config.cache_dtype, torch.float32)
     require_positive("block_size", config.block_size)
     if config.num_blocks is not None:
         require_positive("num_blocks", config.num_blocks)

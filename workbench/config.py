@@ -169,9 +169,10 @@ class SchedulerConfig:
 class EngineConfig:
     """Everything `build` needs to make an engine. `None` and `auto` are chosen from the machine.
 
-    num_blocks x block_size is the cache's capacity in tokens. `host_cache_bytes` of host memory
-    take in what is evicted or swapped out of it (0: none). `seed` fixes the draw of every request
-    that names no seed of its own. `eviction`: which cached block goes next, a name in
+    num_blocks x block_size is the cache's capacity in tokens. `cache_dtype`: what keys and values
+    are kept in: "auto" (as the model), "fp8", "int8" or a float dtype. `host_cache_bytes` of host
+    memory take in what is evicted or swapped out of it (0: none). `seed` fixes the draw of every
+    request that names no seed of its own. `eviction`: which cached block goes next, a name in
     `workbench.cache.eviction_policy` or a function. `proposer` guesses tokens that are verified
     several at once, as `speculation` (a `SpeculationConfig`) says: "ngram", "suffix", a name under
     `adapters/<model>/`, a folder with a draft head or model, or a `Proposer`. `lora_rows`: rank
@@ -190,6 +191,7 @@ class EngineConfig:
     overlap: str | bool = "auto"
     block_size: int = 16
     num_blocks: int | None = None
+    cache_dtype: str = "auto"
     host_cache_bytes: int = 0
     max_batch_tokens: int = 2048
     max_sequences: int = 256

@@ -13,7 +13,8 @@ import psutil
 import torch
 
 from workbench.cache import KVCache, groups_of
-from workbench.cache.kv import size_for_memory
+from workbench.cache.groups import kv_dtype
+from workbench.cache.sizing import size_for_memory
 from workbench.config import EngineConfig, ModelConfig, require_positive
 from workbench.describe import Described, human_bytes
 from workbench.errors import ConfigError
@@ -86,13 +87,14 @@ def plan_memory(model: DecoderLM, config: EngineConfig, memory: Memory | None = 
     budget = room if config.num_blocks else int(_CACHE_SHARE * room)
     if weight.device.type == "cpu" and not config.num_blocks:
         budget = min(budget, _CPU_CACHE_BYTES)
-    if budget < KVCache.bytes_per_block(shape, size, weight.dtype):
+    kept = kv_dtype(config.cache_dtype, weight.dtype)
+    if budget < KVCache.bytes_per_block(shape, size, kept):
         plan = _plan(model, config, memory, 0, 0)
         fix = f"Lower max_batch_tokens, max_sequences or block_size. The plan without it:\n{plan}"
         problem = f"there is no room for a single block on {weight.device}"
         raise ConfigError("num_blocks", config.num_blocks, problem, fix)
     beside = window_blocks(shape, config)
-    most = size_for_memory(shape, budget, size, weight.dtype, beside)
+    most = size_for_memory(shape, budget, size, kept, beside)
     whole = config.max_sequences * -(-shape.context // size)
     num_blocks = config.num_blocks or min(most, whole)
     if num_blocks > most:
@@ -107,11 +109,12 @@ def _plan(
     model: DecoderLM, config: EngineConfig, memory: Memory, num_blocks: int, beside: int
 ) -> MemoryPlan:
     weight, weights = next(model.parameters()), _weight_bytes(model)
+    kept = kv_dtype(config.cache_dtype, weight.dtype)
     beside = min(num_blocks, beside)
     shares = {
         _OTHERS: max(0, memory.capacity - memory.free - weights),
         "weights": weights,
-        **_cache_bytes(model.config, config, weight.dtype, num_blocks, beside),
+        **_cache_bytes(model.config, config, kept, num_blocks, beside),
         **({"LoRA adapters": lora_bytes(model, config)} if config.lora_rows else {}),
         "activations of a step, at most": activation_bytes(model.config, config),
         "logits and sampling, at most": logit_bytes(model.config, config),

@@ -35,7 +35,7 @@ def test_what_leaves_comes_back(
 ) -> None:
     tensor = filled(10, dtype, device)
     monkeypatch.setattr(module, "_STAGING_BYTES", group * tensor[:, :, 0].nbytes)
-    memory, before = HostMemory(tensor, 8), tensor.clone()
+    memory, before = HostMemory([tensor], 8), tensor.clone()
     blocks = [3, 0, 9, 5, 1, 7, 2]
     memory.offload(dict(enumerate(blocks)))
     tensor.fill_(torch.nan)  # right after, as a forward pass would
@@ -46,9 +46,21 @@ def test_what_leaves_comes_back(
     assert tensor[:, :, [0, 7, 9]].isnan().all()
 
 
+def test_every_tensor_of_a_block_moves(device: str) -> None:
+    """Keys and values in 8 bits, and their scales."""
+    kept = filled(4, torch.float32, device).to(torch.float8_e4m3fn)
+    scales = filled(4, torch.float32, device)[..., 0].transpose(3, 4).contiguous()
+    memory = HostMemory([kept, scales], 3)
+    before = kept[:, :, 2].float(), scales[:, :, 2].clone()
+    memory.offload({1: 2})
+    memory.restore({0: 1})
+    assert torch.equal(kept[:, :, 0].float(), before[0])
+    assert torch.equal(scales[:, :, 0], before[1])
+
+
 def test_a_slot_used_again_holds_the_later_content(device: str) -> None:
     tensor = filled(4, torch.float32, device)
-    memory, before = HostMemory(tensor, 1), tensor.clone()
+    memory, before = HostMemory([tensor], 1), tensor.clone()
     for block in range(3):
         memory.offload({0: block})
         memory.restore({3: 0})
@@ -56,8 +68,8 @@ def test_a_slot_used_again_holds_the_later_content(device: str) -> None:
 
 
 def test_it_is_pinned_and_given_back(device: str) -> None:
-    memory = HostMemory(filled(4, torch.float32, device), 5)
-    assert memory.tensor.is_pinned() == (device == "cuda")
+    memory = HostMemory([filled(4, torch.float32, device)], 5)
+    assert memory.tensors[0].is_pinned() == (device == "cuda")
     assert memory.num_bytes == 5 * 3 * 2 * 4 * 2 * 8 * 4
     memory.close()
     assert memory.num_bytes == 0

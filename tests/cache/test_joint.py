@@ -7,7 +7,7 @@ import torch
 
 from workbench.cache import JointBlocks, KVCache, KVGroup, OutOfBlocks, groups_of, room
 from workbench.cache.groups import group_layers
-from workbench.cache.kv import size_for_memory
+from workbench.cache.sizing import size_for_memory
 from workbench.config import ModelConfig
 
 SIZE = 4

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from workbench.cache import KVCache
-from workbench.cache.kv import size_for_memory
+from workbench.cache.copies import move_slots
+from workbench.cache.groups import kv_dtype
+from workbench.cache.sizing import size_for_memory
 from workbench.config import ModelConfig
 from workbench.errors import ConfigError
 
@@ -113,3 +115,26 @@ def test_wrong_sizes_allocate_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         KVCache.for_config(CONFIG, 0, 4)
     with pytest.raises(ConfigError, match="block_size=-4"):
         KVCache.for_config(CONFIG, 9, -4)
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "int8"])
+def test_scales_move_with_their_tokens(dtype: str) -> None:
+    cache = KVCache.for_config(CONFIG, 9, 4, kv_dtype(dtype, torch.float32))
+    [kept], [scales] = cache.tensors, cache.scales
+    assert kept.dtype.itemsize == 1
+    assert scales.shape == (3, 2, 9, 2, 4)
+    assert cache.num_bytes == kept.nbytes + scales.nbytes
+    assert cache.num_bytes == 9 * KVCache.bytes_per_block(CONFIG, 4, kept.dtype)
+    kept.view(torch.int8).copy_(torch.arange(kept.numel()).view_as(kept) % 120)
+    scales.copy_(torch.arange(scales.numel()).view_as(scales))
+    before, before_scales = kept.view(torch.int8).clone(), scales.clone()
+    cache.copy_blocks([(0, 5)])
+    assert torch.equal(kept.view(torch.int8)[:, :, 5], before[:, :, 0])
+    assert torch.equal(scales[:, :, 5], before_scales[:, :, 0])
+    for tensor in (kept, scales):  # slots 2 and 14, in blocks 0 and 3, to slots 9 and 2
+        move_slots(tensor, [(2, 9), (14, 2)], 4)
+    for here, there in (((0, 2), (2, 1)), ((3, 2), (0, 2))):
+        moved = kept.view(torch.int8)[:, :, there[0], there[1]]
+        assert torch.equal(moved, before[:, :, here[0], here[1]])
+        moved = scales[:, :, there[0], :, there[1]]
+        assert torch.equal(moved, before_scales[:, :, here[0], :, here[1]])

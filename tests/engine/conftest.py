@@ -13,6 +13,7 @@ from drive import Alone, MakeEngine, tokens_of
 from tiny import write_checkpoint
 
 from workbench.cache import KVCache
+from workbench.cache.groups import kv_dtype
 from workbench.config import SchedulerConfig
 from workbench.engine import Engine
 from workbench.guided import GrammarCompiler
@@ -108,6 +109,7 @@ def make_engine(
         backend: str = "sdpa",
         num_blocks: int = 96,
         block_size: int = 16,
+        cache_dtype: str = "auto",
         host_blocks: int = 0,
         seed: int | None = None,
         guided: bool = False,
@@ -117,14 +119,16 @@ def make_engine(
         **scheduling: Any,
     ) -> Engine:
         model = model_of(model, device) if isinstance(model, str) else model
-        per_block = KVCache.bytes_per_block(model.config, block_size, torch.float32)
-        host_bytes = host_blocks * per_block
-        cache = KVCache.for_model(model, num_blocks, block_size, host_bytes=host_bytes)
+        kept = kv_dtype(cache_dtype, torch.float32)
+        host_bytes = host_blocks * KVCache.bytes_per_block(model.config, block_size, kept)
+        cache = KVCache.for_model(
+            model, num_blocks, block_size, dtype=cache_dtype, host_bytes=host_bytes
+        )
         # What nobody has computed must not matter: a wrong slot shows as NaN, not as a mild zero.
-        for tensor in cache.tensors:
-            tensor.fill_(torch.nan)
-        if cache.host_memory is not None:
-            cache.host_memory.tensor.fill_(torch.nan)
+        for tensor in (*cache.tensors, *cache.scales):
+            tensor.view(torch.uint8).fill_(255)
+        for tensor in cache.host_memory.tensors if cache.host_memory is not None else ():
+            tensor.fill_(255)
         settings = {"max_batch_tokens": 512, **scheduling}
         settings.setdefault("max_sequences", min(32, settings["max_batch_tokens"]))
         scheduler = Scheduler(cache, SchedulerConfig(**settings))

@@ -9,9 +9,9 @@ import triton.language as tl
 from kernel_checks import check
 
 from workbench.kernels.launch import INTERPRETED
-from workbench.kernels.paged import quantise
 from workbench.kernels.paged_decode_bytes import unpacked
 from workbench.kernels.paged_decode_splits import choose_splits
+from workbench.kernels.quantised_kv import quantise
 from workbench.kernels.registry import get_spec
 
 DECODE, PREFILL = get_spec("paged_decode"), get_spec("prefill_attention")
@@ -119,3 +119,31 @@ def test_a_quantised_token_keeps_its_size(dtype: torch.dtype) -> None:
     zeros, ones = quantise(torch.zeros(1, 2, 8), dtype)
     assert zeros.float().count_nonzero() == 0
     assert (ones == 1).all()
+
+
+HOPPER = {"HOPPER": 1, "BLOCK_M": 128, "TMA": 1, "num_warps": 4}
+HOPPER_ROWS = {
+    "one tile": {"rows": [(128, 128)], "paged": False},
+    "prompts": {"rows": [(300, 300), (5, 5), (129, 129), (1, 1)], "paged": False},
+    "chunks": {"rows": [(40, 700), (1, 300), (200, 200)]},
+    "chunks, blocks of 64": {"rows": [(40, 700), (1, 300), (200, 200)], "block_size": 64},
+    "chunks, blocks of 256": {"rows": [(40, 700), (1, 300), (200, 200)], "block_size": 256},
+    "groups of seven": {"rows": [(70, 200), (33, 33)], "heads": 14, "kv_heads": 2},
+    "heads of 64": {"rows": [(70, 200), (133, 133)], "dim": 64},
+    "no groups": {"rows": [(150, 150)], "heads": 2, "kv_heads": 2, "paged": False},
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("block_n", "stages"), [(128, 2), (64, 3)])
+@pytest.mark.parametrize("name", HOPPER_ROWS)
+def test_the_kernel_for_hopper(name: str, block_n: int, stages: int, dtype: torch.dtype) -> None:
+    """Gluon has no interpreter, so it is held to the reference on a GPU of its kind alone."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("needs a Hopper GPU: lifted by one of capability 9.0")
+    config = {**HOPPER, "BLOCK_N": block_n, "num_stages": stages}
+    shape = {"heads": 8, "kv_heads": 2, "dim": 128, **HOPPER_ROWS[name]}
+    inputs = PREFILL.make_inputs(dtype=dtype, device=torch.device("cuda"), seed=0, **shape)
+    assert PREFILL.keep(config, inputs)
+    check(PREFILL, inputs, dtype, config=config)

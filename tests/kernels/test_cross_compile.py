@@ -55,3 +55,15 @@ def test_the_default_does_not_spill_on_hopper_and_a_sample_of_the_space_compiles
     rows = compiled("--kernel", name, "--case", model_case(name), "--sample", "4")
     default = [row for row in rows if row["config"] == rows[0]["config"]]
     assert [row for row in default if row["spills"]] == []
+
+
+@pytest.mark.parametrize("case", ["llama-8b small", "llama-8b small new"])
+def test_the_prefill_for_hopper_compiles_without_spilling(case: str) -> None:
+    changes = {"HOPPER": 1, "BLOCK_M": 128, "BLOCK_N": 128, "TMA": 1, "num_warps": 4}
+    config = json.dumps({**changes, "num_stages": 2})
+    [row] = compiled("--kernel", "prefill_attention", "--case", case, "--config", config)
+    assert row["kernel"] == "prefill_hopper_kernel"
+    assert row["spills"] == row["stack"] == 0
+    assert row["instructions"]["HGMMA"] > 0
+    assert row["instructions"]["UTMALDG"] > 0
+    assert row["shared"] <= SHARED_LIMIT["cuda:90"]

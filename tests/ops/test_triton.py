@@ -16,7 +16,7 @@ from workbench.errors import ConfigError
 from workbench.kernels import launch
 from workbench.kernels.tuning import TunedRow, TunedTable
 from workbench.ops import TritonBackend, get_backend
-from workbench.ops import triton as module
+from workbench.ops import triton_support as module
 
 
 def test_a_cpu_without_the_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,3 +118,14 @@ def test_a_steps_rows_are_split_once(device: str) -> None:
     assert prepared.chunks.num_tokens == 12
     older = make_batch(backend, [(1, 5), (3, 4)], device=device)
     assert not older.ctx.prepared.fresh
+
+
+@pytest.mark.parametrize("device", [kernel_device()])
+def test_fp8_on_a_gpu_without_it_is_refused(device: str) -> None:
+    backend = get_backend("triton", device)
+    backend._lacks_fp8 = True
+    batch = make_batch(backend, [(1, 5)], device=device)
+    batch.ctx.kv = [batch.ctx.kv[0].to(torch.float8_e4m3fn)]
+    batch.ctx.kv_scales = [torch.ones(2, batch.ctx.kv[0].shape[1], 2, 16, device=device)]
+    with pytest.raises(ConfigError, match=r"cache_dtype='fp8': .* fp8 from capability 8\.9 on"):
+        backend.prepare(batch.ctx)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from workbench.kernels.accuracy import accuracy, tensors, tolerance
-from workbench.kernels.paged import FP8
+from workbench.kernels.quantised_kv import FP8
 from workbench.kernels.spec import KernelSpec
 
 

@@ -1,6 +1,7 @@
 """Copies within a KV tensor: whole blocks (copy-on-write), and single slots (accepted drafts).
 
-A tensor is [layers, 2, blocks, block_size, K, D]. Called by `KVCache` alone.
+A tensor is [layers, 2, blocks, block_size, K, D], or [layers, 2, blocks, K, block_size] of scales.
+Called by `KVCache` alone.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ def copy_blocks(tensor: Tensor, copies: list[tuple[int, int]]) -> None:
     _copy_at_once(tensor, together)
 
 
-def move_slots(tensor: Tensor, moves: list[tuple[int, int]]) -> None:
+def move_slots(tensor: Tensor, moves: list[tuple[int, int]], block_size: int) -> None:
     """Copy each (source, destination) pair of slots; all are read before one is written."""
+    slots = _bytes(tensor if tensor.dim() == 6 else tensor.transpose(3, 4))
     sources, destinations = torch.tensor(moves, device=tensor.device).unbind(1)
-    slots = tensor.flatten(2, 3)  # a view
-    slots[:, :, destinations] = slots[:, :, sources]
+    taken = slots[:, :, sources // block_size, sources % block_size]
+    slots[:, :, destinations // block_size, destinations % block_size] = taken
 
 
 def _copy_at_once(tensor: Tensor, source_of: dict[int, int]) -> None:
@@ -35,4 +37,10 @@ def _copy_at_once(tensor: Tensor, source_of: dict[int, int]) -> None:
         return
     pairs = torch.tensor(list(source_of.items()), device=tensor.device)
     destinations, sources = pairs.unbind(1)
+    tensor = _bytes(tensor)
     tensor[:, :, destinations] = tensor[:, :, sources]
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """Return fp8 as int8 over the same memory: torch cannot index the one on a CPU."""
+    return tensor.view(torch.int8) if tensor.dtype == torch.float8_e4m3fn else tensor

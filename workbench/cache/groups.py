@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from workbench.config import ModelConfig
+from workbench.errors import ConfigError
+from workbench.kernels.quantised_kv import FP8, QUANTISED
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,24 @@ class KVGroup:
         return "full" if self.window is None else f"window of {self.window}"
 
     def bytes_per_block(self, block_size: int, dtype: torch.dtype) -> int:
-        """Return how many bytes a block takes over all of the group's layers."""
-        slot = self.num_kv_heads * self.head_dim * dtype.itemsize
+        """Return how many bytes a block takes over all of the group's layers, scales included."""
+        scale = torch.float32.itemsize if dtype in QUANTISED else 0
+        slot = self.num_kv_heads * (self.head_dim * dtype.itemsize + scale)
         return 2 * len(self.layers) * block_size * slot
+
+
+def kv_dtype(name: torch.dtype | str, model_dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of keys and values; `ConfigError` for one that no cache has.
+
+    "auto" is the model's; "fp8" (e4m3) and "int8" keep a byte an element, and a scale a head.
+    """
+    known: dict[str, torch.dtype] = {"auto": model_dtype, "fp8": FP8}
+    floats = (torch.float32, torch.float16, torch.bfloat16)
+    known |= {str(dtype).removeprefix("torch."): dtype for dtype in (*floats, *QUANTISED)}
+    wanted = str(name).removeprefix("torch.")
+    if wanted not in known:
+        raise ConfigError("cache_dtype", name, "no such dtype", f"Known: {', '.join(known)}.")
+    return known[wanted]
 
 
 def groups_of(config: ModelConfig) -> tuple[KVGroup, ...]:

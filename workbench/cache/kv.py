@@ -15,14 +15,15 @@ from torch import Tensor
 from workbench.cache.blocks import BlockManager
 from workbench.cache.copies import copy_blocks, move_slots
 from workbench.cache.eviction_policy import EvictionPolicy
-from workbench.cache.groups import KVGroup, group_layers, groups_of
+from workbench.cache.groups import KVGroup, group_layers, groups_of, kv_dtype
 from workbench.cache.host import HostTier
 from workbench.cache.host_memory import HostMemory
 from workbench.cache.joint import JointBlocks
+from workbench.cache.sizing import require_host_possible, size_for_memory
 from workbench.cache.stats import CacheCounters, CacheStats
 from workbench.config import ModelConfig
 from workbench.describe import Described, human_bytes
-from workbench.errors import ConfigError
+from workbench.kernels.quantised_kv import QUANTISED, scale_shape
 
 if TYPE_CHECKING:
     from workbench.models.base import DecoderLM
@@ -33,7 +34,9 @@ class KVCache(Described):
 
     `groups` are the model's KV groups and `tensors` theirs, each [num_layers, 2, num_blocks,
     block_size, num_kv_heads, head_dim], keys then values; `layers[i]` is layer i's view of its
-    group's; `blocks` is the allocator.
+    group's; `blocks` is the allocator. In 8 bits (`kernels.quantised_kv`) each tensor has `scales`
+    [num_layers, 2, num_blocks, num_kv_heads, block_size] float32, and `layer_scales` are the
+    layers'; else the one is empty and the other None.
     """
 
     def __init__(
@@ -88,13 +91,19 @@ class KVCache(Described):
             )
             for group, manager in zip(self.groups, managers, strict=True)
         ]
-        self.layers = self._layer_views()
-        self.host_memory = HostMemory(self.tensor, num_host_blocks) if host is not None else None
+        self.scales = [
+            torch.ones(scale_shape(tensor.shape), device=device)
+            for tensor in (self.tensors if dtype in QUANTISED else ())
+        ]
+        self.layers = self._layer_views(self.tensors)
+        self.layer_scales = self._layer_views(self.scales) if self.scales else None
+        device_tensors = [*self.tensors, *self.scales]
+        self.host_memory = HostMemory(device_tensors, num_host_blocks) if host is not None else None
 
-    def _layer_views(self) -> list[Tensor]:
+    def _layer_views(self, tensors: list[Tensor]) -> list[Tensor]:
         views = {
             layer: tensor[place]
-            for group, tensor in zip(self.groups, self.tensors, strict=True)
+            for group, tensor in zip(self.groups, tensors, strict=True)
             for place, layer in enumerate(group.layers)
         }
         return [views[layer] for layer in range(len(views))]
@@ -106,11 +115,13 @@ class KVCache(Described):
         num_blocks: int = 512,
         block_size: int = 16,
         *,
+        dtype: torch.dtype | str | None = None,
         window_blocks: int | None = None,
         host_bytes: int = 0,
     ) -> KVCache:
-        """Return a cache of `num_blocks` blocks for this model, on its device and in its dtype.
+        """Return a cache of `num_blocks` blocks for this model, on its device.
 
+        dtype: that of keys and values, or "fp8" or "int8" (None: the model's); see `kv_dtype`.
         host_bytes: host memory for what leaves the device (0: none); `ConfigError` if it holds no
         block, or if the model has windows or several KV groups.
         """
@@ -119,7 +130,7 @@ class KVCache(Described):
             model.config,
             num_blocks,
             block_size,
-            weight.dtype,
+            weight.dtype if dtype is None else kv_dtype(dtype, weight.dtype),
             weight.device,
             window_blocks=window_blocks,
             host_bytes=host_bytes,
@@ -190,7 +201,7 @@ class KVCache(Described):
     @property
     def num_bytes(self) -> int:
         """Bytes of the tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+        return sum(tensor.nbytes for tensor in (*self.tensors, *self.scales))
 
     def run_transfers(self, copies: list[tuple[int, int]]) -> None:
         """Make every transfer that must precede a forward pass: those the host tier owes, and the
@@ -201,22 +212,33 @@ class KVCache(Described):
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copy the KV of each (source, destination) pair of blocks, in every layer and in order."""
-        for manager, tensor in zip(self.blocks.groups, self.tensors, strict=True) if copies else ():
+        for manager, tensors in self._by_group() if copies else ():
             ids = manager.pool.ids
-            copy_blocks(tensor, [(ids.index(a), ids.index(b)) for a, b in copies if a in ids])
+            places = [(ids.index(a), ids.index(b)) for a, b in copies if a in ids]
+            for tensor in tensors:
+                copy_blocks(tensor, places)
 
     def move_tokens(self, moves: list[tuple[int, int, int]]) -> None:
         """Copy the KV of tokens within their sequences, in every layer and all at once.
 
         moves: (sequence id, position, position it goes to); all are read before one is written.
         """
-        for manager, tensor in zip(self.blocks.groups, self.tensors, strict=True) if moves else ():
+        for manager, tensors in self._by_group() if moves else ():
             tables, size, first = manager.tables, manager.block_size, manager.pool.ids.start
             slots = [
                 (tables[i].slot(source, size, first), tables[i].slot(destination, size, first))
                 for i, source, destination in moves
             ]
-            move_slots(tensor, slots)
+            for tensor in tensors:
+                move_slots(tensor, slots, size)
+
+    def _by_group(self) -> list[tuple[BlockManager, list[Tensor]]]:
+        """Return each group's allocator, with its tensor, and its scales where there are any."""
+        columns = (self.tensors, self.scales) if self.scales else (self.tensors,)
+        return [
+            (manager, list(tensors))
+            for manager, *tensors in zip(self.blocks.groups, *columns, strict=True)
+        ]
 
     def stats(self) -> CacheStats:
         """Return what the cache has done since it was made."""
@@ -234,7 +256,7 @@ class KVCache(Described):
     def close(self) -> None:
         """Give the tensors' memory back; the cache cannot be used afterwards."""
         self.tensors = [tensor.new_empty(0) for tensor in self.tensors]
-        self.layers = []
+        self.layers, self.scales, self.layer_scales = [], [], None
         if self.host_memory is not None:
             self.host_memory.close()
 
@@ -252,42 +274,3 @@ class KVCache(Described):
             facts |= self.blocks.host.describe()
             facts["host memory"] = human_bytes(self.host_memory.num_bytes)
         return facts
-
-
-def require_host_possible(groups: tuple[KVGroup, ...], field: str, value: int) -> None:
-    """Raise `ConfigError` if a cache of these groups cannot have a host tier."""
-    if len(groups) > 1 or groups[0].window is not None:
-        raise ConfigError(
-            field,
-            value,
-            "there is no host tier for layers with a window or for several KV groups "
-            f"({', '.join(group.name for group in groups)})",
-            "Set it to 0, and use preemption='recompute'.",
-        )
-
-
-def size_for_memory(
-    config: ModelConfig,
-    num_bytes: int,
-    block_size: int,
-    dtype: torch.dtype,
-    window_blocks: int | None = None,
-    field: str = "num_blocks",
-) -> int:
-    """Return how many blocks fit into `num_bytes`; raise `ConfigError` if not even one does.
-
-    window_blocks: as for `KVCache`; groups with a window never get more than those without. field:
-    the setting that the error names.
-    """
-    per_block = KVCache.bytes_per_block(config, block_size, dtype)
-    if num_bytes < per_block:
-        raise ConfigError(
-            field,
-            human_bytes(num_bytes),
-            f"less memory than one block of {human_bytes(per_block)}",
-            "Give it more memory, or use a smaller block_size.",
-        )
-    fixed = sum(group.bytes_per_block(block_size, dtype) for group in groups_of(config)[1:])
-    if window_blocks is None or num_bytes < window_blocks * per_block:
-        return num_bytes // per_block
-    return (num_bytes - window_blocks * fixed) // (per_block - fixed)

@@ -62,7 +62,7 @@ class NativeBackend(SDPABackend):
 
     def prepare(self, ctx: ForwardContext) -> Any:
         """Return the step's rows as C reads them; without a cache, what SDPA needs."""
-        if ctx.kv is None or ctx.any_kv.dtype not in _DTYPES:
+        if ctx.kv is None or ctx.any_kv.dtype not in _DTYPES:  # 8 bits are left to SDPA, too
             return super().prepare(ctx)
         assert ctx.slot_mapping is not None, "a context with a cache has slots"
         assert ctx.block_tables is not None, "a context with a cache has block tables"

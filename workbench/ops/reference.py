@@ -76,11 +76,12 @@ class ReferenceBackend(Described):
         assert ctx.slot_mapping is not None, "a context with a cache has slots"
         assert ctx.block_tables is not None, "a context with a cache has block tables"
         kv = ctx.kv[layer]
-        write(kv, ctx.slot_mapping, k, v)
+        scales = ctx.scales(layer)
+        write(kv, ctx.slot_mapping, k, v, scales)
         rows = []
         for row, length in enumerate(ctx.kv_lens):
             num_blocks = -(-length // kv.shape[2])
-            k_all, v_all = gather(kv, ctx.block_tables[row : row + 1, :num_blocks])
+            k_all, v_all = gather(kv, ctx.block_tables[row : row + 1, :num_blocks], None, scales)
             rows.append((row, k_all[0, :length], v_all[0, :length], queries[row]))
         return rows
 

@@ -144,20 +144,20 @@ class SDPABackend(ReferenceBackend):
         if ctx.kv is not None:
             assert ctx.slot_mapping is not None, "a context with a cache has slots"
             kv = ctx.kv[layer]
-            write(kv, ctx.slot_mapping, k, v)
+            write(kv, ctx.slot_mapping, k, v, ctx.scales(layer))
         whole = None if kv is None else self._one_group(prepared, q)
         if whole is not None:
-            return self._decode(whole, q, kv, ctx, scale, window)
+            return self._decode(whole, q, layer, ctx, scale, window)
         out = torch.empty_like(q)
         for group in prepared.decodes:
             queries = q[: ctx.num_decodes] if group.rows is None else q[group.rows]
-            result = self._decode(group, queries, kv, ctx, scale, window)
+            result = self._decode(group, queries, layer, ctx, scale, window)
             if group.rows is None:
                 out[: ctx.num_decodes] = result
             else:
                 out.index_copy_(0, group.rows, result)
         for chunk in prepared.chunks:
-            out[chunk.tokens] = self._chunk(chunk, q, k, v, kv, ctx, scale, window)
+            out[chunk.tokens] = self._chunk(chunk, q, k, v, layer, ctx, scale, window)
         return out
 
     def _one_group(self, prepared: _Prepared, q: Tensor) -> _DecodeGroup | None:
@@ -170,14 +170,13 @@ class SDPABackend(ReferenceBackend):
         self,
         group: _DecodeGroup,
         q: Tensor,
-        kv: Tensor | None,
+        layer: int,
         ctx: ForwardContext,
         scale: float,
         window: int | None,
     ) -> Tensor:
-        assert kv is not None, "decode rows have a cache"
         rows, heads, dim = q.shape
-        keys, values = gather(kv, group.block_ids, self._scratch_for(kv, group.block_ids.numel()))
+        keys, values = self._gathered(group.block_ids, layer, ctx)
         if group.padding is not None:
             # What lies there is a stranger's. A mask gives it weight 0, but 0 times NaN is NaN.
             for side in (keys, values):
@@ -219,18 +218,19 @@ class SDPABackend(ReferenceBackend):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        kv: Tensor | None,
+        layer: int,
         ctx: ForwardContext,
         scale: float,
         window: int | None,
     ) -> Tensor:
         queries = q[chunk.tokens]
         num_new = queries.shape[0]
-        if kv is None or chunk.length == num_new:  # nothing but the new tokens: no need to gather
+        # Nothing but the new tokens: no need to gather, unless what is cached is not what they say.
+        if ctx.kv is None or (chunk.length == num_new and ctx.kv_scales is None):
             keys, values = k[chunk.tokens], v[chunk.tokens]
         else:
             assert chunk.block_ids is not None
-            gathered = gather(kv, chunk.block_ids, self._scratch_for(kv, chunk.block_ids.numel()))
+            gathered = self._gathered(chunk.block_ids, layer, ctx)
             keys, values = (side[0, : chunk.length].to(q.dtype) for side in gathered)
         if window is not None and window >= chunk.length:
             window = None
@@ -248,6 +248,15 @@ class SDPABackend(ReferenceBackend):
             enable_gqa=True,
         )
         return out[0].transpose(0, 1)
+
+    def _gathered(
+        self, block_ids: Tensor, layer: int, ctx: ForwardContext
+    ) -> tuple[Tensor, Tensor]:
+        """Return keys and values of blocks [S, B]; they stay as they are until the next call."""
+        assert ctx.kv is not None, "what is gathered is in a cache"
+        kv, scales = ctx.kv[layer], ctx.scales(layer)
+        scratch = None if scales is not None else self._scratch_for(kv, block_ids.numel())
+        return gather(kv, block_ids, scratch, scales)
 
     def _scratch_for(self, kv: Tensor, num_blocks: int) -> Tensor:
         """Return a [2, n] buffer that holds `num_blocks` gathered blocks; reused over layers."""

@@ -11,7 +11,6 @@ from bisect import bisect_right
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from operator import is_not
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.batch import ForwardContext
-from workbench.errors import ConfigError
 from workbench.lora_batch import LoRABatch, LoRAWeights
 from workbench.ops.reference import ReferenceBackend
 from workbench.ops.triton_lora import add_lora
+from workbench.ops.triton_support import lacks_fp8, refuse_fp8, require_triton
 
 if TYPE_CHECKING:
     from workbench.kernels.launch import Plan
@@ -82,6 +81,7 @@ class TritonBackend(ReferenceBackend):
         self.tuned = TunedTable.load(named)
         self._choose_splits = lru_cache(choose_splits)
         self._num_sms = sm_count(device)
+        self._lacks_fp8 = lacks_fp8(device)
         self._known: list[KernelSpec] = []
         self._generation = 0
         self.capturable = device.type == "cuda"
@@ -103,6 +103,8 @@ class TritonBackend(ReferenceBackend):
     def prepare(self, ctx: ForwardContext) -> _Prepared:
         """Split the rows into decodes and chunks, and choose how far decodes are split."""
         cached = ctx.kv is not None
+        if self._lacks_fp8 and cached:
+            refuse_fp8(ctx.any_kv.dtype, self.device)
         decodes = ctx.num_decodes if cached else 0
         lens = ctx.kv_lens[:decodes]
         splits = 1
@@ -156,24 +158,24 @@ class TritonBackend(ReferenceBackend):
     ) -> Tensor:
         """Rotate and write in one kernel, then attend; see `Backend.attention`."""
         prepared: _Prepared = ctx.prepared
-        kv = None if ctx.kv is None else ctx.kv[layer]
+        kv, scales = (None, None) if ctx.kv is None else (ctx.kv[layer], ctx.scales(layer))
         cos, sin = rope or (None, None)
         if kv is not None or rope is not None:
             q, k, *_ = self._run(
                 "rope_and_cache",
                 q.dtype,
                 **{"q": q, "k": k, "v": v, "cos": cos, "sin": sin},
-                **{"kv": kv, "slot_mapping": ctx.slot_mapping},
+                **{"kv": kv, "slot_mapping": ctx.slot_mapping, "kv_scales": scales},
             )
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         settings: dict[str, Any] = {"scale": scale, "window": window}
         if prepared.num_decodes:
-            self._decode(q, kv, prepared, settings, out)
+            self._decode(q, kv, prepared, {**settings, "kv_scales": scales}, out)
         if prepared.trees.num_tokens:
             seen = {**settings, "ancestors": prepared.ancestors}
-            self._chunks(q, k, v, kv, prepared.trees, False, seen, out)
+            self._chunks(q, k, v, kv, scales, prepared.trees, False, seen, out)
         if prepared.chunks.num_tokens:
-            self._chunks(q, k, v, kv, prepared.chunks, prepared.fresh, settings, out)
+            self._chunks(q, k, v, kv, scales, prepared.chunks, prepared.fresh, settings, out)
         return out
 
     def _decode(
@@ -198,6 +200,7 @@ class TritonBackend(ReferenceBackend):
         k: Tensor,
         v: Tensor,
         kv: Tensor | None,
+        scales: Tensor | None,
         rows: _Rows,
         fresh: bool,
         settings: Any,
@@ -215,6 +218,7 @@ class TritonBackend(ReferenceBackend):
             query_starts=rows.query_starts,
             context_lens=rows.context_lens,
             block_tables=None if fresh else rows.block_tables,
+            kv_scales=None if fresh else scales,
             num_tokens=rows.num_tokens,
             out=out,
             **settings,
@@ -276,25 +280,3 @@ def _rows(ctx: ForwardContext, rows: slice, num_tokens: int) -> _Rows:
         None if tables is None else tables[rows],
         num_tokens,
     )
-
-
-def require_triton(device: torch.device) -> None:
-    """Raise `ConfigError` unless Triton kernels can run on a device."""
-    problem, fix = "", "Use the `sdpa` backend"
-    if find_spec("triton") is None:
-        problem, fix = "triton is not installed", f"{fix}, or install triton (Linux only)."
-    elif device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        if major < 8:
-            problem, fix = f"the GPU is of capability {major}.{minor}, below 8.0", f"{fix}."
-    else:
-        from workbench.kernels.launch import INTERPRETED
-
-        if not INTERPRETED:
-            problem = f"Triton has no compiler for device {device.type!r}"
-            fix += (
-                ", use a CUDA GPU, or start Python with TRITON_INTERPRET=1, which interprets the "
-                "kernels (exact, and thousands of times slower)."
-            )
-    if problem:
-        raise ConfigError("backend", "triton", problem, fix)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from workbench.kernels.quantised_kv import dequantised
 from workbench.ops.watched import AttentionCall
 
 
@@ -50,6 +51,9 @@ def last_token_masses(call: AttentionCall, rows: list[int]) -> Tensor:
     q = call.rotated()[0][ctx.query_starts[index + 1].long() - 1]  # [R, H, D]
     tables = ctx.block_tables[index].long()
     keys = ctx.kv[call.layer][0][tables].float()  # [R, B, block_size, K, D]
+    scales = ctx.scales(call.layer)
+    if scales is not None:
+        keys = dequantised(keys, scales[0][tables])
     count, num_blocks, size, kv_heads, dim = keys.shape
     grouped = q.view(count, kv_heads, -1, dim).float()
     scores = torch.einsum("rkgd,rbskd->rkgbs", grouped, keys).flatten(3) * call.scale

@@ -212,6 +212,7 @@ class DecodeGraphs(Described):
             slot_mapping=views["slot_mapping"],
             block_tables=views["block_tables"],
             kv=self.cache.layers,
+            kv_scales=self.cache.layer_scales,
             rope_lens=views.get("rope_lens"),
             lora=batch,
         )

@@ -94,6 +94,7 @@ class InputBuilder:
                 slot_mapping=rest[i],
                 block_tables=small_t[2 * i + 1].view(rows, -1),
                 kv=self.cache.layers,
+                kv_scales=self.cache.layer_scales,
                 first_layer=members[0] if members else 0,
                 rope_lens=rope_lens,
                 embeds=embeds,

@@ -168,6 +168,7 @@ class DecodeTapes(Described):
             slot_mapping=views["slot_mapping"][:tokens],
             block_tables=views["block_tables"][:rows],
             kv=self.cache.layers,
+            kv_scales=self.cache.layer_scales,
             rope_lens=None if rope_lens is None else rope_lens[:tokens],
             trees=trees,
         )

@@ -1,0 +1,47 @@
+"""Where Triton kernels run, and what of them a GPU lacks.
+
+Asked by `TritonBackend` before it launches anything, so that an error names the setting to change.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+
+from workbench.errors import ConfigError
+from workbench.kernels.quantised_kv import FP8
+
+
+def lacks_fp8(device: torch.device) -> bool:
+    """Return whether a device is a GPU that has no instructions for fp8 (below capability 8.9)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9)
+
+
+def refuse_fp8(dtype: torch.dtype, device: torch.device) -> None:
+    """Raise `ConfigError` for an fp8 cache; called where `lacks_fp8`."""
+    if dtype == FP8:
+        problem = f"the kernels convert fp8 from capability 8.9 on, and {device} has less"
+        raise ConfigError("cache_dtype", "fp8", problem, "Use int8, or the `sdpa` backend.")
+
+
+def require_triton(device: torch.device) -> None:
+    """Raise `ConfigError` unless Triton kernels can run on a device."""
+    problem, fix = "", "Use the `sdpa` backend"
+    if find_spec("triton") is None:
+        problem, fix = "triton is not installed", f"{fix}, or install triton (Linux only)."
+    elif device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8:
+            problem, fix = f"the GPU is of capability {major}.{minor}, below 8.0", f"{fix}."
+    else:
+        from workbench.kernels.launch import INTERPRETED
+
+        if not INTERPRETED:
+            problem = f"Triton has no compiler for device {device.type!r}"
+            fix += (
+                ", use a CUDA GPU, or start Python with TRITON_INTERPRET=1, which interprets the "
+                "kernels (exact, and thousands of times slower)."
+            )
+    if problem:
+        raise ConfigError("backend", "triton", problem, fix)
