@@ -11,6 +11,7 @@ from types import MappingProxyType
 from workbench.errors import ConfigError
 from workbench.kernels import (
     gemv,
+    layer_norm,
     paged_decode_spec,
     prefill_attention_spec,
     rms_norm,
@@ -22,6 +23,7 @@ from workbench.kernels.spec import KernelSpec
 
 MODULES = (
     rms_norm,
+    layer_norm,
     silu_mul,
     rope_and_cache,
     paged_decode_spec,

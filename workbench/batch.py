@@ -174,11 +174,22 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Return (rms_norm(x + residual), x + residual), both [T, N]."""
 
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """Return x [T, N] less its mean, over its spread, times weight [N], plus bias [N]."""
+
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return (layer_norm(x + residual), x + residual), both [T, N]."""
+
     def rope(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate q [T, H, D] and k [T, K, D] by cos, sin [T, D/2] (halves convention of HF)."""
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """Return silu(gate) * up for gate_up [T, 2N] = [gate | up]."""
+
+    def gelu_mul(self, gate_up: Tensor, *, tanh: bool) -> Tensor:
+        """Return gelu(gate) * up for gate_up [T, 2N]; tanh: by its approximation with tanh."""
 
 
 class TreeMasks(NamedTuple):

@@ -17,6 +17,7 @@ from workbench.errors import ConfigError, InvalidValue
 
 C = TypeVar("C")
 
+Activation = Literal["silu", "gelu", "gelu_tanh"]
 Capacity = Literal["max_utilization", "guaranteed_no_evict"]
 Preemption = Literal["recompute", "swap"]
 Chunking = Literal["first_come", "equal_progress"]
@@ -92,7 +93,7 @@ class ModelConfig:
     head_dim: int
     context: int
     norm_eps: float = 1e-6
-    activation: Literal["silu"] = "silu"
+    activation: Activation = "silu"
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
     windows: tuple[int | None, ...] = ()

@@ -109,6 +109,17 @@ class ReferenceBackend(Described):
         total = x + residual
         return self.rms_norm(total, weight, eps), total
 
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """Return x less its mean, over its spread, times weight, plus bias."""
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return (layer_norm(x + residual), x + residual)."""
+        total = x + residual
+        return self.layer_norm(total, weight, bias, eps), total
+
     def rope(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate each pair (i, i + D/2) of q and k by its angle; see `Backend.rope`."""
         return rotate(q, cos, sin), rotate(k, cos, sin)
@@ -117,6 +128,11 @@ class ReferenceBackend(Described):
         """Return silu(gate) * up of [gate | up]."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
+
+    def gelu_mul(self, gate_up: Tensor, *, tanh: bool) -> Tensor:
+        """Return gelu(gate) * up of [gate | up]; see `Backend.gelu_mul`."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.gelu(gate, approximate="tanh" if tanh else "none") * up
 
 
 def angles(positions: Tensor, frequencies: Tensor, amplitude: float) -> tuple[Tensor, Tensor]:

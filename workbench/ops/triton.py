@@ -241,6 +241,20 @@ class TritonBackend(ReferenceBackend):
         normed, total = self._run("rms_norm", x.dtype, **inputs)
         return normed, total
 
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """Return x less its mean, over its spread, times weight, plus bias."""
+        inputs = {"x": x, "weight": weight, "bias": bias, "eps": eps}
+        out: Tensor = self._run("layer_norm", x.dtype, **inputs)
+        return out
+
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return (layer_norm(x + residual), x + residual) from one kernel."""
+        inputs = {"x": x, "weight": weight, "bias": bias, "eps": eps, "residual": residual}
+        normed, total = self._run("layer_norm", x.dtype, **inputs)
+        return normed, total
+
     def rope(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate q and k by cos, sin; see `Backend.rope`."""
         q, k = self._run("rope_and_cache", q.dtype, q=q, k=k, v=k, cos=cos, sin=sin)
@@ -249,6 +263,13 @@ class TritonBackend(ReferenceBackend):
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """Return silu(gate) * up of [gate | up]."""
         out: Tensor = self._run("silu_mul", gate_up.dtype, gate_up=gate_up)
+        return out
+
+    def gelu_mul(self, gate_up: Tensor, *, tanh: bool) -> Tensor:
+        """Return gelu(gate) * up of [gate | up]; see `Backend.gelu_mul`."""
+        activation = "gelu_tanh" if tanh else "gelu"
+        inputs = {"gate_up": gate_up, "activation": activation}
+        out: Tensor = self._run("silu_mul", gate_up.dtype, **inputs)
         return out
 
     def sample(self, logits: Tensor, **rows: Any) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,8 @@ class BackendShell:
             inner.rms_norm,
             inner.add_rms_norm,
         )
-        self.rope, self.silu_mul = inner.rope, inner.silu_mul
+        self.layer_norm, self.add_layer_norm = inner.layer_norm, inner.add_layer_norm
+        self.rope, self.silu_mul, self.gelu_mul = inner.rope, inner.silu_mul, inner.gelu_mul
         self.embedding, self.angles = inner.embedding, inner.angles
 
     def prepare(self, ctx: ForwardContext) -> Any:
