@@ -12,6 +12,7 @@ from workbench.errors import ConfigError
 from workbench.kernels import (
     gemv,
     layer_norm,
+    matmul,
     paged_decode_spec,
     prefill_attention_spec,
     rms_norm,
@@ -29,6 +30,7 @@ MODULES = (
     paged_decode_spec,
     prefill_attention_spec,
     gemv,
+    matmul,
     sample_spec,
 )
 SPECS: Mapping[str, KernelSpec] = MappingProxyType({m.SPEC.name: m.SPEC for m in MODULES})

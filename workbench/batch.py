@@ -126,6 +126,7 @@ class Backend(Protocol):
 
     name: str
     chosen_because: str  # empty unless `auto` chose this backend
+    batch_invariant: bool  # whether a token's results have the same bits whatever the batch
     capturable: bool
 
     def prepare(self, ctx: ForwardContext) -> Any:

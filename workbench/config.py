@@ -175,8 +175,9 @@ class EngineConfig:
     that names no seed of its own. `eviction`: which cached block goes next, a name in
     `workbench.cache.eviction_policy` or a function. `proposer` guesses tokens that are verified
     several at once, as `speculation` (a `SpeculationConfig`) says: "ngram", "suffix", a name under
-    `adapters/<model>/`, a folder with a draft head or model, or a `Proposer`. `cuda_graphs` and
-    `tape` are explained at `Runner`, `overlap` at `Engine`, the rest at `SchedulerConfig`.
+    `adapters/<model>/`, a folder with a draft head or model, or a `Proposer`. `cuda_graphs`,
+    `tape` and `batch_invariant` are explained at `Runner`, `overlap` at `Engine`, the rest at
+    `SchedulerConfig`.
     """
 
     model: str = "tinypy"
@@ -186,6 +187,7 @@ class EngineConfig:
     cuda_graphs: str | bool | Sequence[int] = "auto"
     tape: str | bool = "auto"
     overlap: str | bool = "auto"
+    batch_invariant: bool = False
     block_size: int = 16
     num_blocks: int | None = None
     host_cache_bytes: int = 0

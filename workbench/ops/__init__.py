@@ -13,6 +13,7 @@ import torch
 
 from workbench.batch import Backend
 from workbench.errors import ConfigError
+from workbench.ops.invariant import InvariantReference, InvariantTriton
 from workbench.ops.native import NativeBackend
 from workbench.ops.reference import ReferenceBackend
 from workbench.ops.sdpa import SDPABackend
@@ -26,20 +27,39 @@ BACKENDS: dict[str, type[ReferenceBackend]] = {
 }
 
 
-def get_backend(name: str = "auto", device: torch.device | str = "cpu") -> Backend:
+INVARIANT: dict[str, type[ReferenceBackend]] = {
+    "reference": InvariantReference,
+    "native": NativeBackend,
+    "triton": InvariantTriton,
+}
+
+
+def get_backend(
+    name: str = "auto", device: torch.device | str = "cpu", *, batch_invariant: bool = False
+) -> Backend:
     """Return the backend of that name for a device; its `chosen_because` says why, for `auto`.
 
     `auto` is `triton` on a GPU and `native` on a CPU; where that cannot run it is `sdpa`, with a
-    warning. Raises `ConfigError` for a name that is not in `BACKENDS`, and for one that
-    cannot run here.
+    warning. batch_invariant: one whose results have the same bits whatever the batch; `sdpa` has
+    none such, so `auto` then raises where its first choice cannot run. Raises `ConfigError` for a
+    name that is not in `BACKENDS`, and for one that cannot run here, or not so.
     """
     device = torch.device(device)
     if name == "auto":
+        if batch_invariant:
+            name = "triton" if device.type == "cuda" else "native"
+            backend = INVARIANT[name](device)
+            backend.chosen_because = "auto: its results do not depend on the batch"
+            return backend
         return _best(device)
     if name not in BACKENDS:
         known = ", ".join(["auto", *BACKENDS])
         raise ConfigError("backend", name, "no such backend", f"Known: {known}.")
-    return BACKENDS[name](device)
+    if batch_invariant and name not in INVARIANT:
+        problem = f"the {name} backend's results depend on the batch"
+        fix = f"Use backend={' or '.join(map(repr, INVARIANT))}, or leave batch_invariant out."
+        raise ConfigError("batch_invariant", True, problem, fix)
+    return (INVARIANT if batch_invariant else BACKENDS)[name](device)
 
 
 def _best(device: torch.device) -> Backend:
@@ -62,6 +82,7 @@ def _best(device: torch.device) -> Backend:
 
 __all__ = [
     "BACKENDS",
+    "INVARIANT",
     "Backend",
     "NativeBackend",
     "ReferenceBackend",

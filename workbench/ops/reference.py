@@ -23,6 +23,7 @@ class ReferenceBackend(Described):
 
     name = "reference"
     capturable = False  # loops over rows by lengths that the host knows
+    batch_invariant = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

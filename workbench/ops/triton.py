@@ -24,14 +24,14 @@ from workbench.errors import ConfigError
 from workbench.ops.reference import ReferenceBackend
 
 if TYPE_CHECKING:
-    from workbench.kernels.launch import Plan
-    from workbench.kernels.spec import KernelSpec
+    from workbench.kernels.launch import Config, Plan
+    from workbench.kernels.spec import Inputs, KernelSpec
 
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 @dataclass(slots=True)
-class _Rows:
+class Rows:
     """Some rows of a batch, as the attention kernels take them; None where there is no cache."""
 
     query_starts: Tensor | None
@@ -41,7 +41,7 @@ class _Rows:
 
 
 @dataclass(slots=True)
-class _Prepared:
+class Prepared:
     """num_decodes rows go to the decode kernel in num_splits parts; then come trees, then chunks.
 
     fresh: no chunk has an older context, so its keys are the new tokens' own. ancestors [T, W]: the
@@ -50,9 +50,9 @@ class _Prepared:
 
     num_decodes: int
     num_splits: int
-    decodes: _Rows
-    trees: _Rows
-    chunks: _Rows
+    decodes: Rows
+    trees: Rows
+    chunks: Rows
     fresh: bool
     ancestors: Tensor | None
 
@@ -90,7 +90,11 @@ class TritonBackend(ReferenceBackend):
 
     def _run(self, kernel: str, dtype: torch.dtype, **inputs: Any) -> Any:
         spec = self.kernels[kernel]
-        return self._launch(spec.plan(**inputs, config=self.tuned.config(spec, dtype, inputs)))
+        return self._launch(spec.plan(**inputs, config=self._config(spec, dtype, inputs)))
+
+    def _config(self, spec: KernelSpec, dtype: torch.dtype, inputs: Inputs) -> Config | None:
+        """Return what a kernel is launched with; None: its default."""
+        return self.tuned.config(spec, dtype, inputs)
 
     def _launch(self, plan: Plan) -> Any:
         if self.device.index is None or self.device.index == torch.cuda.current_device():
@@ -98,7 +102,7 @@ class TritonBackend(ReferenceBackend):
         with torch.cuda.device(self.device):  # Triton launches on the current one
             return plan.run()
 
-    def prepare(self, ctx: ForwardContext) -> _Prepared:
+    def prepare(self, ctx: ForwardContext) -> Prepared:
         """Split the rows into decodes and chunks, and choose how far decodes are split."""
         cached = ctx.kv is not None
         decodes = ctx.num_decodes if cached else 0
@@ -113,7 +117,7 @@ class TritonBackend(ReferenceBackend):
             ancestors = F.pad(ancestors, (0, 0, decodes, 0)) if decodes else ancestors
         chunk_lens = ctx.query_lens[first:]
         fresh = not cached or chunk_lens == ctx.kv_lens[first:]
-        return _Prepared(
+        return Prepared(
             decodes,
             splits,
             _rows(ctx, slice(0, decodes), decodes),
@@ -153,7 +157,7 @@ class TritonBackend(ReferenceBackend):
         window: int | None = None,
     ) -> Tensor:
         """Rotate and write in one kernel, then attend; see `Backend.attention`."""
-        prepared: _Prepared = ctx.prepared
+        prepared: Prepared = ctx.prepared
         kv = None if ctx.kv is None else ctx.kv[layer]
         cos, sin = rope or (None, None)
         if kv is not None or rope is not None:
@@ -175,7 +179,7 @@ class TritonBackend(ReferenceBackend):
         return out
 
     def _decode(
-        self, q: Tensor, kv: Tensor | None, prepared: _Prepared, settings: Any, out: Tensor
+        self, q: Tensor, kv: Tensor | None, prepared: Prepared, settings: Any, out: Tensor
     ) -> None:
         rows, count = prepared.decodes, prepared.num_decodes
         self._run(
@@ -196,7 +200,7 @@ class TritonBackend(ReferenceBackend):
         k: Tensor,
         v: Tensor,
         kv: Tensor | None,
-        rows: _Rows,
+        rows: Rows,
         fresh: bool,
         settings: Any,
         out: Tensor,
@@ -282,10 +286,10 @@ class TritonBackend(ReferenceBackend):
         return tokens, logprobs
 
 
-def _rows(ctx: ForwardContext, rows: slice, num_tokens: int) -> _Rows:
+def _rows(ctx: ForwardContext, rows: slice, num_tokens: int) -> Rows:
     """Return the kernels' view of some rows."""
     starts, lens, tables = ctx.query_starts, ctx.context_lens, ctx.block_tables
-    return _Rows(
+    return Rows(
         None if starts is None else starts[rows.start :],
         None if lens is None else lens[rows],
         None if tables is None else tables[rows],

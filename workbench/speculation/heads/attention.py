@@ -20,6 +20,7 @@ class BackendShell:
     """A backend that hands every operation but attention on to `inner`."""
 
     capturable = False
+    batch_invariant = False
 
     def __init__(self, inner: Backend) -> None:
         self.inner = inner
