@@ -151,6 +151,6 @@ def test_the_tables_padding_is_never_read(backend: Backend, device: str) -> None
 
 
 def test_every_backend_is_tested_here(request: pytest.FixtureRequest) -> None:
-    known = {"reference", "sdpa", "native", "triton"}
+    known = {"reference", "sdpa", "native", "triton", "triton+sdpa"}
     assert set(BACKENDS) == known, "add the new one to conftest.py"
     assert get_backend("reference").describe()["name"] == "reference"

@@ -17,13 +17,14 @@ from workbench.ops.invariant import InvariantReference, InvariantTriton
 from workbench.ops.native import NativeBackend
 from workbench.ops.reference import ReferenceBackend
 from workbench.ops.sdpa import SDPABackend
-from workbench.ops.triton import TritonBackend
+from workbench.ops.triton import TritonBackend, TritonWithLibrary
 
 BACKENDS: dict[str, type[ReferenceBackend]] = {
     "reference": ReferenceBackend,
     "sdpa": SDPABackend,
     "native": NativeBackend,
     "triton": TritonBackend,
+    "triton+sdpa": TritonWithLibrary,
 }
 
 
@@ -39,10 +40,11 @@ def get_backend(
 ) -> Backend:
     """Return the backend of that name for a device; its `chosen_because` says why, for `auto`.
 
-    `auto` is `triton` on a GPU and `native` on a CPU; where that cannot run it is `sdpa`, with a
-    warning. batch_invariant: one whose results have the same bits whatever the batch; `sdpa` has
-    none such, so `auto` then raises where its first choice cannot run. Raises `ConfigError` for a
-    name that is not in `BACKENDS`, and for one that cannot run here, or not so.
+    `auto` is `native` on a CPU, and on a GPU `triton`, with torch's attention for whole prompts
+    where the tuned table has it faster; where that cannot run it is `sdpa`, with a warning.
+    batch_invariant: one whose results have the same bits whatever the batch; some have none such,
+    so `auto` then raises where its first choice cannot run. Raises `ConfigError` for a name that is
+    not in `BACKENDS`, and for one that cannot run here, or not so.
     """
     device = torch.device(device)
     if name == "auto":
@@ -63,20 +65,30 @@ def get_backend(
 
 
 def _best(device: torch.device) -> Backend:
-    backend: ReferenceBackend
-    first, fit = (
-        (TritonBackend, "kernels for this GPU")
-        if device.type == "cuda"
-        else (NativeBackend, "compiled for this CPU")
-    )
+    first, name = (_measured, "triton") if device.type == "cuda" else (_compiled, "native")
     try:
-        backend = first(device)
-        backend.chosen_because = f"auto: {fit}"
+        return first(device)
     except ConfigError as error:
+        if error.field != "backend":  # a wrong table is to be mended, not worked around
+            raise
         backend = SDPABackend(device)
-        reason = f"{first.name} would be faster, but {error.problem}. {error.fix}"
+        reason = f"{name} would be faster, but {error.problem}. {error.fix}"
         backend.chosen_because = f"auto: {reason}"
         warnings.warn(f"backend=sdpa, {backend.chosen_because}", stacklevel=3)
+        return backend
+
+
+def _compiled(device: torch.device) -> Backend:
+    backend = NativeBackend(device)
+    backend.chosen_because = "auto: compiled for this CPU"
+    return backend
+
+
+def _measured(device: torch.device) -> Backend:
+    """Return our kernels, and torch's attention where the tuned table has it faster."""
+    backend = TritonBackend(device)
+    backend.prefill = "measured"
+    backend.chosen_because = f"auto: kernels for this GPU; {backend.tuned.summary(backend.kernels)}"
     return backend
 
 
@@ -88,5 +100,6 @@ __all__ = [
     "ReferenceBackend",
     "SDPABackend",
     "TritonBackend",
+    "TritonWithLibrary",
     "get_backend",
 ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from operator import is_not
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,22 +21,29 @@ from torch import Tensor
 
 from workbench.batch import ForwardContext
 from workbench.errors import ConfigError
+from workbench.ops.library_prefill import attend_whole_prompts, why_not
 from workbench.ops.reference import ReferenceBackend
 
 if TYPE_CHECKING:
     from workbench.kernels.launch import Config, Plan
     from workbench.kernels.spec import Inputs, KernelSpec
 
+Prefill = Literal["kernel", "library", "measured"]
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 @dataclass(slots=True)
 class Rows:
-    """Some rows of a batch, as the attention kernels take them; None where there is no cache."""
+    """Some rows of a batch, as the attention kernels take them; None where there is no cache.
+
+    They are packed from token `first` on; lens: how many new tokens each has.
+    """
 
     query_starts: Tensor | None
     context_lens: Tensor | None
     block_tables: Tensor | None
+    first: int
+    lens: list[int]
     num_tokens: int
 
 
@@ -61,10 +68,12 @@ class TritonBackend(ReferenceBackend):
     """`Backend` on `workbench.kernels`, with the tuned configurations of the GPU it runs on.
 
     `kernels` holds the specs by name and may be changed between steps: put your own `KernelSpec`
-    there and the engine runs it.
+    there and the engine runs it. `prefill` says who attends from prompts that are whole in a step:
+    our "kernel", torch's "library", or which of them was "measured" to be faster.
     """
 
     name = "triton"
+    prefill: Prefill = "kernel"
 
     def __init__(self, device: torch.device) -> None:
         """Raise `ConfigError` where the kernels cannot run, saying what would work."""
@@ -86,7 +95,7 @@ class TritonBackend(ReferenceBackend):
 
     def describe(self) -> dict[str, Any]:
         """Return where it runs and which tuned configurations it has used."""
-        return {**super().describe(), "tuned": self.tuned.describe()}
+        return {**super().describe(), "prefill": self.prefill, "tuned": self.tuned.describe()}
 
     def _run(self, kernel: str, dtype: torch.dtype, **inputs: Any) -> Any:
         spec = self.kernels[kernel]
@@ -120,9 +129,9 @@ class TritonBackend(ReferenceBackend):
         return Prepared(
             decodes,
             splits,
-            _rows(ctx, slice(0, decodes), decodes),
-            _rows(ctx, slice(decodes, first), sum(ctx.query_lens[decodes:first])),
-            _rows(ctx, slice(first, None), sum(chunk_lens)),
+            _rows(ctx, slice(0, decodes)),
+            _rows(ctx, slice(decodes, first)),
+            _rows(ctx, slice(first, None)),
             fresh,
             ancestors,
         )
@@ -207,20 +216,28 @@ class TritonBackend(ReferenceBackend):
     ) -> None:
         # What a cache of another dtype holds is not what the new tokens say: read it back.
         fresh = kv is None or (fresh and kv.dtype == k.dtype)
-        keys, values = (k, v) if kv is None or fresh else kv.unbind(0)
-        self._run(
-            "prefill_attention",
-            q.dtype,
-            q=q,
-            k=keys,
-            v=values,
-            query_starts=rows.query_starts,
-            context_lens=rows.context_lens,
-            block_tables=None if fresh else rows.block_tables,
-            num_tokens=rows.num_tokens,
-            out=out,
-            **settings,
-        )
+        keys, values = (k, v) if fresh else kv.unbind(0) if kv is not None else (k, v)
+        inputs = {
+            "q": q,
+            "k": keys,
+            "v": values,
+            "query_starts": rows.query_starts,
+            "context_lens": rows.context_lens,
+            "block_tables": None if fresh else rows.block_tables,
+            "num_tokens": rows.num_tokens,
+        }
+        if fresh and "ancestors" not in settings and self._prefers_library(inputs, settings):
+            scale = settings["scale"]
+            attend_whole_prompts(q, keys, values, rows.lens, rows.first, scale, out)
+        else:
+            self._run("prefill_attention", q.dtype, **inputs, **settings, out=out)
+
+    def _prefers_library(self, inputs: Inputs, settings: Any) -> bool:
+        """Whether torch's attention takes prompts that are whole in a step."""
+        if self.prefill == "kernel" or why_not(inputs["q"], settings["window"]):
+            return False
+        spec, dtype = self.kernels["prefill_attention"], inputs["q"].dtype
+        return self.prefill == "library" or self.tuned.library_is_faster(spec, dtype, inputs)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return x W^T + b; by `gemv` for few rows where it was measured to beat the library."""
@@ -286,15 +303,25 @@ class TritonBackend(ReferenceBackend):
         return tokens, logprobs
 
 
-def _rows(ctx: ForwardContext, rows: slice, num_tokens: int) -> Rows:
+def _rows(ctx: ForwardContext, rows: slice) -> Rows:
     """Return the kernels' view of some rows."""
+    new = ctx.query_lens[rows]
     starts, lens, tables = ctx.query_starts, ctx.context_lens, ctx.block_tables
     return Rows(
         None if starts is None else starts[rows.start :],
         None if lens is None else lens[rows],
         None if tables is None else tables[rows],
-        num_tokens,
+        sum(ctx.query_lens[: rows.start]),
+        new,
+        sum(new),
     )
+
+
+class TritonWithLibrary(TritonBackend):
+    """The Triton backend, with torch's fused attention for prompts that are whole in a step."""
+
+    name = "triton+sdpa"
+    prefill = "library"
 
 
 def require_triton(device: torch.device) -> None:
