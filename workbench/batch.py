@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from workbench.config import ModelConfig
+
 
 @dataclass(slots=True)
 class StepPlan:
@@ -128,6 +130,9 @@ class Backend(Protocol):
     chosen_because: str  # empty unless `auto` chose this backend
     batch_invariant: bool  # whether a token's results have the same bits whatever the batch
     capturable: bool
+
+    def check_model(self, model: ModelConfig, block_size: int) -> None:
+        """Raise `ConfigError` for a model's shape, or a cache's blocks, that cannot run here."""
 
     def prepare(self, ctx: ForwardContext) -> Any:
         """Return what attention needs once per step (indices, masks); kept in `ctx.prepared`."""

@@ -16,7 +16,6 @@ from workbench.config import EngineConfig
 from workbench.engine import Engine
 from workbench.errors import ConfigError
 from workbench.ops import get_backend
-from workbench.ops.invariant import attention_tile
 from workbench.run import Runner
 from workbench.sampling_params import SamplingParams
 
@@ -148,9 +147,12 @@ def test_where_it_cannot_be_had(make_engine: MakeEngine) -> None:
         Runner(engine.model, engine.cache, get_backend("sdpa"), batch_invariant=True)
     with pytest.raises(ConfigError, match="batch_invariant='yes': is not a bool"):
         check(EngineConfig(batch_invariant="yes"))  # type: ignore[arg-type]
-    q, kv = torch.empty(1, 4, 16), torch.empty(3, 24, 2, 16)
-    with pytest.raises(ConfigError, match="block_size=24: batch_invariant attention with a window"):
-        attention_tile(q, kv, window=8, block_tables=torch.zeros(1, 3))
+    on = {"backend": "triton", "device": "cuda" if torch.cuda.is_available() else "cpu"}
+    with pytest.raises(
+        ConfigError, match=r"block_size=24: prefill_attention takes blocks of a mul"
+    ):
+        make_engine("mistral", batch_invariant=True, block_size=24, **on)
+    make_engine("llama", batch_invariant=True, block_size=24, **on)
 
 
 def test_a_swapped_backend_keeps_the_mode(make_engine: MakeEngine) -> None:

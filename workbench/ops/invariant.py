@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from workbench.batch import ForwardContext
+from workbench.config import ModelConfig
 from workbench.errors import ConfigError
 from workbench.ops.reference import ReferenceBackend, attend, row_mask
-from workbench.ops.triton import Prepared, Rows, TritonBackend
+from workbench.ops.triton import TritonBackend
+from workbench.ops.triton_rows import Prepared, Rows
 
 if TYPE_CHECKING:
     from workbench.kernels.launch import Config
@@ -91,6 +93,14 @@ class InvariantTriton(TritonBackend):
             return None  # the others' defaults depend on widths alone
         return attention_tile(**inputs)
 
+    def check_model(self, model: ModelConfig, block_size: int) -> None:
+        """Raise `ConfigError` for what the kernels do not take, or not in this mode."""
+        super().check_model(model, block_size)
+        if any(model.windows) and block_size % 16:
+            problem = "prefill_attention takes blocks of a multiple of 16 where there are windows"
+            fix = 'Use block_size=16, or backend="reference", or leave batch_invariant out.'
+            raise ConfigError("block_size", block_size, problem, fix)
+
     def prepare(self, ctx: ForwardContext) -> Prepared:
         """Split the rows as ever; decodes are chunks of one token."""
         if ctx.query_starts is None:  # a graph's rows: all decode
@@ -141,9 +151,7 @@ def attention_tile(q: Tensor, k: Tensor, window: int | None = None, **inputs: An
     if window is not None and inputs.get("block_tables") is not None:
         block_size = k.shape[1]
         keys = min(keys, block_size & -block_size)
-        if keys < 16:
-            problem = "batch_invariant attention with a window takes blocks of a multiple of 16"
-            raise ConfigError("block_size", block_size, problem, "Use block_size=16.")
+        assert keys >= 16, "see `check_model`"
     while rows < group:
         rows *= 2
     return {"BLOCK_M": rows, "BLOCK_N": keys, "TMA": 0, "num_warps": 4, "num_stages": 2}

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.batch import ForwardContext
+from workbench.config import ModelConfig
 from workbench.describe import Described
 from workbench.ops.paging import gather, write
 
@@ -33,6 +34,9 @@ class ReferenceBackend(Described):
         """Return which backend this is, why, and where it runs."""
         facts = {"name": self.name, "device": self.device}
         return {**facts, "chosen": self.chosen_because} if self.chosen_because else facts
+
+    def check_model(self, model: ModelConfig, block_size: int) -> None:
+        """Nothing to check: any shape will do."""
 
     def prepare(self, ctx: ForwardContext) -> Any:
         """Nothing to prepare: every row is worked out where it is needed."""

@@ -9,59 +9,28 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Hashable
-from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from operator import is_not
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.batch import ForwardContext
-from workbench.errors import ConfigError
+from workbench.config import ModelConfig
+from workbench.errors import KernelFailed
 from workbench.ops.library_prefill import attend_whole_prompts, why_not
+from workbench.ops.limits import check_model
 from workbench.ops.reference import ReferenceBackend
+from workbench.ops.requirements import require_triton
+from workbench.ops.triton_rows import Prepared, Rows, split_rows
 
 if TYPE_CHECKING:
-    from workbench.kernels.launch import Config, Plan
+    from workbench.kernels.launch import Config
     from workbench.kernels.spec import Inputs, KernelSpec
 
 Prefill = Literal["kernel", "library", "measured"]
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-
-
-@dataclass(slots=True)
-class Rows:
-    """Some rows of a batch, as the attention kernels take them; None where there is no cache.
-
-    They are packed from token `first` on; lens: how many new tokens each has.
-    """
-
-    query_starts: Tensor | None
-    context_lens: Tensor | None
-    block_tables: Tensor | None
-    first: int
-    lens: list[int]
-    num_tokens: int
-
-
-@dataclass(slots=True)
-class Prepared:
-    """num_decodes rows go to the decode kernel in num_splits parts; then come trees, then chunks.
-
-    fresh: no chunk has an older context, so its keys are the new tokens' own. ancestors [T, W]: the
-    trees' masks at their packed positions; None where there are no trees.
-    """
-
-    num_decodes: int
-    num_splits: int
-    decodes: Rows
-    trees: Rows
-    chunks: Rows
-    fresh: bool
-    ancestors: Tensor | None
 
 
 class TritonBackend(ReferenceBackend):
@@ -99,42 +68,32 @@ class TritonBackend(ReferenceBackend):
 
     def _run(self, kernel: str, dtype: torch.dtype, **inputs: Any) -> Any:
         spec = self.kernels[kernel]
-        return self._launch(spec.plan(**inputs, config=self._config(spec, dtype, inputs)))
+        return self._launch(spec, inputs, self._config(spec, dtype, inputs))
 
     def _config(self, spec: KernelSpec, dtype: torch.dtype, inputs: Inputs) -> Config | None:
         """Return what a kernel is launched with; None: its default."""
         return self.tuned.config(spec, dtype, inputs)
 
-    def _launch(self, plan: Plan) -> Any:
-        if self.device.index is None or self.device.index == torch.cuda.current_device():
-            return plan.run()
-        with torch.cuda.device(self.device):  # Triton launches on the current one
-            return plan.run()
+    def _launch(self, spec: KernelSpec, inputs: Inputs, config: Config | None) -> Any:
+        """Run a kernel; raise `KernelFailed`, with what it was given, if it does not run."""
+        plan = spec.plan(**inputs, config=config)
+        try:
+            if self.device.index is None or self.device.index == torch.cuda.current_device():
+                return plan.run()
+            with torch.cuda.device(self.device):  # Triton launches on the current one
+                return plan.run()
+        except Exception as error:
+            raise KernelFailed(spec.name, shapes_of(inputs), error) from error
+
+    def check_model(self, model: ModelConfig, block_size: int) -> None:
+        """Raise `ConfigError` for a model or block size that a kernel does not take."""
+        check_model(self.kernels, model, block_size)
 
     def prepare(self, ctx: ForwardContext) -> Prepared:
         """Split the rows into decodes and chunks, and choose how far decodes are split."""
-        cached = ctx.kv is not None
-        decodes = ctx.num_decodes if cached else 0
+        decodes = ctx.num_decodes if ctx.kv is not None else 0
         lens = ctx.kv_lens[:decodes]
-        splits = 1
-        if lens:
-            splits = self._splits(lens, ctx.any_kv)
-        first, ancestors = decodes, None
-        if ctx.trees is not None:
-            first = decodes + ctx.trees.num_rows
-            ancestors = ctx.trees.ancestors  # itself where nothing precedes: a graph reads it there
-            ancestors = F.pad(ancestors, (0, 0, decodes, 0)) if decodes else ancestors
-        chunk_lens = ctx.query_lens[first:]
-        fresh = not cached or chunk_lens == ctx.kv_lens[first:]
-        return Prepared(
-            decodes,
-            splits,
-            _rows(ctx, slice(0, decodes)),
-            _rows(ctx, slice(decodes, first)),
-            _rows(ctx, slice(first, None)),
-            fresh,
-            ancestors,
-        )
+        return split_rows(ctx, self._splits(lens, ctx.any_kv) if lens else 1)
 
     def _splits(self, lens: list[int], kv: Tensor) -> int:
         """Return into how many parts decodes are cut: one of few numbers, as each is a graph's.
@@ -245,7 +204,7 @@ class TritonBackend(ReferenceBackend):
             spec, inputs = self.kernels["gemv"], {"x": x, "weight": weight, "bias": bias}
             config = self.tuned.better_than_library(spec, x.dtype, inputs)
             if config is not None:
-                out: Tensor = self._launch(spec.plan(**inputs, config=config))
+                out: Tensor = self._launch(spec, inputs, config)
                 return out
         return super().linear(x, weight, bias)
 
@@ -303,20 +262,6 @@ class TritonBackend(ReferenceBackend):
         return tokens, logprobs
 
 
-def _rows(ctx: ForwardContext, rows: slice) -> Rows:
-    """Return the kernels' view of some rows."""
-    new = ctx.query_lens[rows]
-    starts, lens, tables = ctx.query_starts, ctx.context_lens, ctx.block_tables
-    return Rows(
-        None if starts is None else starts[rows.start :],
-        None if lens is None else lens[rows],
-        None if tables is None else tables[rows],
-        sum(ctx.query_lens[: rows.start]),
-        new,
-        sum(new),
-    )
-
-
 class TritonWithLibrary(TritonBackend):
     """The Triton backend, with torch's fused attention for prompts that are whole in a step."""
 
@@ -324,23 +269,10 @@ class TritonWithLibrary(TritonBackend):
     prefill = "library"
 
 
-def require_triton(device: torch.device) -> None:
-    """Raise `ConfigError` unless Triton kernels can run on a device."""
-    problem, fix = "", "Use the `sdpa` backend"
-    if find_spec("triton") is None:
-        problem, fix = "triton is not installed", f"{fix}, or install triton (Linux only)."
-    elif device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        if major < 8:
-            problem, fix = f"the GPU is of capability {major}.{minor}, below 8.0", f"{fix}."
-    else:
-        from workbench.kernels.launch import INTERPRETED
-
-        if not INTERPRETED:
-            problem = f"Triton has no compiler for device {device.type!r}"
-            fix += (
-                ", use a CUDA GPU, or start Python with TRITON_INTERPRET=1, which interprets the "
-                "kernels (exact, and thousands of times slower)."
-            )
-    if problem:
-        raise ConfigError("backend", "triton", problem, fix)
+def shapes_of(inputs: Inputs) -> str:
+    """Return a kernel's tensors with dtypes and shapes, in a line."""
+    tensors = {name: x for name, x in inputs.items() if isinstance(x, Tensor)}
+    return ", ".join(
+        f"{name} {str(x.dtype).removeprefix('torch.')}{list(x.shape)}"
+        for name, x in tensors.items()
+    )

@@ -59,7 +59,7 @@ class Runner(Described):
         self._check_fit()
         self.batch_invariant = batch_invariant
         self.backend = self.backend_named(backend) if isinstance(backend, str) else backend
-        self._check_invariance()
+        self._check_invariance(self.backend)
         sizes = resolve_sizes(cuda_graphs, self.device, self.backend)
         insist = cuda_graphs != "auto"
         taped = resolve_tape(tape, self.device, self.backend)
@@ -72,17 +72,22 @@ class Runner(Described):
         self._hooks = hooks_of(model)
 
     def backend_named(self, name: str) -> Backend:
-        """Return the backend of a name as this runner needs it; see `get_backend`."""
-        return get_backend(name, self.device, batch_invariant=self.batch_invariant)
+        """Return the backend of a name as this runner needs it; see `get_backend`.
 
-    def _check_invariance(self) -> None:
+        Raises `ConfigError` also for a model or a cache that it cannot run.
+        """
+        backend = get_backend(name, self.device, batch_invariant=self.batch_invariant)
+        backend.check_model(self.model.config, self.cache.block_size)
+        return backend
+
+    def _check_invariance(self, backend: Backend) -> None:
         if not self.batch_invariant:
             return
         dtype = next(self.model.parameters()).dtype
         problem = ""
-        if not self.backend.batch_invariant:
-            problem = f"the results of this {self.backend.name} backend depend on the batch"
-        elif self.backend.name == "native" and dtype not in NativeBackend.dtypes:
+        if not backend.batch_invariant:
+            problem = f"the results of this {backend.name} backend depend on the batch"
+        elif backend.name == "native" and dtype not in NativeBackend.dtypes:
             problem = f"the native backend leaves {dtype} to torch, whose results depend on it"
         if problem:
             fix = 'Use backend="reference" or "triton", or dtype="float32" or "bfloat16".'

@@ -34,6 +34,7 @@ class BackendShell:
         self.layer_norm, self.add_layer_norm = inner.layer_norm, inner.add_layer_norm
         self.rope, self.silu_mul, self.gelu_mul = inner.rope, inner.silu_mul, inner.gelu_mul
         self.embedding, self.angles = inner.embedding, inner.angles
+        self.check_model = inner.check_model
 
     def prepare(self, ctx: ForwardContext) -> Any:
         """Nothing to prepare: the rows came with the backend."""
