@@ -11,8 +11,10 @@ from types import MappingProxyType
 from workbench.errors import ConfigError
 from workbench.kernels import (
     gemv,
+    layer_norm,
     lora_expand,
     lora_shrink,
+    matmul,
     paged_decode_spec,
     prefill_attention_spec,
     rms_norm,
@@ -24,6 +26,7 @@ from workbench.kernels.spec import KernelSpec
 
 MODULES = (
     rms_norm,
+    layer_norm,
     silu_mul,
     rope_and_cache,
     paged_decode_spec,
@@ -31,6 +34,7 @@ MODULES = (
     gemv,
     lora_shrink,
     lora_expand,
+    matmul,
     sample_spec,
 )
 SPECS: Mapping[str, KernelSpec] = MappingProxyType({m.SPEC.name: m.SPEC for m in MODULES})

@@ -128,6 +128,34 @@ class TunedTable:
         self.used[key] = "library: it was measured to be faster"
         return None
 
+    def library_is_faster(self, spec: KernelSpec, dtype: torch.dtype, inputs: Inputs) -> bool:
+        """Whether the library was measured to beat the kernel as it is now, on such inputs."""
+        if self.config(spec, dtype, inputs) is None:
+            return False
+        key = (spec.name, str(dtype).removeprefix("torch."), spec.bucket(**inputs))
+        row = self.rows[key]
+        faster = row.library_us is not None and row.library_us < row.latency_us["p50"]
+        if faster:
+            self.used[key] = "library: it was measured to be faster"
+        return faster
+
+    def summary(self, specs: Mapping[str, KernelSpec]) -> str:
+        """Return how many of the rows hold for these kernels, and why the others are not used."""
+        if not self.rows:
+            return f"no tuned table for {self.device}, so kernels run as shipped"
+        stale = sorted(
+            {
+                row.kernel
+                for row in self.rows.values()
+                if row.kernel not in specs or row.source_hash != specs[row.kernel].source_hash
+            }
+        )
+        count = sum(row.kernel not in stale for row in self.rows.values())
+        said = f"{count} of {len(self.rows)} rows tuned on {self.device} hold"
+        if stale:
+            said += f"; {', '.join(stale)} changed since and run as shipped until tuned again"
+        return said
+
     def describe(self) -> dict[str, Any]:
         """Return the device, how many rows there are, and what was used so far."""
         return {"device": self.device, "rows": len(self.rows), "used": dict(self.used)}

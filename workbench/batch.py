@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from workbench.config import ModelConfig
+
 
 @dataclass(slots=True)
 class StepPlan:
@@ -128,7 +130,11 @@ class Backend(Protocol):
 
     name: str
     chosen_because: str  # empty unless `auto` chose this backend
+    batch_invariant: bool  # whether a token's results have the same bits whatever the batch
     capturable: bool
+
+    def check_model(self, model: ModelConfig, block_size: int) -> None:
+        """Raise `ConfigError` for a model's shape, or a cache's blocks, that cannot run here."""
 
     def prepare(self, ctx: ForwardContext) -> Any:
         """Return what attention needs once per step (indices, masks); kept in `ctx.prepared`."""
@@ -176,11 +182,22 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Return (rms_norm(x + residual), x + residual), both [T, N]."""
 
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """Return x [T, N] less its mean, over its spread, times weight [N], plus bias [N]."""
+
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return (layer_norm(x + residual), x + residual), both [T, N]."""
+
     def rope(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate q [T, H, D] and k [T, K, D] by cos, sin [T, D/2] (halves convention of HF)."""
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """Return silu(gate) * up for gate_up [T, 2N] = [gate | up]."""
+
+    def gelu_mul(self, gate_up: Tensor, *, tanh: bool) -> Tensor:
+        """Return gelu(gate) * up for gate_up [T, 2N]; tanh: by its approximation with tanh."""
 
     def prepare_lora(self, batch: LoRABatch) -> Any:
         """Return what `add_lora` needs once per step; kept in `batch.prepared`."""

@@ -50,7 +50,9 @@ def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None)
         host_bytes=config.host_cache_bytes,
     )
     cache.eviction = get_eviction(config.eviction)
-    runner = Runner(model, cache, config.backend, config.cuda_graphs, config.tape)
+    runner = Runner(
+        model, cache, config.backend, config.cuda_graphs, config.tape, config.batch_invariant
+    )
     scheduler = Scheduler(cache, scheduler_config)
     return Engine(
         model,
@@ -79,8 +81,13 @@ def check(config: EngineConfig) -> None:
     get_dropping(config.dropping)
     get_eviction(config.eviction)
     device = resolve_device(config.device)
-    if (config.backend, config.cuda_graphs, config.tape) != ("auto", "auto", "auto"):
-        backend = get_backend(config.backend, device)
+    if not isinstance(config.batch_invariant, bool):
+        raise ConfigError(
+            "batch_invariant", config.batch_invariant, "is not a bool", "Use True or False."
+        )
+    choices = config.backend, config.cuda_graphs, config.tape, config.batch_invariant
+    if choices != ("auto", "auto", "auto", False):
+        backend = get_backend(config.backend, device, batch_invariant=config.batch_invariant)
         resolve_sizes(config.cuda_graphs, device, backend)
         resolve_tape(config.tape, device, backend)
     kv_dtype(config.cache_dtype, torch.float32)
@@ -101,6 +108,8 @@ def resolve(config: EngineConfig, model: DecoderLM) -> EngineConfig:
         config,
         device=str(parameter.device),
         dtype=str(parameter.dtype).removeprefix("torch."),
-        backend=get_backend(config.backend, parameter.device).name,
+        backend=get_backend(
+            config.backend, parameter.device, batch_invariant=config.batch_invariant
+        ).name,
         num_blocks=plan_memory(model, config).num_blocks,
     )

@@ -17,6 +17,7 @@ from workbench.errors import ConfigError, InvalidValue
 
 C = TypeVar("C")
 
+Activation = Literal["silu", "gelu", "gelu_tanh"]
 Capacity = Literal["max_utilization", "guaranteed_no_evict"]
 Preemption = Literal["recompute", "swap"]
 Chunking = Literal["first_come", "equal_progress"]
@@ -92,7 +93,7 @@ class ModelConfig:
     head_dim: int
     context: int
     norm_eps: float = 1e-6
-    activation: Literal["silu"] = "silu"
+    activation: Activation = "silu"
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
     windows: tuple[int | None, ...] = ()
@@ -178,8 +179,8 @@ class EngineConfig:
     `adapters/<model>/`, a folder with a draft head or model, or a `Proposer`. `lora_rows`: rank
     rows on the device for LoRA adapters, planned beside the cache; an adapter takes as many as its
     rank (None: as many as are loaded). `lora_host_bytes` bounds their copies in host memory,
-    `max_lora_rank` what is loaded at all. `cuda_graphs` and `tape` are explained at `Runner`,
-    `overlap` at `Engine`, the rest at `SchedulerConfig`.
+    `max_lora_rank` what is loaded at all. `cuda_graphs`, `tape` and `batch_invariant` are explained
+    at `Runner`, `overlap` at `Engine`, the rest at `SchedulerConfig`.
     """
 
     model: str = "tinypy"
@@ -189,6 +190,7 @@ class EngineConfig:
     cuda_graphs: str | bool | Sequence[int] = "auto"
     tape: str | bool = "auto"
     overlap: str | bool = "auto"
+    batch_invariant: bool = False
     block_size: int = 16
     num_blocks: int | None = None
     cache_dtype: str = "auto"

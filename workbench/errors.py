@@ -105,6 +105,23 @@ class ProcessorFailed(WorkbenchError, RuntimeError):
         )
 
 
+class KernelFailed(WorkbenchError, RuntimeError):
+    """A kernel raised in a step; `kernel` and `shapes` say which, and on what.
+
+    Nothing of the step was committed, and `generate` drops the requests of its batch. After an
+    error that breaks the device's context (an illegal address) only a new process helps; after any
+    other the engine can go on with another kernel or backend, or be closed and built anew.
+    """
+
+    def __init__(self, kernel: str, shapes: str, error: BaseException) -> None:
+        self.kernel, self.shapes = kernel, shapes
+        said = str(error).strip().splitlines() or [""]
+        super().__init__(
+            f"kernel {kernel}({shapes}): {type(error).__name__}: {said[-1][:300]}. "
+            'Put the shipped one back, or `engine.swap(backend="sdpa")`.'
+        )
+
+
 class GuideFailed(WorkbenchError, RuntimeError):
     """A guide cannot go on: its library gave up on the grammar, or a token is not allowed.
 

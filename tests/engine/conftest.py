@@ -116,6 +116,7 @@ def make_engine(
         cuda_graphs: Any = "auto",
         tape: Any = "auto",
         overlap: Any = "auto",
+        batch_invariant: bool = False,
         **scheduling: Any,
     ) -> Engine:
         model = model_of(model, device) if isinstance(model, str) else model
@@ -132,7 +133,7 @@ def make_engine(
         settings = {"max_batch_tokens": 512, **scheduling}
         settings.setdefault("max_sequences", min(32, settings["max_batch_tokens"]))
         scheduler = Scheduler(cache, SchedulerConfig(**settings))
-        runner = Runner(model, cache, backend, cuda_graphs, tape)
+        runner = Runner(model, cache, backend, cuda_graphs, tape, batch_invariant)
         grammars = _grammars(model) if guided else None
         settings = {"overlap": overlap, "seed": seed}
         return Engine(model, cache, scheduler, runner, grammars=grammars, **settings)

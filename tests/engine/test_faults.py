@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from drive import Alone, MakeEngine, drawn, greedy
+from interpreter import kernel_device
 from tiny import random_prompts
 
 from workbench import events
 from workbench.engine import Engine
+from workbench.errors import ConfigError, KernelFailed
+from workbench.kernels.launch import Plan
+from workbench.ops import TritonBackend
 from workbench.trace import Trace
 
 PROMPTS = random_prompts(6, seed=110, longest=30)
@@ -148,3 +153,50 @@ def test_logits_that_are_no_numbers(make_engine: MakeEngine, alone: Alone, kind:
     assert got[:2] + got[3:] == expected[:2] + expected[3:]
     again = engine.generate([PROMPTS[4]], greedy(20))[0].outputs[0].token_ids
     assert again == alone([PROMPTS[4]], greedy(20))[0], "its blocks carry nothing over"
+
+
+def test_a_kernel_that_raises_is_named_and_the_engine_goes_on(
+    make_engine: MakeEngine, alone: Alone
+) -> None:
+    """Its batch ends with the error; the engine goes on without it, is closed, and built anew."""
+    device: Any = kernel_device()
+    device = device if isinstance(device, str) else "cuda"
+    prompts, params = [[5, 9, 2], [7, 1]], [greedy(2), greedy(2)]
+    expected = alone(prompts, params, device=device)
+    engine = make_engine(backend="triton", device=device)
+    backend = engine.runner.backend
+    assert isinstance(backend, TritonBackend)
+    good = backend.kernels["silu_mul"]
+
+    def broken(**inputs: Any) -> Plan:
+        def launch() -> None:
+            raise Fault("out of shared memory")
+
+        return Plan((launch,), good.plan(**inputs).outputs)  # type: ignore[arg-type]
+
+    backend.kernels["silu_mul"] = replace(good, plan=broken)
+    said = r"kernel silu_mul\(gate_up float32\[5, 192\]\): Fault: out of shared memory"
+    with pytest.raises(KernelFailed, match=said) as caught:
+        engine.generate(prompts, params)
+    assert isinstance(caught.value.__cause__, Fault)
+    assert engine.requests == {}
+    engine.cache.check()
+    assert len(engine.cache.blocks.tables) == 0
+    engine.swap(backend="sdpa")
+    outputs = engine.generate(prompts, params)
+    assert [output.outputs[0].token_ids for output in outputs] == expected
+    engine.close()
+    again = make_engine(backend="triton", device=device)
+    outputs = again.generate(prompts, params)
+    assert [output.outputs[0].token_ids for output in outputs] == expected
+
+
+def test_shapes_that_no_kernel_takes_are_refused_when_it_is_built(make_engine: MakeEngine) -> None:
+    device: Any = kernel_device()
+    device = device if isinstance(device, str) else "cuda"
+    with pytest.raises(ConfigError, match=r"paged_decode\.block_size=2048.*or backend=\"sdpa\""):
+        make_engine(backend="triton", device=device, block_size=2048, num_blocks=2)
+    engine = make_engine(device=device, block_size=2048, num_blocks=2)
+    with pytest.raises(ConfigError, match=r"paged_decode\.block_size=2048"):
+        engine.swap(backend="triton")
+    assert engine.runner.backend.name == "sdpa"

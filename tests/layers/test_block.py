@@ -9,7 +9,15 @@ import torch.nn.functional as F
 
 from workbench.batch import ForwardContext
 from workbench.config import ModelConfig
-from workbench.layers import Attention, DecoderLayer, GatedMLP, Linear, RMSNorm, RotaryEmbedding
+from workbench.layers import (
+    Attention,
+    DecoderLayer,
+    GatedMLP,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    RotaryEmbedding,
+)
 from workbench.models import LlamaForCausalLM
 from workbench.ops import get_backend
 
@@ -38,6 +46,20 @@ def test_norm_adds_the_residual_first() -> None:
     normed, stream = norm(total, None, ctx)
     torch.testing.assert_close(normed, expected)
     assert stream is total
+
+
+def test_layer_norm_adds_the_residual_first() -> None:
+    norm, ctx = LayerNorm(32, 1e-5), context([3])
+    assert norm.bias is not None
+    norm.weight.data.normal_()
+    norm.bias.data.normal_()
+    x, residual = torch.randn(3, 32), torch.randn(3, 32)
+    expected = F.layer_norm(x + residual, (32,), norm.weight, norm.bias, 1e-5)
+    normed, stream = norm(x, residual, ctx)
+    torch.testing.assert_close(normed, expected)
+    torch.testing.assert_close(stream, x + residual)
+    torch.testing.assert_close(norm(stream, None, ctx)[0], expected)
+    assert LayerNorm(32, 1e-5, bias=False).bias is None
 
 
 def test_mlp() -> None:

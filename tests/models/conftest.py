@@ -40,6 +40,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama-tied": ("Llama", {"tie_word_embeddings": True}),
     "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-gelu": ("Llama", {"hidden_act": "gelu"}),
+    "llama-gelu-tanh": ("Llama", {"hidden_act": "gelu_pytorch_tanh"}),
     "llama-head-dim": ("Llama", {"head_dim": 24, "num_key_value_heads": 4}),
     "llama-linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.5}}),
     "llama-dynamic": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),

@@ -136,7 +136,7 @@ def test_rope_scaling_in_both_styles(
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"hidden_act": "relu"}, "hidden_act"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"vocab_size": None}, "vocab_size"),
         ({"hidden_size": "64"}, "hidden_size"),

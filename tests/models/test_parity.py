@@ -21,6 +21,8 @@ CASES = [
     "llama",
     "llama-tied",
     "llama-biases",
+    "llama-gelu",
+    "llama-gelu-tanh",
     "llama-head-dim",
     "llama-linear",
     "llama-dynamic",

@@ -15,11 +15,15 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["reference", "sdpa", "native", "triton"])
+INVARIANT = ("reference, invariant", "triton, invariant")
+
+
+@pytest.fixture(params=["reference", "sdpa", "native", "triton", "triton+sdpa", *INVARIANT])
 def backend(request: pytest.FixtureRequest, device: str) -> Backend:
     """Each backend, on each device that it runs on."""
-    if request.param == "triton" and device == "cpu" and torch.cuda.is_available():
+    if request.param.startswith("triton") and device == "cpu" and torch.cuda.is_available():
         pytest.skip("kernels run on the GPU here: lifted by TRITON_INTERPRET=1 on a CPU")
     if request.param == "native" and device != "cpu":
         pytest.skip("the native backend runs on a CPU")
-    return get_backend(request.param, device)
+    name, _, invariant = request.param.partition(", ")
+    return get_backend(name, device, batch_invariant=bool(invariant))

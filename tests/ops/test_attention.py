@@ -11,6 +11,7 @@ from torch import Tensor
 
 from workbench.batch import Backend, ForwardContext
 from workbench.ops import BACKENDS, get_backend
+from workbench.ops.invariant import InvariantTriton
 
 # name -> ((new tokens, context with them) per row, keywords of `make_batch`)
 CASES: dict[str, tuple[list[tuple[int, int]], dict[str, Any]]] = {
@@ -51,6 +52,9 @@ def test_attention_is_its_definition(
     backend: Backend, device: str, case: str, window: int | None
 ) -> None:
     rows, settings = CASES[case]
+    strict = isinstance(backend, InvariantTriton) and window is not None
+    if strict and settings.get("block_size", 16) % 16:
+        pytest.skip("refused when an engine is built: lifted by blocks of a multiple of 16")
     batch = make_batch(backend, rows, device=device, **settings)
     actual = attend(batch, window).double().cpu()
     torch.testing.assert_close(actual, dense_attention(batch, 0.3, window), rtol=1e-4, atol=1e-5)
@@ -151,6 +155,6 @@ def test_the_tables_padding_is_never_read(backend: Backend, device: str) -> None
 
 
 def test_every_backend_is_tested_here(request: pytest.FixtureRequest) -> None:
-    known = {"reference", "sdpa", "native", "triton"}
+    known = {"reference", "sdpa", "native", "triton", "triton+sdpa"}
     assert set(BACKENDS) == known, "add the new one to conftest.py"
     assert get_backend("reference").describe()["name"] == "reference"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
@@ -87,6 +89,35 @@ def test_add_rms_norm(backend: Backend, device: str) -> None:
     torch.testing.assert_close(normed, expected * weight, rtol=1e-5, atol=1e-6)
     assert torch.equal(x, before[0])
     assert torch.equal(residual, before[1])
+
+
+@pytest.mark.parametrize("width", [1, 7, 64, 130])
+@pytest.mark.parametrize("biased", [True, False])
+def test_layer_norm(backend: Backend, device: str, width: int, biased: bool) -> None:
+    x, residual = noise(9, width, device=device) * 5 + 2, noise(9, width, device=device, seed=1)
+    weight = noise(width, device=device, seed=2)
+    bias = noise(width, device=device, seed=3) if biased else None
+    wide = (x + residual).double()
+    centred = wide - wide.mean(-1, keepdim=True)
+    expected = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    expected = (expected if bias is None else expected + bias.double()).float()
+    normed, total = backend.add_layer_norm(x, residual, weight, bias, 1e-5)
+    torch.testing.assert_close(normed, expected, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(total, x + residual, rtol=0, atol=0)
+    alone = backend.layer_norm(x + residual, weight, bias, 1e-5)
+    torch.testing.assert_close(alone, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("tanh", [True, False])
+def test_gelu_mul(backend: Backend, device: str, tanh: bool) -> None:
+    gate, up = noise(5, 7, device=device) * 2, noise(5, 7, device=device, seed=1)
+    if tanh:
+        inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
+        active = gate / 2 * (1 + inner.tanh())
+    else:
+        active = gate / 2 * (1 + (gate / math.sqrt(2)).erf())
+    actual = backend.gelu_mul(torch.cat((gate, up), dim=-1), tanh=tanh)
+    torch.testing.assert_close(actual, active * up, rtol=1e-5, atol=1e-6)
 
 
 def test_silu_mul(backend: Backend, device: str) -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from interpreter import kernel_device
-from paged import make_batch
+from paged import dense_attention, make_batch
+from triton import knobs
 
 from workbench.build import check
-from workbench.config import EngineConfig
+from workbench.config import EngineConfig, ModelConfig
 from workbench.errors import ConfigError
 from workbench.kernels import launch
+from workbench.kernels.registry import SPECS
 from workbench.kernels.tuning import TunedRow, TunedTable
-from workbench.ops import TritonBackend, get_backend
-from workbench.ops import triton_support as module
+from workbench.ops import TritonBackend, get_backend, triton
+from workbench.ops import requirements as module
+from workbench.ops.library_prefill import attend_whole_prompts
+from workbench.ops.limits import check_model
 
 
 def test_a_cpu_without_the_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,6 +52,54 @@ def test_an_old_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         module.require_triton(torch.device("cuda"))
 
 
+def test_a_missing_assembler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    module.require_triton(torch.device("cuda"))  # the wheel brings its own
+    monkeypatch.setattr(module, "has_ptxas", lambda: False)
+    with pytest.raises(ConfigError, match=r"finds no ptxas.*`sdpa` backend.*TRITON_PTXAS_PATH"):
+        module.require_triton(torch.device("cuda"))
+
+
+class NoTools:
+    """What Triton's settings are where it lacks its tools."""
+
+    @property
+    def ptxas(self) -> None:
+        raise RuntimeError("Cannot find ptxas")
+
+
+def test_the_assembler_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module.has_ptxas()
+    monkeypatch.setattr(knobs, "nvidia", NoTools())
+    assert not module.has_ptxas()
+
+
+@pytest.mark.parametrize(
+    ("changes", "block_size", "said"),
+    [
+        (
+            {"head_dim": 320},
+            16,
+            r"paged_decode\.head_dim=320: the kernel takes 1 to 256\. Use b",
+        ),
+        ({"num_heads": 128, "num_kv_heads": 1}, 16, r"paged_decode\.group=128: the kernel takes 1"),
+        (
+            {},
+            2048,
+            r"paged_decode\.block_size=2048.*Use a block_size of 1 to 1024, or backend=",
+        ),
+        ({"hidden_size": 65536}, 16, r"rms_norm\.width=65536: the kernel takes 1 to 32768"),
+    ],
+)
+def test_a_shape_that_a_kernel_does_not_take(
+    changes: dict[str, Any], block_size: int, said: str
+) -> None:
+    shape = ModelConfig("none", 320, 64, 96, 2, 4, 2, 16, context=64)
+    check_model(SPECS, shape, 16)
+    with pytest.raises(ConfigError, match=said):
+        check_model(SPECS, dataclasses.replace(shape, **changes), block_size)
+
+
 def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our kernels where they run; else torch's attention, with the reason."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
@@ -63,7 +116,7 @@ def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_is_triton_on_a_gpu() -> None:
     backend = get_backend("auto", "cuda")
     assert backend.name == "triton"
-    assert backend.chosen_because == "auto: kernels for this GPU"
+    assert backend.chosen_because.startswith("auto: kernels for this GPU; ")
 
 
 @pytest.mark.parametrize("device", [kernel_device()])
@@ -86,6 +139,78 @@ def test_a_kernel_may_be_replaced(device: str) -> None:
     assert get_backend("triton", device).kernels["silu_mul"] is original
 
 
+def measured_row(spec: Any, inputs: dict[str, Any], **changes: Any) -> TunedRow:
+    """Return a row for these inputs, of a device called "here"."""
+    fields: dict[str, Any] = dict.fromkeys(("driver", "triton", "torch"), "")
+    key = {"kernel": spec.name, "dtype": "float32", "bucket": spec.bucket(**inputs)}
+    found = {"source_hash": spec.source_hash, "config": spec.default(**inputs), "device": "here"}
+    costs = {"latency_us": {"p50": 10.0}, "default_us": 10.0, "library_us": None}
+    rest = {"seed": 0, "bound": 1.0, "max_err": 0.0}
+    return TunedRow(**{**fields, **key, **found, **costs, **rest, **changes})
+
+
+@pytest.mark.parametrize("device", [kernel_device()])
+@pytest.mark.parametrize(
+    ("changes", "library"),
+    [
+        ({"library_us": 5.0}, True),
+        ({"library_us": 20.0}, False),
+        ({"library_us": None}, False),
+        ({"library_us": 5.0, "source_hash": "0" * 16}, False),
+        ({"library_us": 5.0, "bucket": "another"}, False),
+    ],
+)
+def test_whole_prompts_go_where_the_table_has_them_faster(
+    device: str, changes: dict[str, Any], library: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = get_backend("triton", device)
+    assert isinstance(backend, TritonBackend)
+    backend.prefill = "measured"
+    batch = make_batch(backend, [(5, 5), (5, 5), (3, 3)], device=device)
+    calls: list[list[int]] = []
+
+    def note(*arguments: Any) -> None:
+        calls.append(arguments[3])
+        attend_whole_prompts(*arguments)
+
+    monkeypatch.setattr(triton, "attend_whole_prompts", note)
+    spec, inputs = backend.kernels["prefill_attention"], {"num_tokens": 13}
+    inputs |= {"q": batch.q, "k": batch.k, "context_lens": batch.ctx.context_lens}
+    row = measured_row(spec, {**inputs, "block_tables": None}, **changes)
+    backend.tuned = TunedTable("here", [row])
+    settings: dict[str, Any] = {"scale": 0.3}
+    actual = backend.attention(batch.q, batch.k, batch.v, 0, batch.ctx, **settings)
+    expected = dense_attention(batch, 0.3, None)
+    torch.testing.assert_close(actual.double().cpu(), expected, rtol=1e-4, atol=1e-5)
+    on_cpu = device == "cpu"  # on a GPU, the library takes no float32
+    assert calls == ([[5, 5, 3]] if library and on_cpu else [])
+    said = [text for key, text in backend.tuned.used.items() if key[0] == "prefill_attention"]
+    assert not on_cpu or said[0].startswith("library") == library
+
+
+def test_what_auto_says_of_its_table() -> None:
+    spec = SPECS["silu_mul"]
+    inputs = spec.inputs("tinypy decode", torch.float32)
+    row = measured_row(spec, inputs)
+    assert "no tuned table for here" in TunedTable("here").summary(SPECS)
+    assert TunedTable("here", [row]).summary(SPECS) == "1 of 1 rows tuned on here hold"
+    stale = measured_row(spec, inputs, source_hash="0" * 16)
+    said = TunedTable("here", [stale]).summary(SPECS)
+    assert said.startswith("0 of 1 rows tuned on here hold; silu_mul changed since")
+
+
+def test_a_table_that_is_wrong_is_not_worked_around(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cpu.json").write_text("{}")
+    load = TunedTable.load
+    monkeypatch.setattr(TunedTable, "load", lambda device: load("cpu", tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "here")
+    with pytest.raises(ConfigError, match="not a tuned table"):
+        get_backend("auto", "cuda")
+
+
 @pytest.mark.parametrize("device", [kernel_device()])
 @pytest.mark.parametrize("library_us", [5.0, 20.0])
 def test_linear_is_gemv_only_where_that_was_measured_faster(device: str, library_us: float) -> None:
@@ -94,11 +219,7 @@ def test_linear_is_gemv_only_where_that_was_measured_faster(device: str, library
     spec = backend.kernels["gemv"]
     inputs = spec.inputs("one row, bias, residual", torch.float32, device)
     del inputs["residual"]
-    fields: dict[str, Any] = dict.fromkeys(("driver", "triton", "torch"), "")
-    key = {"kernel": "gemv", "dtype": "float32", "bucket": spec.bucket(**inputs)}
-    found = {"source_hash": spec.source_hash, "config": spec.default(**inputs), "device": "here"}
-    costs = {"latency_us": {"p50": 10.0}, "default_us": 10.0, "library_us": library_us}
-    row = TunedRow(**fields, **key, **found, **costs, seed=0, bound=1.0, max_err=0.0)
+    row = measured_row(spec, inputs, library_us=library_us)
     backend.tuned = TunedTable("here", [row])
     actual = backend.linear(inputs["x"], inputs["weight"], inputs["bias"])
     expected = torch.nn.functional.linear(inputs["x"], inputs["weight"], inputs["bias"])

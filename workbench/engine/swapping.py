@@ -11,7 +11,6 @@ from typing import Protocol
 
 from workbench.cache import DroppingPolicy, EvictionPolicy, KVCache, get_dropping, get_eviction
 from workbench.errors import ConfigError
-from workbench.ops import get_backend
 from workbench.run import Runner
 from workbench.sample import Sampler
 from workbench.scheduler import Policy, Scheduler, check_droppable, get_policy
@@ -37,7 +36,7 @@ def replacing(
     """Return what puts these parts in (None: the old one stays); raise `ConfigError` for what is
     unknown or cannot be used here."""
     policy = None if scheduler_policy is None else get_policy(scheduler_policy)
-    new_backend = None if backend is None else get_backend(backend, engine.runner.device)
+    new_backend = None if backend is None else engine.runner.backend_named(backend)
     new_eviction = None if eviction is None else get_eviction(eviction)
     new_dropping = None if dropping is None else get_dropping(dropping)
     if new_dropping is not None:

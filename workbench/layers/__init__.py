@@ -10,7 +10,7 @@ from workbench.layers.block import DecoderLayer
 from workbench.layers.embedding import Embedding
 from workbench.layers.linear import Linear
 from workbench.layers.mlp import GatedMLP
-from workbench.layers.norm import RMSNorm
+from workbench.layers.norm import LayerNorm, RMSNorm
 from workbench.layers.probe import probe
 from workbench.layers.rope import RotaryEmbedding
 
@@ -19,6 +19,7 @@ __all__ = [
     "DecoderLayer",
     "Embedding",
     "GatedMLP",
+    "LayerNorm",
     "Linear",
     "RMSNorm",
     "RotaryEmbedding",

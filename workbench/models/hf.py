@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from workbench.config import RopeScaling
+from workbench.config import Activation, RopeScaling
 from workbench.errors import ConfigError
 
 # What each kind reads. Keys with None as value count as absent.
@@ -42,6 +42,24 @@ _REQUIRED = {
 }
 # No part of any formula here: `finetuned` is a remark, and linear scaling needs no trained length.
 _NO_EFFECT = {"linear": {"original_max_position_embeddings"}, "yarn": {"finetuned"}}
+
+# What `hidden_act` may say; the first name of each is the one that is written.
+ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "swish": "silu",
+    "gelu_new": "gelu_tanh",
+}
+
+
+def activation(hf: Mapping[str, Any]) -> Activation:
+    """Return what `hidden_act` names, silu where it is left out, or raise `ConfigError`."""
+    stated = hf.get("hidden_act", "silu")
+    if not isinstance(stated, str) or stated not in ACTIVATIONS:
+        problem = f"only {', '.join(ACTIVATIONS)} run here"
+        raise _bad("hidden_act", stated, problem, "Use another model.")
+    return ACTIVATIONS[stated]
 
 
 def whole(hf: Mapping[str, Any], key: str, default: int | None = None, *, least: int = 1) -> int:

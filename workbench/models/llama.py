@@ -182,6 +182,7 @@ class LlamaForCausalLM(DecoderLM):
             head_dim=read.whole(hf, "head_dim", hidden_size // num_heads),
             context=read.context(hf, scaling),
             norm_eps=read.positive(hf, "rms_norm_eps", 1e-6),
+            activation=read.activation(hf),
             rope_theta=theta,
             rope_scaling=scaling,
             windows=_windows(dialect, hf, num_layers),
@@ -207,10 +208,6 @@ def _dialect(hf: Mapping[str, Any]) -> tuple[str, _Dialect]:
 
 
 def _refuse_unsupported(hf: Mapping[str, Any]) -> None:
-    if hf.get("hidden_act", "silu") != "silu":
-        raise ConfigError(
-            "config.json: hidden_act", hf["hidden_act"], "only silu runs here", "Use another model."
-        )
     if hf.get("quantization_config"):
         raise ConfigError(
             "config.json: quantization_config",

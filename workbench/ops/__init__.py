@@ -13,59 +13,93 @@ import torch
 
 from workbench.batch import Backend
 from workbench.errors import ConfigError
+from workbench.ops.invariant import InvariantReference, InvariantTriton
 from workbench.ops.native import NativeBackend
 from workbench.ops.reference import ReferenceBackend
 from workbench.ops.sdpa import SDPABackend
-from workbench.ops.triton import TritonBackend
+from workbench.ops.triton import TritonBackend, TritonWithLibrary
 
 BACKENDS: dict[str, type[ReferenceBackend]] = {
     "reference": ReferenceBackend,
     "sdpa": SDPABackend,
     "native": NativeBackend,
     "triton": TritonBackend,
+    "triton+sdpa": TritonWithLibrary,
 }
 
 
-def get_backend(name: str = "auto", device: torch.device | str = "cpu") -> Backend:
+INVARIANT: dict[str, type[ReferenceBackend]] = {
+    "reference": InvariantReference,
+    "native": NativeBackend,
+    "triton": InvariantTriton,
+}
+
+
+def get_backend(
+    name: str = "auto", device: torch.device | str = "cpu", *, batch_invariant: bool = False
+) -> Backend:
     """Return the backend of that name for a device; its `chosen_because` says why, for `auto`.
 
-    `auto` is `triton` on a GPU and `native` on a CPU; where that cannot run it is `sdpa`, with a
-    warning. Raises `ConfigError` for a name that is not in `BACKENDS`, and for one that
-    cannot run here.
+    `auto` is `native` on a CPU, and on a GPU `triton`, with torch's attention for whole prompts
+    where the tuned table has it faster; where that cannot run it is `sdpa`, with a warning.
+    batch_invariant: one whose results have the same bits whatever the batch; some have none such,
+    so `auto` then raises where its first choice cannot run. Raises `ConfigError` for a name that is
+    not in `BACKENDS`, and for one that cannot run here, or not so.
     """
     device = torch.device(device)
     if name == "auto":
+        if batch_invariant:
+            name = "triton" if device.type == "cuda" else "native"
+            backend = INVARIANT[name](device)
+            backend.chosen_because = "auto: its results do not depend on the batch"
+            return backend
         return _best(device)
     if name not in BACKENDS:
         known = ", ".join(["auto", *BACKENDS])
         raise ConfigError("backend", name, "no such backend", f"Known: {known}.")
-    return BACKENDS[name](device)
+    if batch_invariant and name not in INVARIANT:
+        problem = f"the {name} backend's results depend on the batch"
+        fix = f"Use backend={' or '.join(map(repr, INVARIANT))}, or leave batch_invariant out."
+        raise ConfigError("batch_invariant", True, problem, fix)
+    return (INVARIANT if batch_invariant else BACKENDS)[name](device)
 
 
 def _best(device: torch.device) -> Backend:
-    backend: ReferenceBackend
-    first, fit = (
-        (TritonBackend, "kernels for this GPU")
-        if device.type == "cuda"
-        else (NativeBackend, "compiled for this CPU")
-    )
+    first, name = (_measured, "triton") if device.type == "cuda" else (_compiled, "native")
     try:
-        backend = first(device)
-        backend.chosen_because = f"auto: {fit}"
+        return first(device)
     except ConfigError as error:
+        if error.field != "backend":  # a wrong table is to be mended, not worked around
+            raise
         backend = SDPABackend(device)
-        reason = f"{first.name} would be faster, but {error.problem}. {error.fix}"
+        reason = f"{name} would be faster, but {error.problem}. {error.fix}"
         backend.chosen_because = f"auto: {reason}"
         warnings.warn(f"backend=sdpa, {backend.chosen_because}", stacklevel=3)
+        return backend
+
+
+def _compiled(device: torch.device) -> Backend:
+    backend = NativeBackend(device)
+    backend.chosen_because = "auto: compiled for this CPU"
+    return backend
+
+
+def _measured(device: torch.device) -> Backend:
+    """Return our kernels, and torch's attention where the tuned table has it faster."""
+    backend = TritonBackend(device)
+    backend.prefill = "measured"
+    backend.chosen_because = f"auto: kernels for this GPU; {backend.tuned.summary(backend.kernels)}"
     return backend
 
 
 __all__ = [
     "BACKENDS",
+    "INVARIANT",
     "Backend",
     "NativeBackend",
     "ReferenceBackend",
     "SDPABackend",
     "TritonBackend",
+    "TritonWithLibrary",
     "get_backend",
 ]

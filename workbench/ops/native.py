@@ -43,6 +43,8 @@ class NativeBackend(SDPABackend):
     """`Backend` whose operations are compiled C; `ConfigError` where they cannot be compiled."""
 
     name = "native"
+    batch_invariant = True
+    dtypes = _DTYPES
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.batch import ForwardContext
+from workbench.config import ModelConfig
 from workbench.describe import Described
 from workbench.lora_batch import LoRABatch, LoRAWeights
 from workbench.ops.paging import gather, write
@@ -25,6 +26,7 @@ class ReferenceBackend(Described):
 
     name = "reference"
     capturable = False  # loops over rows by lengths that the host knows
+    batch_invariant = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -34,6 +36,9 @@ class ReferenceBackend(Described):
         """Return which backend this is, why, and where it runs."""
         facts = {"name": self.name, "device": self.device}
         return {**facts, "chosen": self.chosen_because} if self.chosen_because else facts
+
+    def check_model(self, model: ModelConfig, block_size: int) -> None:
+        """Nothing to check: any shape will do."""
 
     def prepare(self, ctx: ForwardContext) -> Any:
         """Nothing to prepare: every row is worked out where it is needed."""
@@ -112,6 +117,17 @@ class ReferenceBackend(Described):
         total = x + residual
         return self.rms_norm(total, weight, eps), total
 
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """Return x less its mean, over its spread, times weight, plus bias."""
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return (layer_norm(x + residual), x + residual)."""
+        total = x + residual
+        return self.layer_norm(total, weight, bias, eps), total
+
     def rope(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate each pair (i, i + D/2) of q and k by its angle; see `Backend.rope`."""
         return rotate(q, cos, sin), rotate(k, cos, sin)
@@ -120,6 +136,11 @@ class ReferenceBackend(Described):
         """Return silu(gate) * up of [gate | up]."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
+
+    def gelu_mul(self, gate_up: Tensor, *, tanh: bool) -> Tensor:
+        """Return gelu(gate) * up of [gate | up]; see `Backend.gelu_mul`."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.gelu(gate, approximate="tanh" if tanh else "none") * up
 
     def prepare_lora(self, batch: LoRABatch) -> Any:
         """Nothing to prepare: variants are taken one after the other."""

@@ -9,63 +9,42 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Hashable
-from dataclasses import dataclass
 from functools import lru_cache
 from operator import is_not
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.batch import ForwardContext
+from workbench.config import ModelConfig
+from workbench.errors import KernelFailed
 from workbench.lora_batch import LoRABatch, LoRAWeights
+from workbench.ops.library_prefill import attend_whole_prompts, why_not
+from workbench.ops.limits import check_model
 from workbench.ops.reference import ReferenceBackend
+from workbench.ops.requirements import lacks_fp8, refuse_fp8, require_triton
 from workbench.ops.triton_lora import add_lora
-from workbench.ops.triton_support import lacks_fp8, refuse_fp8, require_triton
+from workbench.ops.triton_rows import Prepared, Rows, split_rows
 
 if TYPE_CHECKING:
-    from workbench.kernels.launch import Plan
-    from workbench.kernels.spec import KernelSpec
+    from workbench.kernels.launch import Config
+    from workbench.kernels.spec import Inputs, KernelSpec
 
+Prefill = Literal["kernel", "library", "measured"]
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-
-
-@dataclass(slots=True)
-class _Rows:
-    """Some rows of a batch, as the attention kernels take them; None where there is no cache."""
-
-    query_starts: Tensor | None
-    context_lens: Tensor | None
-    block_tables: Tensor | None
-    num_tokens: int
-
-
-@dataclass(slots=True)
-class _Prepared:
-    """num_decodes rows go to the decode kernel in num_splits parts; then come trees, then chunks.
-
-    fresh: no chunk has an older context, so its keys are the new tokens' own. ancestors [T, W]: the
-    trees' masks at their packed positions; None where there are no trees.
-    """
-
-    num_decodes: int
-    num_splits: int
-    decodes: _Rows
-    trees: _Rows
-    chunks: _Rows
-    fresh: bool
-    ancestors: Tensor | None
 
 
 class TritonBackend(ReferenceBackend):
     """`Backend` on `workbench.kernels`, with the tuned configurations of the GPU it runs on.
 
     `kernels` holds the specs by name and may be changed between steps: put your own `KernelSpec`
-    there and the engine runs it.
+    there and the engine runs it. `prefill` says who attends from prompts that are whole in a step:
+    our "kernel", torch's "library", or which of them was "measured" to be faster.
     """
 
     name = "triton"
+    prefill: Prefill = "kernel"
 
     def __init__(self, device: torch.device) -> None:
         """Raise `ConfigError` where the kernels cannot run, saying what would work."""
@@ -88,44 +67,38 @@ class TritonBackend(ReferenceBackend):
 
     def describe(self) -> dict[str, Any]:
         """Return where it runs and which tuned configurations it has used."""
-        return {**super().describe(), "tuned": self.tuned.describe()}
+        return {**super().describe(), "prefill": self.prefill, "tuned": self.tuned.describe()}
 
     def _run(self, kernel: str, dtype: torch.dtype, **inputs: Any) -> Any:
         spec = self.kernels[kernel]
-        return self._launch(spec.plan(**inputs, config=self.tuned.config(spec, dtype, inputs)))
+        return self._launch(spec, inputs, self._config(spec, dtype, inputs))
 
-    def _launch(self, plan: Plan) -> Any:
-        if self.device.index is None or self.device.index == torch.cuda.current_device():
-            return plan.run()
-        with torch.cuda.device(self.device):  # Triton launches on the current one
-            return plan.run()
+    def _config(self, spec: KernelSpec, dtype: torch.dtype, inputs: Inputs) -> Config | None:
+        """Return what a kernel is launched with; None: its default."""
+        return self.tuned.config(spec, dtype, inputs)
 
-    def prepare(self, ctx: ForwardContext) -> _Prepared:
+    def _launch(self, spec: KernelSpec, inputs: Inputs, config: Config | None) -> Any:
+        """Run a kernel; raise `KernelFailed`, with what it was given, if it does not run."""
+        plan = spec.plan(**inputs, config=config)
+        try:
+            if self.device.index is None or self.device.index == torch.cuda.current_device():
+                return plan.run()
+            with torch.cuda.device(self.device):  # Triton launches on the current one
+                return plan.run()
+        except Exception as error:
+            raise KernelFailed(spec.name, shapes_of(inputs), error) from error
+
+    def check_model(self, model: ModelConfig, block_size: int) -> None:
+        """Raise `ConfigError` for a model or block size that a kernel does not take."""
+        check_model(self.kernels, model, block_size)
+
+    def prepare(self, ctx: ForwardContext) -> Prepared:
         """Split the rows into decodes and chunks, and choose how far decodes are split."""
-        cached = ctx.kv is not None
-        if self._lacks_fp8 and cached:
+        if self._lacks_fp8 and ctx.kv is not None:
             refuse_fp8(ctx.any_kv.dtype, self.device)
-        decodes = ctx.num_decodes if cached else 0
+        decodes = ctx.num_decodes if ctx.kv is not None else 0
         lens = ctx.kv_lens[:decodes]
-        splits = 1
-        if lens:
-            splits = self._splits(lens, ctx.any_kv)
-        first, ancestors = decodes, None
-        if ctx.trees is not None:
-            first = decodes + ctx.trees.num_rows
-            ancestors = ctx.trees.ancestors  # itself where nothing precedes: a graph reads it there
-            ancestors = F.pad(ancestors, (0, 0, decodes, 0)) if decodes else ancestors
-        chunk_lens = ctx.query_lens[first:]
-        fresh = not cached or chunk_lens == ctx.kv_lens[first:]
-        return _Prepared(
-            decodes,
-            splits,
-            _rows(ctx, slice(0, decodes), decodes),
-            _rows(ctx, slice(decodes, first), sum(ctx.query_lens[decodes:first])),
-            _rows(ctx, slice(first, None), sum(chunk_lens)),
-            fresh,
-            ancestors,
-        )
+        return split_rows(ctx, self._splits(lens, ctx.any_kv) if lens else 1)
 
     def _splits(self, lens: list[int], kv: Tensor) -> int:
         """Return into how many parts decodes are cut: one of few numbers, as each is a graph's.
@@ -157,7 +130,7 @@ class TritonBackend(ReferenceBackend):
         window: int | None = None,
     ) -> Tensor:
         """Rotate and write in one kernel, then attend; see `Backend.attention`."""
-        prepared: _Prepared = ctx.prepared
+        prepared: Prepared = ctx.prepared
         kv, scales = (None, None) if ctx.kv is None else (ctx.kv[layer], ctx.scales(layer))
         cos, sin = rope or (None, None)
         if kv is not None or rope is not None:
@@ -179,7 +152,7 @@ class TritonBackend(ReferenceBackend):
         return out
 
     def _decode(
-        self, q: Tensor, kv: Tensor | None, prepared: _Prepared, settings: Any, out: Tensor
+        self, q: Tensor, kv: Tensor | None, prepared: Prepared, settings: Any, out: Tensor
     ) -> None:
         rows, count = prepared.decodes, prepared.num_decodes
         self._run(
@@ -201,7 +174,7 @@ class TritonBackend(ReferenceBackend):
         v: Tensor,
         kv: Tensor | None,
         scales: Tensor | None,
-        rows: _Rows,
+        rows: Rows,
         fresh: bool,
         settings: Any,
         out: Tensor,
@@ -209,20 +182,28 @@ class TritonBackend(ReferenceBackend):
         # What a cache of another dtype holds is not what the new tokens say: read it back.
         fresh = kv is None or (fresh and kv.dtype == k.dtype)
         keys, values = (k, v) if kv is None or fresh else kv.unbind(0)
-        self._run(
-            "prefill_attention",
-            q.dtype,
-            q=q,
-            k=keys,
-            v=values,
-            query_starts=rows.query_starts,
-            context_lens=rows.context_lens,
-            block_tables=None if fresh else rows.block_tables,
-            kv_scales=None if fresh else scales,
-            num_tokens=rows.num_tokens,
-            out=out,
-            **settings,
-        )
+        inputs = {
+            "q": q,
+            "k": keys,
+            "v": values,
+            "query_starts": rows.query_starts,
+            "context_lens": rows.context_lens,
+            "block_tables": None if fresh else rows.block_tables,
+            "kv_scales": None if fresh else scales,
+            "num_tokens": rows.num_tokens,
+        }
+        if fresh and "ancestors" not in settings and self._prefers_library(inputs, settings):
+            scale = settings["scale"]
+            attend_whole_prompts(q, keys, values, rows.lens, rows.first, scale, out)
+        else:
+            self._run("prefill_attention", q.dtype, **inputs, **settings, out=out)
+
+    def _prefers_library(self, inputs: Inputs, settings: Any) -> bool:
+        """Whether torch's attention takes prompts that are whole in a step."""
+        if self.prefill == "kernel" or why_not(inputs["q"], settings["window"]):
+            return False
+        spec, dtype = self.kernels["prefill_attention"], inputs["q"].dtype
+        return self.prefill == "library" or self.tuned.library_is_faster(spec, dtype, inputs)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return x W^T + b; by `gemv` for few rows where it was measured to beat the library."""
@@ -230,7 +211,7 @@ class TritonBackend(ReferenceBackend):
             spec, inputs = self.kernels["gemv"], {"x": x, "weight": weight, "bias": bias}
             config = self.tuned.better_than_library(spec, x.dtype, inputs)
             if config is not None:
-                out: Tensor = self._launch(spec.plan(**inputs, config=config))
+                out: Tensor = self._launch(spec, inputs, config)
                 return out
         return super().linear(x, weight, bias)
 
@@ -251,6 +232,20 @@ class TritonBackend(ReferenceBackend):
         normed, total = self._run("rms_norm", x.dtype, **inputs)
         return normed, total
 
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """Return x less its mean, over its spread, times weight, plus bias."""
+        inputs = {"x": x, "weight": weight, "bias": bias, "eps": eps}
+        out: Tensor = self._run("layer_norm", x.dtype, **inputs)
+        return out
+
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return (layer_norm(x + residual), x + residual) from one kernel."""
+        inputs = {"x": x, "weight": weight, "bias": bias, "eps": eps, "residual": residual}
+        normed, total = self._run("layer_norm", x.dtype, **inputs)
+        return normed, total
+
     def rope(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate q and k by cos, sin; see `Backend.rope`."""
         q, k = self._run("rope_and_cache", q.dtype, q=q, k=k, v=k, cos=cos, sin=sin)
@@ -259,6 +254,13 @@ class TritonBackend(ReferenceBackend):
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """Return silu(gate) * up of [gate | up]."""
         out: Tensor = self._run("silu_mul", gate_up.dtype, gate_up=gate_up)
+        return out
+
+    def gelu_mul(self, gate_up: Tensor, *, tanh: bool) -> Tensor:
+        """Return gelu(gate) * up of [gate | up]; see `Backend.gelu_mul`."""
+        activation = "gelu_tanh" if tanh else "gelu"
+        inputs = {"gate_up": gate_up, "activation": activation}
+        out: Tensor = self._run("silu_mul", gate_up.dtype, **inputs)
         return out
 
     def sample(self, logits: Tensor, **rows: Any) -> tuple[Tensor, Tensor]:
@@ -271,12 +273,17 @@ class TritonBackend(ReferenceBackend):
         return tokens, logprobs
 
 
-def _rows(ctx: ForwardContext, rows: slice, num_tokens: int) -> _Rows:
-    """Return the kernels' view of some rows."""
-    starts, lens, tables = ctx.query_starts, ctx.context_lens, ctx.block_tables
-    return _Rows(
-        None if starts is None else starts[rows.start :],
-        None if lens is None else lens[rows],
-        None if tables is None else tables[rows],
-        num_tokens,
+class TritonWithLibrary(TritonBackend):
+    """The Triton backend, with torch's fused attention for prompts that are whole in a step."""
+
+    name = "triton+sdpa"
+    prefill = "library"
+
+
+def shapes_of(inputs: Inputs) -> str:
+    """Return a kernel's tensors with dtypes and shapes, in a line."""
+    tensors = {name: x for name, x in inputs.items() if isinstance(x, Tensor)}
+    return ", ".join(
+        f"{name} {str(x.dtype).removeprefix('torch.')}{list(x.shape)}"
+        for name, x in tensors.items()
     )

@@ -37,10 +37,11 @@ class Runner(Described):
 
     cuda_graphs: `"auto"` replays batches of decodes from graphs on a GPU, with a backend that can
     be captured; True insists on that, False never does; batch sizes say which to capture (and
-    insist). tape: the same on a CPU, with a backend that can be recorded. `graphs` and `tapes` are
-    None where there are none. `captured`: points of the model (see `workbench.layers.probe`) whose
-    rows each pass gives out in `ForwardOutput.states`. The engine's manager of LoRA adapters sets
-    `adapters`.
+    insist). tape: the same on a CPU, with a backend that can be recorded. batch_invariant: whether
+    a token's results must have the same bits whatever else is in its batch, at some cost. `graphs`
+    and `tapes` are None where there are none. `captured`: points of the model (see
+    `workbench.layers.probe`) whose rows each pass gives out in `ForwardOutput.states`. The engine's
+    manager of LoRA adapters sets `adapters`.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Runner(Described):
         backend: str | Backend = "auto",
         cuda_graphs: str | bool | Sequence[int] = "auto",
         tape: str | bool = "auto",
+        batch_invariant: bool = False,
     ) -> None:
         """Raise `ConfigError` if model and cache do not fit together, the backend is unknown, or
         CUDA graphs or a tape are wanted where they cannot be had."""
@@ -58,7 +60,9 @@ class Runner(Described):
         self._adapters: AdapterBatches | None = None
         self.device = next(model.parameters()).device
         self._check_fit()
-        self.backend = get_backend(backend, self.device) if isinstance(backend, str) else backend
+        self.batch_invariant = batch_invariant
+        self.backend = self.backend_named(backend) if isinstance(backend, str) else backend
+        self._check_invariance(self.backend)
         sizes = resolve_sizes(cuda_graphs, self.device, self.backend)
         insist = cuda_graphs != "auto"
         taped = resolve_tape(tape, self.device, self.backend)
@@ -69,6 +73,28 @@ class Runner(Described):
         self.graphs = None if sizes is None else DecodeGraphs(model, cache, sizes, insist=insist)
         self.tapes = DecodeTapes(model, cache, insist=tape is True) if taped else None
         self._hooks = hooks_of(model)
+
+    def backend_named(self, name: str) -> Backend:
+        """Return the backend of a name as this runner needs it; see `get_backend`.
+
+        Raises `ConfigError` also for a model or a cache that it cannot run.
+        """
+        backend = get_backend(name, self.device, batch_invariant=self.batch_invariant)
+        backend.check_model(self.model.config, self.cache.block_size)
+        return backend
+
+    def _check_invariance(self, backend: Backend) -> None:
+        if not self.batch_invariant:
+            return
+        dtype = next(self.model.parameters()).dtype
+        problem = ""
+        if not backend.batch_invariant:
+            problem = f"the results of this {backend.name} backend depend on the batch"
+        elif backend.name == "native" and dtype not in NativeBackend.dtypes:
+            problem = f"the native backend leaves {dtype} to torch, whose results depend on it"
+        if problem:
+            fix = 'Use backend="reference" or "triton", or dtype="float32" or "bfloat16".'
+            raise ConfigError("batch_invariant", True, problem, fix)
 
     def _check_fit(self) -> None:
         wanted, given = groups_of(self.model.config), self.cache.groups

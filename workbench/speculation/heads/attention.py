@@ -20,6 +20,7 @@ class BackendShell:
     """A backend that hands every operation but attention on to `inner`."""
 
     capturable = False
+    batch_invariant = False
 
     def __init__(self, inner: Backend) -> None:
         self.inner = inner
@@ -30,9 +31,11 @@ class BackendShell:
             inner.rms_norm,
             inner.add_rms_norm,
         )
-        self.rope, self.silu_mul = inner.rope, inner.silu_mul
+        self.layer_norm, self.add_layer_norm = inner.layer_norm, inner.add_layer_norm
+        self.rope, self.silu_mul, self.gelu_mul = inner.rope, inner.silu_mul, inner.gelu_mul
         self.embedding, self.angles = inner.embedding, inner.angles
         self.prepare_lora, self.add_lora = inner.prepare_lora, inner.add_lora
+        self.check_model = inner.check_model
 
     def prepare(self, ctx: ForwardContext) -> Any:
         """Nothing to prepare: the rows came with the backend."""

@@ -32,6 +32,7 @@ def read_shape(hf: Mapping[str, Any], *, num_layers: int | None = None) -> Model
         head_dim=read.whole(hf, "head_dim", hidden // heads),
         context=context,
         norm_eps=read.positive(hf, "rms_norm_eps", 1e-6),
+        activation=read.activation(hf),
         rope_theta=theta,
         rope_scaling=scaling,
         qkv_bias=bias,
@@ -45,7 +46,7 @@ def write_shape(config: ModelConfig) -> dict[str, Any]:
     assert config.qkv_bias == config.output_bias, "one key states both"
     return {
         "model_type": "llama",
-        "hidden_act": "silu",
+        "hidden_act": next(n for n, kind in read.ACTIVATIONS.items() if kind == config.activation),
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,

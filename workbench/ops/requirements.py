@@ -1,6 +1,7 @@
-"""Where Triton kernels run, and what of them a GPU lacks.
+"""Whether Triton's kernels can run here: the package, a GPU it compiles for, its assembler,
+its instructions for fp8.
 
-Asked by `TritonBackend` before it launches anything, so that an error names the setting to change.
+Asked when a Triton backend is made; the interpreter needs the package alone.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ def require_triton(device: torch.device) -> None:
         major, minor = torch.cuda.get_device_capability(device)
         if major < 8:
             problem, fix = f"the GPU is of capability {major}.{minor}, below 8.0", f"{fix}."
+        elif not has_ptxas():
+            problem = "Triton finds no ptxas, which turns kernels into machine code"
+            fix += ", install triton's own wheel, or set TRITON_PTXAS_PATH to CUDA's."
     else:
         from workbench.kernels.launch import INTERPRETED
 
@@ -45,3 +49,13 @@ def require_triton(device: torch.device) -> None:
             )
     if problem:
         raise ConfigError("backend", "triton", problem, fix)
+
+
+def has_ptxas() -> bool:
+    """Whether Triton finds the assembler that its CUDA kernels need."""
+    from triton import knobs
+
+    try:
+        return knobs.nvidia.ptxas is not None
+    except RuntimeError:  # Triton's way to say that it does not
+        return False
