@@ -98,10 +98,12 @@ class Runner(Described):
     def _run(self, plan: StepPlan) -> ForwardOutput:
         replays = self.graphs or self.tapes
         if replays is not None:
+            replays.points = self.captured
             why = replays.why_eager(plan, self.backend)
             if not why:
-                replays.points = self.captured
                 hidden, ctx = replays.run(plan, self.backend)
+                if not plan.sampled:
+                    return ForwardOutput()
                 states = replays.states if self.captured else {}
                 return ForwardOutput(self.model.logits(hidden, ctx), states=states)
             replays.eager[why] += 1
