@@ -7,7 +7,7 @@ only through the attention op; sequences and blocks it just reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from workbench.describe import Described
 from workbench.errors import ConfigError
 from workbench.layers import probe
 from workbench.models import DecoderLM
-from workbench.ops import NativeBackend, get_backend
+from workbench.ops import NativeBackend, TritonBackend, get_backend
 from workbench.ops.watched import WatchedBackend
 from workbench.results import ForwardOutput, RowReport
 from workbench.run.block_masses import BlockMasses
@@ -126,6 +126,13 @@ class Runner(Described):
         if len(inputs.logit_rows) < hidden.shape[0]:
             hidden = hidden[inputs.logit_rows]
         return ForwardOutput(self.model.logits(hidden, inputs.ctx), reports, states)
+
+    @property
+    def draw(self) -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
+        """The backend's own way to draw tokens on a GPU; None where it has none."""
+        if isinstance(self.backend, TritonBackend) and self.device.type == "cuda":
+            return self.backend.sample
+        return None
 
     def why_plain(self) -> str:
         """Return why a pass may not be run before the step that it belongs to; empty if it may."""
