@@ -84,6 +84,12 @@ class StepPlan:
         self.num_decodes = len(plain)
         self.drafts = {len(plain) + i: drafts[row] for i, row in enumerate(drafted)}
 
+    def only_decodes(self) -> StepPlan:
+        """Return a plan of the rows that are decodes, for who arranges their inputs."""
+        count = self.num_decodes
+        rows = self.sequences[:count], self.starts[:count], self.num_new[:count]
+        return StepPlan(self.step, *rows, list(range(count)), count, unread=self.unread)
+
     def behind_decodes(self) -> StepPlan:
         """Return a plan of the rows that are no decodes, with all that must precede them."""
         first = self.num_decodes
@@ -240,7 +246,8 @@ class ForwardContext:
     With `kv` None there is no cache and each row attends to its own new tokens (training, a bare
     model's forward). rope_lens [T]: the sequence length a token's rotation is made for; only for
     `dynamic` scaling. embeds: None where every token of the batch is one of the vocabulary. lora:
-    None where no token goes through an adapter.
+    None where no token goes through an adapter. padded: whether there may be tokens behind the last
+    row's, which belong to nobody.
 
     A row's table holds what the row looks at: with a window its first slot need not be that of
     position 0, and `context_lens` and `kv_lens` count the keys from there on. So masks come from
@@ -267,6 +274,7 @@ class ForwardContext:
     trees: TreeMasks | None = None
     prepared: Any = None
     first_layer: int = 0
+    padded: bool = False
     by_layer: list[ForwardContext | None] | None = None
 
     @property

@@ -286,7 +286,8 @@ def test_rows_that_ask_for_more_run_eagerly(settings: dict[str, Any], reason: st
     assert graphs.why_eager(engine.scheduler.schedule(), backend) == ""  # type: ignore[arg-type]
     engine.add([1, 2, 3], greedy(**settings))
     mixed = engine.scheduler.schedule()
-    assert graphs.why_eager(mixed, backend) == "not every row decodes"  # type: ignore[arg-type]
+    why = graphs.why_eager(mixed, backend)  # type: ignore[arg-type]
+    assert (reason or "seldom") in why
     engine.scheduler.commit(mixed, engine.sampler(engine.runner.run(mixed).logits, mixed.sequences))  # type: ignore[arg-type]
     plan = engine.scheduler.schedule()
     why = graphs.why_eager(plan, backend)  # type: ignore[arg-type]

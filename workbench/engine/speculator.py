@@ -15,6 +15,7 @@ from workbench.batch import StepPlan
 from workbench.cache import KVCache
 from workbench.describe import Described
 from workbench.draft import Draft, DraftError
+from workbench.engine.proposers import check_proposer, name_of
 from workbench.errors import ConfigError
 from workbench.events import DraftVerified, warn
 from workbench.interrupts import exposed
@@ -121,7 +122,8 @@ class Speculator(Described):
         rows = [plan.sequences[row] for row in plan.sampled]
         with self.scheduler.books.open("sampling"):  # users' processors run in there
             if not plan.drafts:
-                return begin(sampler, output.logits, rows, int(plan.unread is not None))
+                unread, draw = int(plan.unread is not None), self.runner.draw
+                return begin(sampler, output.logits, rows, unread, draw)
             sampled = self.verifier(plan, output.logits, sampler)
         moves = []
         for place, accepted in sampled.accepted.items():
@@ -288,22 +290,3 @@ def chosen(draft: Draft) -> tuple[float, ...] | None:
     if draft.is_drawn:
         rows = rows[range(len(draft)), list(draft.token_ids)]
     return tuple(rows.tolist())
-
-
-def check_proposer(proposer: Any, model: DecoderLM) -> tuple[str, ...]:
-    """Return what a proposer needs; raise `ConfigError` if it is none, or that is not there."""
-    if not callable(getattr(proposer, "propose", None)):
-        fix = "Give an object with `propose(context)`, see `workbench.speculation.Proposer`."
-        raise ConfigError("proposer", proposer, "has no `propose`", fix)
-    needs = tuple(getattr(proposer, "needs", ()))
-    known = ("", *model.activation_points) if needs else ()
-    for point in needs:
-        if point not in known:
-            problem = "is no point of the model with a row for each token"
-            raise ConfigError(f"proposer.needs of {name_of(proposer)}", point, problem, "")
-    return needs
-
-
-def name_of(proposer: Proposer) -> str:
-    """Return what a proposer is called."""
-    return str(getattr(proposer, "name", type(proposer).__name__))

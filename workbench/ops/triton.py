@@ -140,7 +140,9 @@ class TritonBackend(ReferenceBackend):
                 **{"q": q, "k": k, "v": v, "cos": cos, "sin": sin},
                 **{"kv": kv, "slot_mapping": ctx.slot_mapping, "kv_scales": scales},
             )
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        # What belongs to nobody must not be NaN to those who look at a whole batch.
+        make = torch.zeros if ctx.padded else torch.empty
+        out = make(q.shape, dtype=q.dtype, device=q.device)
         settings: dict[str, Any] = {"scale": scale, "window": window}
         if prepared.num_decodes:
             self._decode(q, kv, prepared, {**settings, "kv_scales": scales}, out)

@@ -71,12 +71,19 @@ def split_rows(ctx: ForwardContext, num_splits: int) -> Prepared:
 def _rows(ctx: ForwardContext, rows: slice) -> Rows:
     """Return the kernels' view of some rows."""
     new = ctx.query_lens[rows]
-    starts, lens, tables = ctx.query_starts, ctx.context_lens, ctx.block_tables
+    starts, lens = _aligned(ctx.query_starts, slice(rows.start, None)), ctx.context_lens
     return Rows(
-        None if starts is None else starts[rows.start :],
-        None if lens is None else lens[rows],
-        None if tables is None else tables[rows],
+        starts,
+        _aligned(lens, rows),
+        _aligned(ctx.block_tables, rows),
         sum(ctx.query_lens[: rows.start]),
         new,
         sum(new),
     )
+
+
+def _aligned(whole: Tensor | None, rows: slice) -> Tensor | None:
+    """Return some rows of a tensor, copied where their address is one that kernels would be
+    compiled anew for: that takes seconds, in the middle of a step."""
+    part = None if whole is None else whole[rows]
+    return part if part is None or part.data_ptr() % 16 == 0 else part.clone()

@@ -20,7 +20,7 @@ from workbench.cache import KVCache
 from workbench.request import Sequence
 
 _ALIGNMENT = 64  # bytes: kernels are compiled for pointers that 16 divides
-_NO_SLOT = -1
+NO_SLOT = -1
 
 
 class DecodeBuffers:
@@ -100,7 +100,7 @@ class DecodeBuffers:
             arrays["rope_lens"][:rows] = np.maximum(prompts, starts + 1)
         if rows < self._filled:
             for name in self._own:
-                arrays[name][rows:] = _NO_SLOT if name == "slot_mapping" else 0
+                arrays[name][rows:] = NO_SLOT if name == "slot_mapping" else 0
         self._filled = rows
         return [*(places + 1).tolist(), *[0] * (self.rows - rows)]
 

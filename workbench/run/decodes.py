@@ -9,6 +9,7 @@ from __future__ import annotations
 from workbench.batch import StepPlan
 from workbench.cache import KVCache
 from workbench.request import Sequence
+from workbench.run.graph_sizes import CHUNK_ROWS, CHUNK_TOKENS, num_prompts
 from workbench.run.watch import ModelWatch
 
 
@@ -19,16 +20,23 @@ class PlainDecodes:
         self._cache, self._watch = cache, watch
         self._plain: list[Sequence] = []  # the latest rows that ask for nothing but tokens
 
-    def why_not(self, plan: StepPlan, *, max_rows: int | None = None) -> str:
-        """Return why a plan cannot be replayed, of at most `max_rows` rows; empty if it can."""
+    def why_not(self, plan: StepPlan, *, max_rows: int | None = None, mixed: bool = False) -> str:
+        """Return why a plan cannot be replayed, of at most `max_rows` rows; empty if it can.
+
+        mixed: whether a few short prompts may come with decodes, or alone.
+        """
         rows = plan.sequences
         if len(self._cache.groups) > 1:
             return "the cache has several KV groups"
-        if plan.num_decodes + len(plan.drafts) < len(rows):
+        prompts = num_prompts(plan)
+        if prompts and (plan.drafts or not mixed):
             return "not every row decodes"
-        if max_rows is not None and len(rows) > max_rows:
+        most, tokens = CHUNK_ROWS[-1], CHUNK_TOKENS[-1]
+        if prompts > most or (prompts and plan.num_tokens - plan.num_decodes > tokens):
+            return f"more than {most} prompts, or {tokens} tokens of them"
+        if max_rows is not None and len(rows) - prompts > max_rows:
             return f"more than {max_rows} rows"
-        if len(plan.sampled) < len(rows):
+        if not prompts and len(plan.sampled) < len(rows):
             return "not every row samples"
         if plan.weighed:
             return "a dropping policy wants to know where attention goes"

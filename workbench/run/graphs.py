@@ -1,10 +1,11 @@
-"""CUDA graphs for decode batches: one launch in place of some hundred.
+"""CUDA graphs for decode batches and small mixed ones: one launch in place of some hundred.
 
 A batch in which every row decodes is padded to the next size of a ladder and replayed from a graph
 of that size, captured the first time it is wanted; all graphs share one memory pool. With drafts to
-verify, rows and tokens are padded, each to a ladder of their own. Everything else runs eagerly, and
-`why_eager` says why. `run_padded` is the same pass without a graph: the oracle. Called by the
-runner; the graph ends with the hidden states, logits are made outside it.
+verify, rows and tokens are padded, each to a ladder of their own. So are short prompts beside
+decodes, or alone; a graph for these is captured only when its size has come before. Everything else
+runs eagerly, and `why_eager` says why. `run_padded` is the same pass without a graph: the oracle.
+Called by the runner; the graph ends with the hidden states, logits are made outside it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import suppress
@@ -31,12 +31,12 @@ from workbench.lora import AdapterBatches, ReplayedAdapters
 from workbench.models import DecoderLM
 from workbench.run.decode_buffers import DecodeBuffers
 from workbench.run.decodes import PlainDecodes
-from workbench.run.graph_sizes import LADDER, TOKENS
+from workbench.run.graph_sizes import LADDER, TOKENS, Size, num_prompts, padded_size
+from workbench.run.mixed_buffers import MixedBuffers
 from workbench.run.packed_buffers import PackedBuffers
-from workbench.run.trees import num_words
 from workbench.run.watch import ModelWatch
 
-_MIN_WIDTH = 64  # blocks of a table: narrower ones share a graph
+_SELDOM = 2  # so often a mixed size runs eagerly before it is captured
 
 
 @dataclass(slots=True)
@@ -48,6 +48,7 @@ class DecodeGraph:
     hidden: Tensor
     ctx: ForwardContext
     held: dict[str, Callable[[], Tensor]]
+    buffers: DecodeBuffers
 
 
 class Filled(NamedTuple):
@@ -86,7 +87,8 @@ class DecodeGraphs(Described):
         self.states: dict[str, Tensor] = {}
         self._watch = ModelWatch(model)
         self._graphs: dict[Any, DecodeGraph] = {}
-        self._buffers: dict[tuple[int, int, int, int], DecodeBuffers] = {}
+        self._buffers: dict[Size, DecodeBuffers] = {}
+        self._wanted: Counter[Size] = Counter()  # mixed sizes, and how often they ran eagerly
         self._backend: Backend | None = None
         self._failure = ""  # why a capture with this backend failed
         self._pool: Any = None
@@ -100,10 +102,19 @@ class DecodeGraphs(Described):
             return self._failure
         if plan.drafts and plan.num_tokens > TOKENS[-1]:
             return f"more than {TOKENS[-1]} tokens"
-        return self._decodes.why_not(plan, max_rows=self.sizes[-1])
+        why = self._decodes.why_not(plan, max_rows=self.sizes[-1], mixed=not self.points)
+        if not why and num_prompts(plan):
+            if any(sequence.request.lora for sequence in plan.sequences):
+                return "prompts come with adapters"
+            size = padded_size(plan, self.cache, self.sizes)
+            if size not in self._buffers and self._wanted[size] < _SELDOM:
+                self._wanted[size] += 1
+                return "prompts of a size that is seldom"
+        return why
 
     def run(self, plan: StepPlan, backend: Backend) -> tuple[Tensor, ForwardContext]:
-        """Replay a plan for which `why_eager` is empty; return hidden states [tokens, hidden].
+        """Replay a plan for which `why_eager` is empty; return the hidden states of its tokens that
+        give logits [R, hidden].
 
         They are overwritten by the next replay. The graph is captured first where there is none.
         """
@@ -122,15 +133,14 @@ class DecodeGraphs(Described):
         tokens = plan.num_tokens
         if self.points:  # copied: the next replay writes over them
             self.states = {point: rows()[:tokens] for point, rows in captured.held.items()}
-        return captured.hidden[:tokens], captured.ctx
+        return _asked(plan, captured.hidden, captured.buffers), captured.ctx
 
     def _replay(self, plan: StepPlan, backend: Backend) -> DecodeGraph | None:
         """Start a plan's pass and return its graph; None if it cannot be captured."""
         filled = self._fill(plan, backend)
         buffers, lora, lens = filled
         place = None if lora is None else lora.launches
-        shape = buffers.rows, buffers.width, buffers.tokens, _words(buffers), self.points
-        key = place, *shape, backend.graph_key(lens, self.cache.layers[0])
+        key = place, buffers, self.points, backend.graph_key(lens, self.cache.layers[0])
         captured = self._graphs.get(key)
         if captured is None:
             if place is not None:
@@ -159,28 +169,20 @@ class DecodeGraphs(Described):
         with holding(self.model, self.points) as held:
             hidden = self.model(filled.buffers.views["token_ids"], ctx)
             self.states = {point: rows()[:tokens] for point, rows in held.items()}
-        return hidden[:tokens], ctx
+        return _asked(plan, hidden, filled.buffers), ctx
 
     def _fill(self, plan: StepPlan, backend: Backend) -> Filled:
         """Return a plan's inputs, padded and on their way; lengths of decodes alone decide how they
         are computed, as those of drafts are read on the device."""
-        size = self.sizes[bisect_left(self.sizes, len(plan.sequences))]
-        group = self.cache.blocks.groups[0]
-        tables = [group.tables[sequence.sequence_id] for sequence in plan.sequences]
-        blocks = max(len(table.block_ids) for table in tables)
-        width = max(_MIN_WIDTH, 1 << (blocks - 1).bit_length())
-        tokens, words, buffers = size, num_words(plan), None
-        if plan.drafts:
-            tokens = TOKENS[bisect_left(TOKENS, max(plan.num_tokens, size))]
-        key = size, width, tokens, words if plan.drafts else -1
-        buffers = self._buffers.get(key)
+        size = padded_size(plan, self.cache, self.sizes)
+        buffers = self._buffers.get(size)
         if buffers is None:
-            buffers = self._buffers[key] = self._make(*key)
+            buffers = self._buffers[size] = self._make(size)
         lens = buffers.fill(plan, self.cache)
         buffers.upload(plan)
         into = self._loras, plan, backend, buffers.tokens
         lora = self.adapters.refill(*into) if self.adapters else None
-        return Filled(buffers, lora, [1] if plan.drafts else lens)
+        return Filled(buffers, lora, [1] if plan.drafts else lens[: size.rows])
 
     def _drop_stale(self, generation: Hashable) -> None:
         """Drop the graphs whose adapters lie elsewhere now."""
@@ -189,18 +191,25 @@ class DecodeGraphs(Described):
         for key in stale:
             self._graphs.pop(key).graph.reset()
 
-    def _make(self, rows: int, width: int, tokens: int, words: int) -> DecodeBuffers:
+    def _make(self, size: Size) -> DecodeBuffers:
         rope_lens = self.model.needs_rope_lens
-        if words < 0:
-            return DecodeBuffers(rows, width, self.device, rope_lens=rope_lens)
-        sizes = {"rows": rows, "words": words}
-        return PackedBuffers(tokens, width, self.device, **sizes, rope_lens=rope_lens)
+        if size.chunk_rows:
+            room = {"rows": size.chunk_rows, "tokens": size.chunk_tokens}
+            return MixedBuffers(size.rows, size.width, self.device, **room, rope_lens=rope_lens)
+        if size.words < 0:
+            return DecodeBuffers(size.rows, size.width, self.device, rope_lens=rope_lens)
+        sizes = {"rows": size.rows, "words": size.words}
+        return PackedBuffers(size.tokens, size.width, self.device, **sizes, rope_lens=rope_lens)
 
     def _context(self, filled: Filled, backend: Backend) -> ForwardContext:
         buffers, lora, lens = filled
         batch = None if lora is None else lora.batch
         if isinstance(buffers, PackedBuffers):
-            return replace(buffers.context(backend, self.cache.layers), lora=batch)
+            ctx = buffers.context(backend, self.cache.layers)
+            return replace(ctx, kv_scales=self.cache.layer_scales, lora=batch)
+        if isinstance(buffers, MixedBuffers):
+            ctx = buffers.context(backend, self.cache.layers, lens)
+            return replace(ctx, kv_scales=self.cache.layer_scales)
         views = buffers.views
         ctx = ForwardContext(
             backend=backend,
@@ -245,7 +254,7 @@ class DecodeGraphs(Described):
             current.wait_stream(stream)
         self.captures += 1
         self.capture_seconds += time.perf_counter() - begin
-        return DecodeGraph(graph, hidden, ctx, held)
+        return DecodeGraph(graph, hidden, ctx, held, filled.buffers)
 
     def forget_inputs(self) -> None:
         """Fill the next inputs as if none had been before."""
@@ -261,6 +270,7 @@ class DecodeGraphs(Described):
         self._graphs.clear()
         self._buffers.clear()
         self._loras.clear()
+        self._wanted.clear()
         self.latest, self._pool, self._failure, self.states = None, None, "", {}
         self._decodes.forget()
         self._watch.renew()
@@ -287,9 +297,11 @@ class DecodeGraphs(Described):
         }
 
 
-def _words(buffers: DecodeBuffers) -> int:
-    """Return how wide masks are; -1 for decodes alone, which other kernels compute."""
-    return buffers.words if isinstance(buffers, PackedBuffers) else -1
+def _asked(plan: StepPlan, hidden: Tensor, buffers: DecodeBuffers) -> Tensor:
+    """Return the rows of a pass that give logits."""
+    if isinstance(buffers, MixedBuffers):
+        return hidden[buffers.views["logit_rows"][: len(plan.sampled)]]
+    return hidden[: plan.num_tokens]
 
 
 @cache

@@ -21,6 +21,8 @@ from workbench.lora_batch import LoRABatch
 from workbench.run.trees import logit_rows, rotary_positions, tree_masks
 
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
+# Elements: kernels are compiled once more for pointers that 16 bytes do not divide.
+_ALIGNMENT = 16
 
 
 @dataclass(slots=True)
@@ -167,14 +169,23 @@ class InputBuilder:
     def _block_tables(self, group: BlockManager, plan: StepPlan) -> Any:
         """Return the rows' block ids in the group's tensor, padded with 0: [S, B]."""
         rows = [group.tables[sequence.sequence_id].block_ids for sequence in plan.sequences]
-        padded = np.zeros((len(rows), max(map(len, rows))), dtype=np.int32)
+        width = max(map(len, rows))
+        if self.device.type == "cuda":  # kernels are compiled for strides that 16 divides
+            width = -(-width // 16) * 16
+        padded = np.zeros((len(rows), width), dtype=np.int32)
         for i, row in enumerate(rows):
             padded[i, : len(row)] = row
         first_id = group.pool.ids.start
         return padded if first_id == 0 else np.maximum(padded - first_id, 0)
 
     def _move(self, columns: list[Any], dtype: torch.dtype) -> list[Tensor]:
-        """Move columns of integers to the device in one copy."""
-        packed = torch.from_numpy(np.concatenate(columns)).to(dtype)
+        """Move columns of integers to the device in one copy; each begins at an aligned address."""
+        lens = [len(column) for column in columns]
+        begins = [0, *accumulate(-(-count // _ALIGNMENT) * _ALIGNMENT for count in lens)]
+        on_gpu = self.device.type == "cuda"
+        packed = torch.zeros(begins[-1], dtype=dtype, pin_memory=on_gpu)
+        array = packed.numpy()
+        for begin, count, column in zip(begins, lens, columns, strict=False):
+            array[begin : begin + count] = column
         moved = packed.to(self.device, non_blocking=True)
-        return list(torch.split(moved, [len(column) for column in columns]))
+        return [moved[begin : begin + n] for begin, n in zip(begins, lens, strict=False)]

@@ -12,10 +12,8 @@ import torch
 
 from workbench.batch import Backend, ForwardContext, StepPlan, TreeMasks
 from workbench.cache import KVCache
-from workbench.run.decode_buffers import DecodeBuffers
+from workbench.run.decode_buffers import NO_SLOT, DecodeBuffers
 from workbench.run.trees import mask_words
-
-_NO_SLOT = -1
 
 
 class PackedBuffers(DecodeBuffers):
@@ -109,7 +107,7 @@ class PackedBuffers(DecodeBuffers):
         arrays["token_ids"][:tokens] = token_ids
         arrays["positions"][:tokens] = positions
         arrays["slot_mapping"][:tokens] = slots
-        arrays["slot_mapping"][tokens:] = _NO_SLOT
+        arrays["slot_mapping"][tokens:] = NO_SLOT
         arrays["context_lens"][:rows] = lens
         arrays["context_lens"][rows:] = 0
         arrays["query_starts"][: rows + 1] = starts

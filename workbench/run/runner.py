@@ -7,7 +7,7 @@ only through the attention op; sequences and blocks it just reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from workbench.errors import ConfigError
 from workbench.layers import probe
 from workbench.lora import AdapterBatches
 from workbench.models import DecoderLM
-from workbench.ops import NativeBackend, get_backend
+from workbench.ops import NativeBackend, TritonBackend, get_backend
 from workbench.ops.watched import WatchedBackend
 from workbench.results import ForwardOutput, RowReport
 from workbench.run.block_masses import BlockMasses
@@ -140,12 +140,14 @@ class Runner(Described):
     def _run(self, plan: StepPlan) -> ForwardOutput:
         replays = self.graphs or self.tapes
         if replays is not None:
+            replays.points = self.captured
             why = replays.why_eager(plan, self.backend)
             if not why and self._adapters is not None:
                 why = self._adapters.why_eager(plan)
             if not why:
-                replays.points = self.captured
                 hidden, ctx = replays.run(plan, self.backend)
+                if not plan.sampled:
+                    return ForwardOutput()
                 states = replays.states if self.captured else {}
                 return ForwardOutput(self.model.logits(hidden, ctx), states=states)
             replays.eager[why] += 1
@@ -169,6 +171,13 @@ class Runner(Described):
         if len(inputs.logit_rows) < hidden.shape[0]:
             hidden = hidden[inputs.logit_rows]
         return ForwardOutput(self.model.logits(hidden, inputs.logit_ctx), reports, states)
+
+    @property
+    def draw(self) -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
+        """The backend's own way to draw tokens on a GPU; None where it has none."""
+        if isinstance(self.backend, TritonBackend) and self.device.type == "cuda":
+            return self.backend.sample
+        return None
 
     def why_plain(self) -> str:
         """Return why a pass may not be run before the step that it belongs to; empty if it may."""

@@ -89,6 +89,15 @@ class SamplingTensors:
             logprob_rows=tuple(i for i, s in enumerate(sequences) if s.num_tracked is not None),
         )
 
+    def needs_host(self, *, searching: bool) -> str:
+        """Return why drawing for these sequences has to see their latest tokens, or makes the host
+        wait for the device; empty if neither. searching: by the sampler's own operations."""
+        if self.logprob_rows:
+            return "a row asks for log-probabilities"
+        if searching and any(group.searches for group in self.groups):
+            return "a row has top_p without top_k"
+        return ""
+
     def fits(self, sequences: list[Sequence], logits: Tensor) -> bool:
         """Whether these are the parameters of `sequences`: the same objects, in the same rows."""
         # Sequences compare by identity, so this is one pass in C and no two engines are confused.

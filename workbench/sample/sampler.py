@@ -20,23 +20,15 @@ from workbench.describe import Described
 from workbench.errors import ConfigError
 from workbench.request import Sequence, TokenLogprobs
 from workbench.results import Drawing, SampledTokens, Settled
-from workbench.sample import filters
+from workbench.sample.candidates import candidates, draw_from
+from workbench.sample.device_rows import DeviceRows, Draw
 from workbench.sample.greedy import INVALID, argmax, likeliest
 from workbench.sample.logprobs import token_logprobs
-from workbench.sample.params import NARROW, RowGroup, SamplingTensors, to_device
+from workbench.sample.params import SamplingTensors, to_device
 from workbench.sample.processing import Processing
-from workbench.sample.random import inverse_cdf, uniforms
+from workbench.sample.random import uniforms
 from workbench.sample.readback import Readback
 from workbench.sample.user_code import BatchProcessor, name_of
-
-
-class Candidates(NamedTuple):
-    """A group's filtered distribution: weights [G, W], their token ids (None: the columns are the
-    ids), and each row's largest logit [G, 1], finite exactly where the row has a distribution."""
-
-    weights: Tensor
-    token_ids: Tensor | None
-    peak: Tensor
 
 
 class Sampling(NamedTuple):
@@ -69,6 +61,7 @@ class Sampler(Described):
                 raise ConfigError("processors", processor, "is not callable", fix)
         self._processing = Processing(self.processors)
         self._tensors: SamplingTensors | None = None
+        self._rows: DeviceRows | None = None  # of `_tensors`, once a backend has asked for them
 
     def __call__(self, logits: Tensor, sequences: list[Sequence]) -> SampledTokens:
         """Return a token for each row of logits [R, V] (any float dtype, any device).
@@ -81,26 +74,40 @@ class Sampler(Described):
         """
         return self.begin(logits, sequences).wait()
 
-    def begin(self, logits: Tensor, sequences: list[Sequence], *, unread: int = 0) -> Sampling:
+    def begin(
+        self,
+        logits: Tensor,
+        sequences: list[Sequence],
+        *,
+        unread: int = 0,
+        draw: Draw | None = None,
+    ) -> Sampling:
         """Queue what calling does on the logits' device, and return it under way.
 
         unread: how many tokens of each sequence, drawn before, have not been appended to it yet;
-        more than 0 only where the latest drawing for them had an empty `needs_host`.
+        more than 0 only where the latest drawing for them had an empty `needs_host`. draw: a
+        backend's own way to the same tokens, see `DeviceRows`.
         """
         tensors = self._tensors_for(logits, sequences)
         processed, errors = self._processing(logits, sequences)
-        tokens = self._choose(processed, tensors, unread)
+        if draw is None or tensors.keys is None:
+            tokens = self._choose(processed, tensors, unread)
+        else:
+            tokens = self._draw(draw, processed, tensors, unread)
+        why = "" if self._processing.idle else "a row's logits are processed"
+        why = why or tensors.needs_host(searching=draw is None)
         settle = partial(self._settle, logits, processed, tensors, self._processing.forced)
-        return Sampling(tokens, errors, Readback(tokens), settle, self._needs_host(tensors))
+        return Sampling(tokens, errors, Readback(tokens), settle, why)
 
-    def _needs_host(self, tensors: SamplingTensors) -> str:
-        if not self._processing.idle:
-            return "a row's logits are processed"
-        if tensors.logprob_rows:
-            return "a row asks for log-probabilities"
-        if any(group.searches for group in tensors.groups):
-            return "a row has top_p without top_k"
-        return ""
+    def _draw(self, draw: Draw, logits: Tensor, tensors: SamplingTensors, unread: int) -> Tensor:
+        """Return what `_choose` does, from a backend."""
+        place = partial(to_device, device=tensors.device)
+        if self._rows is None:
+            self._rows = DeviceRows.of(tensors.sequences, tensors.vocab_size, place)
+        indices = torch.tensor([s.num_output_tokens + unread for s in tensors.sequences])
+        ranked = any(group.ranked for group in tensors.groups)
+        drawn = draw(logits, **self._rows._asdict(), indices=place(indices), ranked=ranked)
+        return drawn[0]
 
     def with_probabilities(
         self, logits: Tensor, sequences: list[Sequence]
@@ -150,7 +157,7 @@ class Sampler(Described):
         result = torch.zeros(logits.shape, dtype=torch.float64, device=logits.device)
         result.scatter_(1, best, 1.0)
         for group in tensors.groups:
-            weights, token_ids, _ = _candidates(logits, group)
+            weights, token_ids, _ = candidates(logits, group)
             if token_ids is not None:
                 shape = (len(group.indices), logits.shape[1])
                 weights = weights.new_zeros(shape).scatter_(1, token_ids, weights)
@@ -171,7 +178,9 @@ class Sampler(Described):
     def _tensors_for(self, logits: Tensor, sequences: list[Sequence]) -> SamplingTensors:
         assert logits.shape[0] == len(sequences), "one row of logits for each sequence"
         if self._tensors is None or not self._tensors.fits(sequences, logits):
-            self._tensors = None  # until both are arranged: an interrupt may land in between
+            self._tensors = self._rows = (
+                None  # until both are arranged: an interrupt may land in between
+            )
             vocab_size, device = logits.shape[1], logits.device
             self._processing.arrange(sequences, vocab_size, device)
             self._tensors = SamplingTensors.of(sequences, vocab_size, device)
@@ -188,7 +197,7 @@ class Sampler(Described):
         uniform, start = self._uniforms(tensors, tensors.keys, unread), 0
         for group in tensors.groups:
             end = start + len(group.indices)
-            drawn = _draw(_candidates(logits, group), uniform[start:end])
+            drawn = draw_from(candidates(logits, group), uniform[start:end])
             start = end
             tokens = drawn if group.rows is None else tokens.index_copy_(0, group.rows, drawn)
         return tokens
@@ -234,58 +243,10 @@ class Sampler(Described):
         return result
 
 
-def begin(sampler: Sampler, logits: Tensor, sequences: list[Sequence], unread: int) -> Drawing:
+def begin(
+    sampler: Sampler, logits: Tensor, sequences: list[Sequence], unread: int, draw: Draw | None
+) -> Drawing:
     """Begin to draw with a sampler, or just call one of another kind; see `Sampler.begin`."""
     if isinstance(sampler, Sampler) and type(sampler).__call__ is Sampler.__call__:
-        return sampler.begin(logits, sequences, unread=unread)
+        return sampler.begin(logits, sequences, unread=unread, draw=draw)
     return Settled(sampler(logits, sequences), "the sampler is a user's own")
-
-
-def _candidates(logits: Tensor, group: RowGroup) -> Candidates:
-    """Return the filtered distribution of a group's rows of logits [R, V]."""
-    logits = (logits if group.rows is None else logits[group.rows]).float()
-    peak = logits.amax(dim=1, keepdim=True)
-    token_ids: Tensor | None
-    if not group.ranked:
-        token_ids, weights = None, filters.temperature(logits, group.temperature, peak)
-    elif group.searches:
-        token_ids, weights = _nucleus(logits, group, peak)
-    else:
-        token_ids, weights = _ranked(logits, group, peak, group.width)
-        if group.top_k is not None:
-            weights = filters.top_k(weights, group.top_k)
-        if group.top_p is not None:
-            weights = filters.top_p(weights, group.top_p)
-    if group.min_p is not None:
-        weights = filters.min_p(weights, group.min_p)
-    return Candidates(weights, token_ids, peak)
-
-
-def _ranked(
-    logits: Tensor, group: RowGroup, peak: Tensor, width: int | None
-) -> tuple[Tensor, Tensor]:
-    token_ids = filters.rank(logits, width)
-    values = logits.gather(1, token_ids)
-    return token_ids, filters.temperature(values, group.temperature, peak)
-
-
-def _nucleus(logits: Tensor, group: RowGroup, peak: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ids and weights after top-p alone, sorting the vocabulary only if it must be.
-
-    Nearly always the likeliest `NARROW` tokens hold p of the probability already. Asking costs one
-    wait for the device, far less than the sort; either way the result is the same, bit for bit.
-    """
-    assert group.top_p is not None, "only top-p asks for a ranking of unknown width"
-    total = filters.temperature(logits, group.temperature, peak).sum(dim=1, keepdim=True)
-    token_ids, weights = _ranked(logits, group, peak, NARROW)
-    held = weights.sum(dim=1, keepdim=True)
-    if not bool((held >= group.top_p * total).all()):
-        token_ids, weights = _ranked(logits, group, peak, None)
-    return token_ids, filters.top_p(weights, group.top_p, total)
-
-
-def _draw(candidates: Candidates, uniform: Tensor) -> Tensor:
-    weights, token_ids, peak = candidates
-    column = inverse_cdf(weights, uniform)
-    tokens = column if token_ids is None else token_ids.gather(1, column[:, None])[:, 0]
-    return torch.where(peak[:, 0].isfinite(), tokens, INVALID)
