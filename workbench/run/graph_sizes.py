@@ -1,4 +1,7 @@
-"""Which batch sizes CUDA graphs are captured for: the ladders, and what a user asks for."""
+"""Which batch sizes CUDA graphs are captured for: the ladders, and what a user asks for.
+
+Read by `graphs`; `resolve_sizes` is called when a runner is made, and before one is.
+"""
 
 from __future__ import annotations
 
