@@ -1,6 +1,7 @@
 """Which batch sizes CUDA graphs are captured for: the ladders, and what a user asks for.
 
-Used by `workbench.run.graphs`, which pads every batch to one of these sizes.
+Used by `workbench.run.graphs`, which pads every batch to one of these sizes; `resolve_sizes` is
+called when a runner is made, and before one is.
 """
 
 from __future__ import annotations
