@@ -61,9 +61,17 @@ def resolve_attached(name: str | Path, model: str) -> Path:
         if (place / "config.json").is_file():
             return place
     tried = "; ".join(f"no config.json in {place.resolve()}" for place in places)
-    known = sorted(p.parent.name for p in around.glob("*/config.json") if p.parent.name != "base")
-    fix = f"Give a folder, or what ships for {model!r} ({', '.join(known) or 'nothing yet'})."
+    known = ", ".join(attached_names(model)) or "nothing yet"
+    fix = f"Give a folder, or what ships for {model!r} ({known})."
     raise ConfigError("proposer", text, tried, fix)
+
+
+def attached_names(model: str) -> list[str]:
+    """Return the names of what ships for a model beside its base: heads and draft models."""
+    if not re.fullmatch(r"\w[\w.-]*", model):
+        return []
+    found = (_adapters() / model).glob("*/config.json")
+    return sorted(path.parent.name for path in found if path.parent.name != "base")
 
 
 def embedded_models() -> list[str]:
