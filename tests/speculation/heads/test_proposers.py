@@ -16,6 +16,7 @@ from workbench.engine import Engine
 from workbench.errors import ConfigError
 from workbench.layers import probe
 from workbench.models import DecoderLM, load_model
+from workbench.models.resolve import attached_names
 from workbench.ops import get_backend
 from workbench.sampling_params import SamplingParams
 from workbench.speculation import DraftModel, NGram, SuffixAutomaton, get_proposer
@@ -308,6 +309,8 @@ def test_names(target, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir(parents=True)
     files.write(folder, config, make())
     assert isinstance(get_proposer("eagle3", target, "tiny"), EagleProposer)
+    assert attached_names("tiny") == ["eagle3"]
+    assert attached_names("org/tiny") == attached_names("other") == []
     with pytest.raises(ConfigError, match=r"ships for 'tiny' \(eagle3\). Or one of ngram"):
         get_proposer("medusa", target, "tiny")
     with pytest.raises(ConfigError, match=r"no config\.json"):
