@@ -178,7 +178,7 @@ class Overlap(Described):
 
     def _why_plain(self, plan: StepPlan, drawing: Drawing) -> str:
         """Return why the next pass may not begin before this step's tokens are seen."""
-        if self._speculator.proposer is not None:
+        if not self._speculator.rests(len(plan.sequences)):
             return "there is a proposer"
         why = drawing.needs_host or self._runner.why_plain()
         if why:
@@ -193,7 +193,7 @@ class Overlap(Described):
         """Return which rows of a pass are a plan's decodes; None if it cannot stand for these."""
         if ahead.sampler is not sampler or ahead.backend is not self._runner.backend:
             return None
-        if self._speculator.proposer is not None or self._runner.why_plain():
+        if plan.drafts or self._runner.why_plain():
             return None
         if self._scheduler.drops:
             return None

@@ -14,17 +14,14 @@ from typing import Any, Literal, NamedTuple
 from workbench.batch import StepPlan
 from workbench.cache import KVCache
 from workbench.describe import Described
-from workbench.draft import Draft, DraftError
-from workbench.engine.proposers import check_proposer, name_of
+from workbench.draft import Draft
 from workbench.errors import ConfigError
 from workbench.events import DraftVerified, warn
-from workbench.interrupts import exposed
 from workbench.models import DecoderLM
 from workbench.request import Sequence
 from workbench.results import Drawing, ForwardOutput, SampledTokens, Settled
 from workbench.run import Runner
 from workbench.sample import Sampler, begin
-from workbench.sample.user_code import last_line
 from workbench.scheduler import Scheduler
 from workbench.speculation import (
     Candidate,
@@ -35,6 +32,7 @@ from workbench.speculation import (
     States,
     Verifier,
 )
+from workbench.speculation.asking import ask, check_proposer, name_of
 from workbench.speculation.control import Control
 from workbench.speculation.states import StateStore
 
@@ -64,6 +62,7 @@ class Speculator(Described):
         self.control = Control(self.config)
         self._depth = 0  # of the drafts that were asked for last
         self._captures = runner.captures
+        self._needs: tuple[str, ...] = ()
         self._states = StateStore()
         self.use(proposer, SpeculationConfig() if config is None else config)
 
@@ -91,21 +90,33 @@ class Speculator(Described):
             self.control = Control(config)
         self.proposer, self.config = proposer, config
         self.verifier = Verifier(config.make_rule())
-        if needs != self.runner.captured:
+        if needs != self._needs:
             self._states.clear()
-        self.runner.captured = needs
+        self._needs = self.runner.captured = needs
+
+    def rests(self, num_sequences: int) -> bool:
+        """Whether nobody is asked for drafts while so many sequences run, whatever they do."""
+        return self.proposer is None or self.config.depth(num_sequences) < 1
 
     def propose(self) -> Proposed:
         """Return drafts for the sequences that decode in the next step."""
-        if self.proposer is None or self.scheduler.drops:
+        self._depth = 0
+        if self.proposer is None:
             return _NOTHING
-        candidates = self._candidates()
+        running = self.scheduler.running
+        rests = self.rests(len(running))
+        # What it does not see of a sequence now it lacks later: drafts are worse then, not wrong.
+        self.runner.captured = () if rests else self._needs
+        if rests or self.scheduler.drops:
+            return _NOTHING
+        candidates = self._candidates(running)
         if not candidates:
             return _NOTHING
         drafts: dict[int, Draft] = {}
         failed: list[Sequence] = []
         with self.scheduler.books.open("proposing"):  # a user's code runs in there
-            answers = self._ask(self.proposer, candidates)
+            context = ProposalContext(self.scheduler.step + 1, candidates, self.model, self.cache)
+            answers = ask(self.proposer, context)
         for candidate, answer in zip(candidates, answers, strict=True):
             sequence = candidate.sequence
             if isinstance(answer, ProposerFailed):
@@ -182,9 +193,8 @@ class Speculator(Described):
         if self.proposer is not None and hasattr(self.proposer, "close"):
             self.proposer.close()
 
-    def _candidates(self) -> tuple[Candidate, ...]:
-        """Return who decodes in the next step and may be drafted for."""
-        running = self.scheduler.running
+    def _candidates(self, running: list[Sequence]) -> tuple[Candidate, ...]:
+        """Return who of these decodes in the next step and may be drafted for."""
         depth = self._depth = self.control.depth(len(running))
         if depth < 1:
             return ()
@@ -196,42 +206,6 @@ class Speculator(Described):
                 bounds = self.config.max_tokens, min(room, depth)
                 found.append(Candidate(sequence, *bounds, states))
         return tuple(found)
-
-    def _ask(
-        self, proposer: Proposer, candidates: tuple[Candidate, ...]
-    ) -> list[Draft | ProposerFailed | None]:
-        """Return a checked draft, None, or what was wrong, for each candidate."""
-        context = ProposalContext(self.scheduler.step + 1, candidates, self.model, self.cache)
-        try:
-            with exposed():
-                answers: Any = proposer.propose(context)
-        except Exception as error:  # noqa: BLE001 - user code
-            return [ProposerFailed(name_of(proposer), f"raised {last_line(error)}")] * len(
-                candidates
-            )
-        if not isinstance(answers, list | tuple) or len(answers) != len(candidates):
-            got = len(answers) if isinstance(answers, list | tuple) else type(answers).__name__
-            problem = f"returned {got} for {len(candidates)} candidates; return a list of as many"
-            return [ProposerFailed(name_of(proposer), problem)] * len(candidates)
-        pairs = zip(candidates, answers, strict=True)
-        return [self._checked(proposer, candidate, answer) for candidate, answer in pairs]
-
-    def _checked(
-        self, proposer: Proposer, candidate: Candidate, answer: Any
-    ) -> Draft | ProposerFailed | None:
-        if answer is None:
-            return None
-        try:
-            if not isinstance(answer, Draft):
-                raise DraftError("draft", answer, "is no Draft", "Return a `Draft`, or None.")
-            vocab_size = self.model.config.vocab_size
-            answer.check(vocab_size, candidate.max_tokens, candidate.max_depth)
-            if not answer.is_chain and any(group.window for group in self.cache.groups):
-                problem = "is a tree, and layers with a window verify chains alone"
-                raise DraftError("Draft.parents", answer.parents, problem, "Propose a chain.")
-        except DraftError as error:
-            return ProposerFailed(name_of(proposer), str(error))
-        return answer
 
     def _failed(self, sequence: Sequence, error: ProposerFailed) -> bool:
         """End a sequence, or note that it goes on plainly; return whether it ended."""

@@ -54,7 +54,7 @@ class DecodeTape:
     def fits(self, tokens: int, width: int, points: tuple[str, ...]) -> bool:
         """Whether it replays passes of so many tokens and blocks, and these points are held."""
         buffers = self.buffers
-        return tokens <= buffers.rows and width <= buffers.width and set(points) == set(self.held)
+        return tokens <= buffers.rows and width <= buffers.width and set(points) <= set(self.held)
 
     def takes_adapters(self, plan: StepPlan) -> bool:
         """Write a plan's adapters, if it has any; False if they lie elsewhere now."""
@@ -122,7 +122,7 @@ class DecodeTapes(Described):
         trees = NO_TREES if masks is None else trees_of(masks, plan.num_new)
         taped.tape.replay(tokens, len(plan.sequences), trees)
         if self.points:
-            self.states = {point: rows()[:tokens] for point, rows in taped.held.items()}
+            self.states = {point: taped.held[point]()[:tokens] for point in self.points}
 
     def _width(self, plan: StepPlan) -> int:
         tables = self.cache.blocks.groups[0].tables

@@ -196,13 +196,17 @@ class Synthetic:
 
     def __call__(self, draft: Draft, p: Tensor, chance: Chance) -> Verdict:
         """Return the verdict."""
+        nodes = self.path(draft, chance)
+        return Verdict(nodes, chance.draws(p[nodes[-1] + 1 if nodes else 0]))
+
+    def path(self, draft: Draft, chance: Chance) -> tuple[int, ...]:
+        """Return the accepted nodes."""
         children = draft.children()
         nodes: list[int] = []
         while True:
-            last = nodes[-1] if nodes else -1
-            below = children[last + 1]
+            below = children[nodes[-1] + 1 if nodes else 0]
             if not below or not chance.accepts(self.rate):
-                return Verdict(tuple(nodes), chance.draws(p[last + 1]))
+                return tuple(nodes)
             nodes.append(below[0])
 
 

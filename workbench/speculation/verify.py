@@ -25,7 +25,7 @@ from workbench.sample.greedy import INVALID, likeliest
 from workbench.sample.largest import takes_largest
 from workbench.speculation.chance import SeededChance
 from workbench.speculation.nodes import NodeViews
-from workbench.speculation.rules import ExactMatch, Rejection, Rule
+from workbench.speculation.rules import ExactMatch, Rejection, Rule, Synthetic
 
 
 class DrawsTokens(Protocol):
@@ -76,12 +76,12 @@ class Verifier(Described):
         rows = _rows(plan)
         rules = [self._rule_for(row) for row in rows]
         p: Tensor | None = None
-        if any(rule is not None for rule in rules):
+        if any(rule is not None and not isinstance(rule, Synthetic) for rule in rules):
             drawn, p = sampler.with_probabilities(logits, self._views.rows(plan))
         else:
             drawn = self._draw(plan, logits, sampler)
         outcomes = [
-            _follow(row, drawn) if rule is None else _ask(row, rule, p)
+            _follow(row, drawn) if rule is None else _ask(row, rule, p, drawn)
             for row, rule in zip(rows, rules, strict=True)
         ]
         result = SampledTokens([outcome.token_id for outcome in outcomes])
@@ -155,10 +155,13 @@ def _follow(row: _Row, drawn: SampledTokens) -> _Outcome:
         nodes.append(found[last, token_id])
 
 
-def _ask(row: _Row, rule: Rule, p: Tensor | None) -> _Outcome:
-    assert p is not None, "made where any rule asks for it"
+def _ask(row: _Row, rule: Rule, p: Tensor | None, drawn: SampledTokens) -> _Outcome:
     assert row.draft is not None, "a rule is asked about a draft"
     chance = SeededChance(row.sequence.seed, row.sequence.num_output_tokens)
+    if isinstance(rule, Synthetic):  # costs what following the drawn tokens costs
+        nodes = rule.path(row.draft, chance)
+        return _Outcome(nodes, drawn.token_ids[row.base + (nodes[-1] + 1 if nodes else 0)], rule)
+    assert p is not None, "made where any rule asks for it"
     verdict = rule(row.draft, p[row.base : row.base + 1 + len(row.draft)], chance)
     return _Outcome(*verdict, rule)
 
