@@ -11,17 +11,19 @@ import pytest
 import torch
 from tiny import write_checkpoint
 
-from workbench.bench import cpu, gpu_engine, scheduler, views
+from workbench.bench import cpu, gpu_engine, scheduler, speculation, speculation_gpu, views
 from workbench.bench.cpu import peer_dtypes
 from workbench.bench.gpu_workloads import WORKLOADS, Work, make_jobs
 from workbench.bench.shapes import SHAPES, write_random_checkpoint
 from workbench.bench.workloads import DESCRIPTIONS, Job
+from workbench.build import build
 from workbench.cli.bench import add_parser
 from workbench.cli.machine.browser import HOW_TO_GET_ONE, find_browser
 from workbench.cli.main import main
-from workbench.config import ModelConfig
+from workbench.config import EngineConfig, ModelConfig
 from workbench.errors import ConfigError, InvalidValue
-from workbench.models import load_model
+from workbench.models import LlamaForCausalLM, load_model
+from workbench.speculation.named import PLAIN
 
 
 @pytest.fixture
@@ -51,6 +53,45 @@ def test_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str) -
     assert named == [("W1", "workbench"), ("W1", "transformers float32"), ("W2", "workbench")]
     assert written[0]["output_hash"] == written[1]["output_hash"]
     assert written[0]["where"]["backend"] == ("native" if backend == "auto" else backend)
+
+
+def test_speculation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, rows = write_checkpoint(tmp_path / "tiny", "llama"), tmp_path / "rows.jsonl"
+    settings = ["--sizes", "1,3", "--batches", "2", "--tokens", "12", "--repeats", "1"]
+    settings += ["--device", "cpu", "--dtype", "float32", "--rows", str(rows)]
+    assert main(["bench", "speculation", "--model", str(folder), *settings]) == 0
+    shown = capsys.readouterr().out
+    assert "OTHER TOKENS" not in shown
+    written = [json.loads(line) for line in rows.read_text().splitlines()]
+    engines = [row["engine"] for row in written if row["case"] == "3 at once"]
+    assert engines == ["plain", *PLAIN, "ngram, adaptive", "ngram, off"]
+    with pytest.raises(ConfigError, match="--proposers"):
+        speculation.main(["--model", str(folder), "--device", "cpu", "--proposers", "oracle"])
+
+
+def test_speculation_on_a_gpu_as_far_as_a_cpu_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    config = ModelConfig("LlamaForCausalLM", 300, 32, 24, 6, 2, 1, 16, context=2048)
+    model = LlamaForCausalLM(config)
+    model.init_weights(std=0.3)
+    head = speculation_gpu.random_head(model.requires_grad_(False))
+    settings = EngineConfig(device="cpu", num_blocks=200, prefix_reuse=False, seed=0)
+    with build(settings, model=model) as engine:
+        variants = speculation_gpu.variants_of(head, 3, 2.5, alone=True)
+        measured = speculation_gpu.race(engine, variants, 2, 8, 1)
+    rows = {row.engine: row for row in speculation_gpu.report(measured, 2, 2.5, {})}
+    assert rows["plain"].median == 1.0
+    assert rows["plain"].where["tokens"] == rows["tree of 60 nodes"].where["tokens"] == 1.0
+    assert rows["eagle3, off"].where["tokens"] == 1.0
+    assert 1.3 < rows["eagle3"].where["tokens"] < 3.7
+    assert "2.50x" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("length", "depth"), [(3.5, 5), (1.0, 3), (2.9, 2)])
+def test_the_rate_of_an_acceptance_length(length: float, depth: int) -> None:
+    rate = speculation_gpu.rate_of(length, depth)
+    assert sum(rate**i for i in range(depth + 1)) == pytest.approx(length)
+    with pytest.raises(ConfigError, match="--length"):
+        speculation_gpu.rate_of(depth + 1, depth)
 
 
 def test_scheduler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ def add_parser(commands: Commands) -> None:
             "lora": run_lora,
             "recording": run_recording,
             "scheduler": run_scheduler,
+            "speculation": run_speculation,
             "views": run_views,
         },
     )
@@ -69,6 +70,13 @@ def run_recording(arguments: list[str]) -> int:
 def run_scheduler(arguments: list[str]) -> int:
     """Scheduler and bookkeeping per step, without a model."""
     from workbench.bench.scheduler import main
+
+    return main(arguments)
+
+
+def run_speculation(arguments: list[str]) -> int:
+    """Proposers beside plain decoding: trained ones on a CPU, random weights on a GPU."""
+    from workbench.bench.speculation import main
 
     return main(arguments)
 
