@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+import torch
+
 from workbench.batch import StepPlan
 from workbench.cache import KVCache
 from workbench.describe import Described
@@ -219,6 +221,8 @@ class Speculator(Described):
     def _keep(self, plan: StepPlan, output: ForwardOutput, sampled: SampledTokens) -> None:
         """Keep the rows of committed tokens for the next time the proposer is asked."""
         accepted = {plan.sampled[place]: a.nodes for place, a in sampled.accepted.items()}
+        kept: list[int] = []  # places in the packed batch
+        parts: list[tuple[int, int, int]] = []  # whose, from which position, how many
         offset = 0
         for row, (sequence, start, count) in enumerate(
             zip(plan.sequences, plan.starts, plan.num_new, strict=True)
@@ -227,11 +231,20 @@ class Speculator(Described):
             if sequence.finished or not _drafts(sequence):
                 self._states.drop(sequence.sequence_id)
                 continue
-            states = {point: rows[begin:offset] for point, rows in output.states.items()}
+            before = len(kept)
             if row in accepted:
-                kept = [0, *(node + 1 for node in accepted[row])]
-                states = {point: rows[kept] for point, rows in states.items()}
-            self._states.add(sequence.sequence_id, States(start, states))
+                kept += [begin, *(begin + 1 + node for node in accepted[row])]
+            else:
+                kept += range(begin, offset)
+            parts.append((sequence.sequence_id, start, len(kept) - before))
+        states, counts = output.states, [count for _, _, count in parts]
+        if len(kept) < offset:  # one gather for all of them
+            device = next(iter(states.values())).device
+            index = torch.tensor(kept, dtype=torch.int64).to(device, non_blocking=True)
+            states = {point: rows.index_select(0, index) for point, rows in states.items()}
+        columns = [torch.split(rows, counts) for rows in states.values()]
+        for (number, start, _), *rows in zip(parts, *columns, strict=True):
+            self._states.add(number, States(start, dict(zip(states, rows, strict=True))))
 
     def describe(self) -> dict[str, Any]:
         """Return who proposes and who decides."""

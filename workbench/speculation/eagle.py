@@ -17,7 +17,8 @@ from workbench.describe import Described
 from workbench.draft import Draft
 from workbench.errors import ConfigError
 from workbench.ops import get_backend
-from workbench.speculation.head_rows import HeadRows, drafts_of
+from workbench.speculation.chain_drafter import ChainDrafter
+from workbench.speculation.head_rows import HeadRows, News, drafts_of
 from workbench.speculation.heads import (
     SequentialHead,
     TreeShape,
@@ -25,6 +26,7 @@ from workbench.speculation.heads import (
     draft_tree,
     new_cache,
 )
+from workbench.speculation.heads.cache import HeadCache
 from workbench.speculation.proposer import ProposalContext
 
 if TYPE_CHECKING:
@@ -42,8 +44,10 @@ class EagleProposer(Described):
         shape: TreeShape | None = None,
         length: int | None = None,
         backend: str = "auto",
+        fixed: bool | None = None,
     ) -> None:
-        """Raise `ConfigError` for a length below 1, or beside a shape."""
+        """fixed: whether chains are drafted in passes of one shape (None: on a GPU, where they are
+        captured). Raise `ConfigError` for a length below 1, or beside a shape."""
         if length is not None:
             require_positive("EagleProposer.length", length)
             if shape is not None:
@@ -55,6 +59,10 @@ class EagleProposer(Described):
         device = next(head.parameters()).device
         self.backend: Backend = get_backend(backend, device)
         self.rows = HeadRows(head.needs, new_cache(head, 1))
+        on_gpu = device.type == "cuda"
+        self.chains: ChainDrafter | None = None
+        if self.shape.top_k == 1 and (on_gpu if fixed is None else fixed):
+            self.chains = ChainDrafter(head, self.shape.depth, self.backend, graphs=on_gpu)
 
     def bind(self, model: DecoderLM, cache: KVCache) -> None:
         """Start afresh for a model. Raise `ConfigError` unless it is the head's own target, or for
@@ -66,6 +74,8 @@ class EagleProposer(Described):
     def close(self) -> None:
         """Forget every sequence."""
         self.rows = HeadRows(self.head.needs, new_cache(self.head, 1))
+        if self.chains is not None:
+            self.chains.clear()
 
     @torch.inference_mode()
     def propose(self, context: ProposalContext) -> list[Draft | None]:
@@ -76,15 +86,13 @@ class EagleProposer(Described):
             return answers
         cache = self.rows.cache
         assert cache is not None
-        fresh = [item for item in news if item.token_ids]
-        if fresh:
-            tokens = torch.tensor([i for item in fresh for i in item.token_ids])
-            states = torch.cat([item.states for item in fresh])
-            numbers, counts = _rows_and_counts(fresh)
-            tokens = tokens.to(states.device)
-            out = commit(self.head, cache, numbers, tokens, states, counts, self.backend)
-            for item, last in zip(fresh, out, strict=True):
-                self.rows.took(item, last)
+        if self.chains is not None and all(item.token_ids for item in news):
+            for item, draft in zip(
+                news, self._chains(self.chains, cache, news, context), strict=True
+            ):
+                answers[item.place] = draft
+            return answers
+        self._commit(cache, [item for item in news if item.token_ids])
         last_outs = torch.stack([_kept(item.row.kept) for item in news])
         numbers = [item.row.number for item in news]
         candidates = [context.candidates[item.place] for item in news]
@@ -94,6 +102,37 @@ class EagleProposer(Described):
         for item, draft in zip(news, drafts_of(tree, candidates, self.name), strict=True):
             answers[item.place] = draft
         return answers
+
+    def _commit(self, cache: HeadCache, fresh: list[News]) -> None:
+        """Give rows what is new of them, and keep what the head says of the last."""
+        if not fresh:
+            return
+        tokens = torch.tensor([i for item in fresh for i in item.token_ids])
+        states = torch.cat([item.states for item in fresh])
+        numbers, counts = _rows_and_counts(fresh)
+        tokens = tokens.to(states.device)
+        out = commit(self.head, cache, numbers, tokens, states, counts, self.backend)
+        for item, last in zip(fresh, out, strict=True):
+            self.rows.took(item, last)
+
+    def _chains(
+        self, chains: ChainDrafter, cache: HeadCache, news: list[News], context: ProposalContext
+    ) -> list[Draft | None]:
+        """Return chains behind rows that all have something new; a prompt goes in before."""
+        pairs = [_parted(item, chains.width) for item in news]
+        self._commit(cache, [before for before, _ in pairs if before.token_ids])
+        last = [item for _, item in pairs]
+        numbers, counts = _rows_and_counts(last)
+        tokens = [i for item in last for i in item.token_ids]
+        states = torch.cat([item.states for item in last])
+        found, logprobs = chains.draft(cache, numbers, counts, tokens, states, self.rows.unused)
+        drafts: list[Draft | None] = []
+        for item, ids, own in zip(last, found, logprobs, strict=True):
+            self.rows.took(item, None)
+            candidate = context.candidates[item.place]
+            depth = min(candidate.max_depth, candidate.max_tokens)
+            drafts.append(Draft(tuple(ids[:depth]), (), own[:depth].exp(), self.name))
+        return drafts
 
     def _within(self, max_depth: int) -> TreeShape:
         shape = self.shape
@@ -117,6 +156,14 @@ def check_window(name: str, cache: KVCache, *, is_chain: bool) -> None:
     if not is_chain and any(group.window for group in cache.groups):
         problem = "drafts trees, and layers with a window verify chains alone"
         raise ConfigError("proposer", name, problem, "Make it draft chains.")
+
+
+def _parted(news: News, width: int) -> tuple[News, News]:
+    """Return what goes in before, and the rest: the last pair where there are more than `width`."""
+    at = len(news.token_ids) - 1 if len(news.token_ids) > width else 0
+    ids, states = news.token_ids, news.states
+    before = news._replace(token_ids=ids[:at], states=states[:at])
+    return before, news._replace(token_ids=ids[at:], states=states[at:])
 
 
 def _rows_and_counts(news: list[Any]) -> tuple[list[int], list[int]]:

@@ -65,6 +65,11 @@ class HeadRows:
         """Sequences with a row."""
         return len(self._rows)
 
+    @property
+    def unused(self) -> int:
+        """A row that no sequence has now."""
+        return len(self._rows) + len(self._free)
+
     def update(self, candidates: Tokens[Candidate]) -> list[News]:
         """Return what is new of each candidate that can be drafted for, its row cut to fit.
 
@@ -74,8 +79,8 @@ class HeadRows:
         found = (self._news(place, candidate) for place, candidate in enumerate(candidates))
         return [news for news in found if news is not None]
 
-    def took(self, news: News, kept: Tensor) -> None:
-        """Note that a row holds its news now, and what the head said of the last."""
+    def took(self, news: News, kept: Tensor | None) -> None:
+        """Note that a row holds its news now, and what the head said of the last (None: gone)."""
         news.row.tokens += news.token_ids
         news.row.kept = kept
 

@@ -118,7 +118,7 @@ class HeadCache(Described):
         length: int,
         backend: Backend,
     ) -> ForwardContext:
-        self._reserve(length)
+        self.reserve_slots(length)
         device = self.kv.device
         counts = packed.sum(1).tolist()
         every_row = list(rows) == list(range(self.num_rows))
@@ -141,7 +141,8 @@ class HeadCache(Described):
             kv_lens=[self.lens[row] + count for row, count in zip(rows, counts, strict=True)],
         )
 
-    def _reserve(self, length: int) -> None:
+    def reserve_slots(self, length: int) -> None:
+        """Make room for so many slots of each row, at least; what is there stays."""
         have = self.kv.shape[4]
         if length <= have:
             return
