@@ -16,7 +16,7 @@ from tiny import random_prompts
 from workbench.engine import Engine
 from workbench.events import DraftVerified, Event
 from workbench.sampling_params import SamplingParams
-from workbench.speculation import NGram, SpeculationConfig
+from workbench.speculation import Lookahead, NGram, SpeculationConfig
 
 PROMPTS = [*random_prompts(5, seed=5), [5, 6, 7] * 6, [5, 6, 7] * 6 + [9]]
 # What the engine does meanwhile; all of it at once in the last.
@@ -44,11 +44,13 @@ MENU = [
 def proposer_for(kind: str, alone: Alone, **settings: Any) -> Any:
     if kind == "ngram":
         return NGram(4, max_n=2)
+    if kind == "lookahead":
+        return Lookahead(4, n=3, guesses=3)
     outputs = alone(PROMPTS, MENU, **settings)
     return RandomTrees(1, truth=truth_of(PROMPTS, outputs), chain=kind == "chains")
 
 
-@pytest.mark.parametrize("kind", ["ngram", "trees"])
+@pytest.mark.parametrize("kind", ["ngram", "trees", "lookahead"])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_tokens_are_those_of_plain_decoding(
     make_engine: MakeEngine, alone: Alone, kind: str, setting: str

@@ -32,6 +32,7 @@ from workbench.speculation import (
     ProposerFailed,
     SpeculationConfig,
     States,
+    Verified,
     Verifier,
 )
 from workbench.speculation.asking import ask, check_proposer, name_of
@@ -66,6 +67,7 @@ class Speculator(Described):
         self._captures = runner.captures
         self._needs: tuple[str, ...] = ()
         self._states = StateStore()
+        self._verified: dict[int, Verified] = {}  # of the latest step
         self.use(proposer, SpeculationConfig() if config is None else config)
 
     def swap(
@@ -157,6 +159,7 @@ class Speculator(Described):
         """Keep what the proposer needs of a committed step, tell of its drafts, count its cost."""
         if self.proposer is not None and (plan.drafts or self.control.watches):
             self._measure(plan, sampled, sum(seconds.values()))
+        self._verified = self.verifier.verified if plan.drafts else {}
         if output.states:
             self._keep(plan, output, sampled)
         if plan.drafts and self.scheduler.bus:
@@ -189,6 +192,7 @@ class Speculator(Described):
         self._let_go()
         self.proposer = None
         self._states.clear()
+        self._verified = {}
         del self.model, self.cache, self.scheduler, self.runner
 
     def _let_go(self) -> None:
@@ -206,7 +210,8 @@ class Speculator(Described):
             if room > 0 and sequence.num_tokens - sequence.num_computed == 1 and _drafts(sequence):
                 states = self._states.take(sequence.sequence_id)
                 bounds = self.config.max_tokens, min(room, depth)
-                found.append(Candidate(sequence, *bounds, states))
+                verified = self._verified.get(sequence.sequence_id)
+                found.append(Candidate(sequence, *bounds, states, verified))
         return tuple(found)
 
     def _failed(self, sequence: Sequence, error: ProposerFailed) -> bool:

@@ -11,9 +11,16 @@ from workbench.draft import Draft, DraftError
 from workbench.speculation.config import SpeculationConfig
 from workbench.speculation.draft_model import DraftModel
 from workbench.speculation.early_exit import EarlyExit
+from workbench.speculation.lookahead import Lookahead
 from workbench.speculation.named import get_proposer
 from workbench.speculation.ngram import NGram
-from workbench.speculation.proposer import Candidate, ProposalContext, Proposer, ProposerFailed
+from workbench.speculation.proposer import (
+    Candidate,
+    ProposalContext,
+    Proposer,
+    ProposerFailed,
+    Verified,
+)
 from workbench.speculation.rules import (
     RULES,
     ExactMatch,
@@ -37,6 +44,7 @@ __all__ = [
     "DraftModel",
     "EarlyExit",
     "ExactMatch",
+    "Lookahead",
     "NGram",
     "OneHot",
     "ProposalContext",
@@ -51,6 +59,7 @@ __all__ = [
     "Synthetic",
     "Typical",
     "Verdict",
+    "Verified",
     "Verifier",
     "get_proposer",
 ]

@@ -28,6 +28,7 @@ from workbench.speculation.heads import (
 )
 from workbench.speculation.heads.cache import HeadCache
 from workbench.speculation.proposer import ProposalContext
+from workbench.speculation.windows import check_window
 
 if TYPE_CHECKING:
     from workbench.cache import KVCache
@@ -149,13 +150,6 @@ def check_target(name: str, target: DecoderLM, model: DecoderLM) -> None:
     if target is not model:
         fix = "Load it with `load_head(folder, engine.model)`."
         raise ConfigError("proposer", name, "was loaded beside another model object", fix)
-
-
-def check_window(name: str, cache: KVCache, *, is_chain: bool) -> None:
-    """Raise `ConfigError` for trees over layers with a window, which verify chains alone."""
-    if not is_chain and any(group.window for group in cache.groups):
-        problem = "drafts trees, and layers with a window verify chains alone"
-        raise ConfigError("proposer", name, problem, "Make it draft chains.")
 
 
 def _parted(news: News, width: int) -> tuple[News, News]:

@@ -15,7 +15,7 @@ from workbench.describe import Described
 from workbench.draft import Draft
 from workbench.errors import ConfigError
 from workbench.ops import get_backend
-from workbench.speculation.eagle import check_target, check_window
+from workbench.speculation.eagle import check_target
 from workbench.speculation.head_rows import HeadRows, drafts_of
 from workbench.speculation.heads import (
     HeadCache,
@@ -28,6 +28,7 @@ from workbench.speculation.heads import (
 )
 from workbench.speculation.heads.attention import bare_context
 from workbench.speculation.proposer import Candidate, ProposalContext
+from workbench.speculation.windows import check_window
 
 if TYPE_CHECKING:
     from workbench.cache import KVCache

@@ -15,6 +15,7 @@ from workbench.models.checkpoint import Checkpoint
 from workbench.models.resolve import resolve_attached
 from workbench.speculation.draft_model import DraftModel
 from workbench.speculation.head_proposers import load_proposer
+from workbench.speculation.lookahead import Lookahead
 from workbench.speculation.ngram import NGram
 from workbench.speculation.proposer import Proposer
 from workbench.speculation.suffix import SuffixAutomaton
@@ -23,6 +24,7 @@ from workbench.speculation.suffix import SuffixAutomaton
 PLAIN: dict[str, Callable[[], Any]] = {
     "ngram": NGram,
     "suffix": SuffixAutomaton,
+    "lookahead": Lookahead,
 }
 
 

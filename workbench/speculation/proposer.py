@@ -8,7 +8,7 @@ own is safe to try. `needs` names what the runner keeps for it of each token on 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
@@ -34,18 +34,32 @@ class ProposerFailed(WorkbenchError, RuntimeError):
         super().__init__(f"proposer {name!r}: {problem}")
 
 
+class Verified(NamedTuple):
+    """A draft as it was verified (it may have been cut), and what the target said of it.
+
+    token_ids [1 + n]: what it goes on with after the last token, and after each node. nodes: those
+    that were accepted.
+    """
+
+    draft: Draft
+    token_ids: tuple[int, ...]
+    nodes: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Candidate(Described):
     """A sequence that decodes in the next step. Look at it, change nothing.
 
     max_tokens, max_depth: how large and how deep its draft may be. states: rows of the tokens that
     were computed since the proposer was last asked, at each of its `needs`; None if it has none.
+    verified: the sequence's draft of the step before this one; None if it had none.
     """
 
     sequence: Sequence
     max_tokens: int
     max_depth: int
     states: States | None = None
+    verified: Verified | None = None
 
     @property
     def token_ids(self) -> list[int]:

@@ -25,6 +25,7 @@ from workbench.sample.greedy import INVALID, likeliest
 from workbench.sample.largest import takes_largest
 from workbench.speculation.chance import SeededChance
 from workbench.speculation.nodes import NodeViews
+from workbench.speculation.proposer import Verified
 from workbench.speculation.rules import ExactMatch, Rejection, Rule, Synthetic
 
 
@@ -63,6 +64,7 @@ class Verifier(Described):
     def __init__(self, rule: Rule | None = None) -> None:
         self.rule = rule
         self._views = NodeViews()
+        self.verified: dict[int, Verified] = {}  # of the latest plan with drafts, by sequence id
         # Whom it was asked about last, and whether the largest logit is all they want.
         self._sequences: list[Sequence] = []
         self._sampler: DrawsTokens | None = None
@@ -84,6 +86,11 @@ class Verifier(Described):
             _follow(row, drawn) if rule is None else _ask(row, rule, p, drawn)
             for row, rule in zip(rows, rules, strict=True)
         ]
+        self.verified = {
+            row.sequence.sequence_id: _verified(row.draft, row.base, outcome, drawn.token_ids)
+            for row, outcome in zip(rows, outcomes, strict=True)
+            if row.draft is not None
+        }
         result = SampledTokens([outcome.token_id for outcome in outcomes])
         if drawn.logprobs is not None:
             result.logprobs = [None] * len(rows)
@@ -164,6 +171,10 @@ def _ask(row: _Row, rule: Rule, p: Tensor | None, drawn: SampledTokens) -> _Outc
     assert p is not None, "made where any rule asks for it"
     verdict = rule(row.draft, p[row.base : row.base + 1 + len(row.draft)], chance)
     return _Outcome(*verdict, rule)
+
+
+def _verified(draft: Draft, base: int, outcome: _Outcome, token_ids: list[int]) -> Verified:
+    return Verified(draft, tuple(token_ids[base : base + 1 + len(draft)]), outcome.nodes)
 
 
 def _report(
