@@ -154,17 +154,17 @@ def rate_of(length: float, depth: int) -> float:
 def race(
     engine: Engine, variants: Variants, size: int, steps: int, rounds: int
 ) -> dict[str, Measured]:
-    """Measure `steps` steps of `size` sequences with each variant, in turn, so many rounds.
+    """Measure `steps` steps of `size` sequences with each variant, so many rounds.
 
-    A round before them warms up: kernels are compiled and graphs captured there.
+    A round before them warms up: kernels are compiled and graphs captured there. One variant after
+    the other, as a proposer that is taken anew begins with empty caches.
     """
     measured = {name: Measured() for name in variants}
-    for turn in range(-1, rounds):
-        for name, (proposer, config) in variants.items():
-            engine.swap(proposer="off" if proposer is None else proposer, speculation=config)
-            found = _measure(engine, size, steps)
+    for name, (proposer, config) in variants.items():
+        engine.swap(proposer="off" if proposer is None else proposer, speculation=config)
+        for turn in range(-1, rounds):
+            seconds, tokens, parts = _measure(engine, size, steps)
             if turn >= 0:
-                seconds, tokens, parts = found
                 measured[name].seconds.append(seconds)
                 measured[name].tokens.append(tokens)
                 measured[name].parts.append(parts)
