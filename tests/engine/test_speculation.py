@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +17,16 @@ from tiny import random_prompts
 
 from workbench.engine import Engine
 from workbench.events import DraftVerified, Event
+from workbench.models import DecoderLM, load_model
 from workbench.sampling_params import SamplingParams
 from workbench.speculation import Lookahead, NGram, SpeculationConfig
+
+
+@pytest.fixture(scope="module")
+def bf16_model(checkpoint: Callable[[str], Path]) -> DecoderLM:
+    """The small model in bfloat16."""
+    return load_model(checkpoint("llama"), device="cpu", dtype="bfloat16")
+
 
 PROMPTS = [*random_prompts(5, seed=5), [5, 6, 7] * 6, [5, 6, 7] * 6 + [9]]
 # What the engine does meanwhile; all of it at once in the last.
@@ -213,6 +223,30 @@ def test_streams_are_cut_nowhere(make_engine: MakeEngine, alone: Alone) -> None:
     for before, after in pairwise(seen):
         assert after.text.startswith(before.text)
         assert after.token_ids[: len(before.token_ids)] == before.token_ids
+
+
+@pytest.mark.parametrize("kind", ["ngram", "trees", "lookahead"])
+@pytest.mark.parametrize("backend", ["sdpa", "native"])
+def test_in_bfloat16_tokens_part_only_at_near_ties(
+    make_engine: MakeEngine, bf16_model: DecoderLM, backend: str, kind: str
+) -> None:
+    """Where they do, the likeliest two tokens are within rounding of each other."""
+    plain = make_engine(bf16_model, backend=backend)
+    expected = plain.generate(PROMPTS, greedy(40, logprobs=2))
+    tokens = [output.outputs[0].token_ids for output in expected]
+    proposer = RandomTrees(3, truth=truth_of(PROMPTS, tokens))
+    made = {"ngram": NGram(4, max_n=2), "trees": proposer, "lookahead": Lookahead(4, n=3)}
+    engine = make_engine(bf16_model, backend=backend)
+    engine.swap(proposer=made[kind])
+    accepted = 0
+    for before, after in zip(expected, engine.generate(PROMPTS, greedy(40)), strict=True):
+        accepted += after.metrics.num_accepted
+        pairs = zip(before.outputs[0].token_ids, after.outputs[0].token_ids, strict=True)
+        first = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+        if first is not None:
+            (_, best), (_, second) = (before.outputs[0].logprobs or [])[first].top
+            assert best - second < 0.05, f"parts at {first}, by {best - second:.3f}"
+    assert accepted > 5
 
 
 def test_metrics_and_events_say_the_same(make_engine: MakeEngine, alone: Alone) -> None:
