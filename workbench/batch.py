@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from workbench.describe import rows_table
 from workbench.draft import Draft
-from workbench.lora_batch import LoRABatch, LoRAWeights
+from workbench.lora_batch import LoRABackend, LoRABatch
 from workbench.request import Sequence, Status
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class StepPlan:
         return rows_table(title, ("row", "request", "positions", "new tokens", "samples"), rows)
 
 
-class Backend(Protocol):
+class Backend(LoRABackend, Protocol):
     """The operations a layer asks for. Implementations live in `workbench.ops`.
 
     Shapes: T packed tokens, H query heads, K key/value heads, D head dim.
@@ -204,15 +204,6 @@ class Backend(Protocol):
 
     def gelu_mul(self, gate_up: Tensor, *, tanh: bool) -> Tensor:
         """Return gelu(gate) * up for gate_up [T, 2N]; tanh: by its approximation with tanh."""
-
-    def prepare_lora(self, batch: LoRABatch) -> Any:
-        """Return what `add_lora` needs once per step; kept in `batch.prepared`."""
-
-    def add_lora(self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Tensor:
-        """Return out [T, outputs] plus what each token's variant makes of x [T, inputs].
-
-        May write to `out`. Tokens of no variant keep every bit.
-        """
 
 
 class TreeMasks(NamedTuple):
@@ -295,9 +286,8 @@ class ForwardContext:
     def at(self, positions: Tokens[int]) -> ForwardContext:
         """Return the context of the tokens at these packed positions, for what comes after the
         layers: attention is over, so only their adapters are chosen."""
-        if self.lora is None:
-            return self
-        return replace(self, lora=self.lora.at(positions, self.backend))
+        lora = self.lora
+        return self if lora is None else replace(self, lora=lora.at(positions, self.backend))
 
     @classmethod
     def without_cache(

@@ -70,15 +70,19 @@ class Tiles(NamedTuple):
 
 
 class LoRABackend(Protocol):
-    """What adapters need of a backend; `workbench.batch.Backend` says it of all backends."""
+    """The part of a backend (`workbench.batch.Backend`) that adapters need."""
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor: ...
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return x W^T + b [..., out] for x [..., in], weight [out, in] and bias [out]."""
 
-    def prepare_lora(self, batch: LoRABatch) -> Any: ...
+    def prepare_lora(self, batch: LoRABatch) -> Any:
+        """Return what `add_lora` needs once per step; kept in `batch.prepared`."""
 
-    def add_lora(
-        self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch
-    ) -> Tensor: ...
+    def add_lora(self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Tensor:
+        """Return out [T, outputs] plus what each token's variant makes of x [T, inputs].
+
+        May write to `out`. Tokens of no variant keep every bit.
+        """
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from workbench.cache.sizing import size_for_memory
 from workbench.config import EngineConfig, ModelConfig, require_positive
 from workbench.describe import Described, human_bytes
 from workbench.errors import ConfigError
-from workbench.lora.pool import RankPool
+from workbench.lora.packing import Packer
 from workbench.models import DecoderLM
 
 _CPU_CACHE_BYTES = 512 << 20
@@ -168,7 +168,7 @@ def lora_bytes(model: DecoderLM, config: EngineConfig) -> int:
     if config.lora_rows is None:
         return 0
     require_positive("lora_rows", config.lora_rows)
-    return config.lora_rows * RankPool(model, 0).bytes_per_row()
+    return config.lora_rows * Packer(model).row_bytes()
 
 
 def _weight_bytes(model: DecoderLM) -> int:

@@ -79,6 +79,20 @@ def test_pinned_adapters_stay(engine: Engine) -> None:
     assert tiers(engine)["a"] == "host"
 
 
+def test_pins_leave_room_for_requests(engine: Engine) -> None:
+    """Else they would wait for ever."""
+    name = engine.add(PROMPT, greedy(3), lora="c")
+    engine.loras.pin("a")
+    with pytest.raises(ConfigError, match=r"request '.*' would find no room beside it"):
+        engine.loras.pin("b")
+    engine.run()
+    assert engine.output(name).finished
+    engine.loras.pin("b")
+    with pytest.raises(RequestError, match="takes 4 of 0 rank rows that are not pinned"):
+        engine.add(PROMPT, greedy(3), lora="c")
+    engine.generate([PROMPT], greedy(3), lora="a+b")
+
+
 def test_those_that_find_no_room_wait_and_others_pass(engine: Engine) -> None:
     awaited = watch(engine, AdapterAwaited)
     prompts = random_prompts(4, 1)
@@ -162,7 +176,7 @@ def test_paused_requests_keep_their_adapter_known_and_give_up_its_room(engine: E
         ("a:nan", "is no adapter with a factor"),
         ("a:1e999", "is no adapter with a factor"),
         ("../a", "is no adapter with a factor"),
-        ("a+b+c", r"takes 12 of 8 rank rows"),
+        ("a+b+c", r"takes 12 of 8 rank rows that are not pinned"),
     ],
 )
 def test_requests_that_cannot_run(engine: Engine, lora: Any, says: str) -> None:

@@ -22,14 +22,20 @@ class RandomAdapters:
     def __init__(self, model: DecoderLM) -> None:
         self.model = model
         self._pairs: dict[int, dict[str, LoRAPair]] = {}
+        self._made: dict[tuple[int, int], Adapter] = {}
 
-    def make(self, rank: int, number: int) -> Adapter:
+    def make(self, rank: int, number: int = 0) -> Adapter:
         """Return the number-th adapter of a rank."""
-        if rank not in self._pairs:
-            self._pairs[rank] = self._make(rank)
-        scale = 1.0 + number / 64
-        pairs = {path: LoRAPair(pair.a, pair.b, scale) for path, pair in self._pairs[rank].items()}
-        return Adapter(LoRAConfig(rank, rank * scale, MODULES), pairs)
+        if (rank, number) not in self._made:
+            if rank not in self._pairs:
+                self._pairs[rank] = self._make(rank)
+            scale = 1.0 + number / 64
+            pairs = {
+                path: LoRAPair(pair.a, pair.b, scale) for path, pair in self._pairs[rank].items()
+            }
+            config = LoRAConfig(rank, rank * scale, MODULES)
+            self._made[rank, number] = Adapter(config, pairs)
+        return self._made[rank, number]
 
     def _make(self, rank: int) -> dict[str, LoRAPair]:
         dtype = self.model.dtype

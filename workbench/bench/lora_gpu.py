@@ -2,7 +2,8 @@
 
 Decode batches without adapters, with one, with as many as requests, with ranks mixed; Zipf traffic
 over more adapters than fit on the device; and a hot load. Each case is run beside the base in the
-same process, in turns; the peer's figures are the reference's (vLLM 0.25.1 on an H200).
+same process, in turns. Adapters have rank rows of their own with equal weights, which cost the
+same. The peer's figures are of vLLM 0.25.1 on an H200.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ def _decode(
     lora = [case.lora(i) for i in range(case.count)]
     for own in dict.fromkeys(lora):
         if own is not None and own not in engine.loras:
-            rank, number = own[1:].split("-")
-            engine.loras.load(own, adapters.make(int(rank), int(number)))
+            rank = int(own[1:].partition("-")[0])
+            engine.loras.load(own, adapters.make(rank))
     seconds: dict[str, list[float]] = {"base": [], name: []}
     given: dict[str, list[str | None]] = {"base": [None] * case.count, name: lora}
     for repeat in range(repeats + 1):
@@ -139,7 +140,7 @@ def _zipf(engine: Engine, adapters: RandomAdapters, rank: int, where: dict[str, 
     """Traffic over more adapters than the device holds, beside the same without any."""
     for number in range(_REGISTERED):
         if f"z{number}" not in engine.loras:
-            engine.loras.load(f"z{number}", adapters.make(rank, number))
+            engine.loras.load(f"z{number}", adapters.make(rank))
     uses: list[str | None] = [f"z{i}" for i in zipf(_ZIPF_REQUESTS, _REGISTERED)]
     none: list[str | None] = [None] * len(uses)
     rates = {}
@@ -165,7 +166,7 @@ def _zipf(engine: Engine, adapters: RandomAdapters, rank: int, where: dict[str, 
 def _load(engine: Engine, adapters: RandomAdapters, rank: int, where: dict[str, Any]) -> list[Row]:
     """A hot load from the page cache while 32 requests run, and the longest step meanwhile."""
     with tempfile.TemporaryDirectory() as made:
-        folder = adapters.make(rank, 999).to_peft(Path(made, "hot"))
+        folder = adapters.make(rank).to_peft(Path(made, "hot"))
         params = SamplingParams(max_tokens=200, temperature=0, ignore_eos=True)
         names = [engine.add([100 + i] * _PROMPT, params) for i in range(32)]
         walls: list[float] = []

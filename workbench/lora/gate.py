@@ -84,10 +84,10 @@ class AdapterGate:
         if not self.slots.has_room(entry):
             return False
         source = entry.tier
-        adapter = self.store.fetch(entry, wait=wait)
-        if adapter is None:
+        packed = self.store.fetch(entry, wait=wait)
+        if packed is None:
             return False
-        for victim in self.slots.put(entry, adapter):
+        for victim in self.slots.put(entry, packed):
             self.facts.tell(AdapterMoved, victim.name, "device", victim.tier, "room", (), 0.0)
         assert entry.resident is not None, "it was put there"
         moved = "device", cause, entry.resident.rows, entry.seconds["to device"]

@@ -32,6 +32,7 @@ from workbench.lora.facts import Facts
 from workbench.lora.gate import AdapterGate
 from workbench.lora.info import AdapterInfo, info_of
 from workbench.lora.names import check_name, parse_uses
+from workbench.lora.packing import Packer
 from workbench.lora.reader import read_adapter
 from workbench.lora.slots import DeviceSlots
 from workbench.lora.store import AdapterStore, Entry
@@ -83,8 +84,9 @@ class LoRAManager(Described):
         require_positive("max_lora_rank", max_rank)
         self.model, self.max_rank = model, max_rank
         self.root = None if root is None else Path(root).resolve()
-        self.store = AdapterStore(model, max_rank, host_bytes)
-        self.slots = DeviceSlots(model, self.store, num_rows)
+        packer = Packer(model)
+        self.store = AdapterStore(packer, max_rank, host_bytes)
+        self.slots = DeviceSlots(packer, self.store, num_rows)
         self.facts = Facts()
         self.gate = AdapterGate(self.store, self.slots, self.facts, self._settle)
         self.batches = AdapterBatches(self.slots)
@@ -109,8 +111,9 @@ class LoRAManager(Described):
         if self.slots.bounded and adapter.rank > rows:
             fix = "Give the engine more lora_rows, or use a smaller adapter."
             raise ConfigError("adapter", name, f"takes {adapter.rank} of {rows} rank rows", fix)
-        sizes = adapter.digest, adapter.rank, adapter.num_bytes
-        entry = Entry(name, *sizes, folder, adapter, stores_whole=bool(adapter.saved))
+        packed = self.store.packer.pack(adapter)
+        sizes = adapter.digest, adapter.rank, packed.num_bytes
+        entry = Entry(name, *sizes, folder, packed, stores_whole=bool(adapter.saved))
         self.store.add(entry)
         entry.seconds["read"] = time.perf_counter() - begin
         facts = entry.digest, entry.rank, entry.num_bytes, entry.seconds["read"]
@@ -142,11 +145,27 @@ class LoRAManager(Described):
         """Put an adapter on the device, to stay; `ConfigError` if running ones fill it."""
         entry = self._entry(name)
         self.gate.look()
+        self._check_pin(entry)
         if not self.gate.bring(entry, cause="asked", wait=True):
             fix = "Let requests end, or unpin another."
             raise ConfigError("adapter", name, "there is no room for it on the device", fix)
         entry.pinned = True
         self.facts.tell(AdapterPinned, name, True)
+
+    def _check_pin(self, entry: Entry) -> None:
+        """Raise `ConfigError` if requests could not run any more beside one more pinned adapter."""
+        left = self._spare_rows({entry.name})
+        for request in self.unfinished() if self.slots.bounded else ():
+            needed = {use.name for use in request.lora} - {entry.name}
+            ranks = [e.rank for n in needed if not (e := self.store.entries[n]).pinned]
+            if sum(ranks) > left:
+                problem = f"request {request.request_id!r} would find no room beside it"
+                raise ConfigError("adapter", entry.name, problem, "Let it end, or unpin another.")
+
+    def _spare_rows(self, besides: set[str]) -> int:
+        """Return how many rank rows are left beside pinned adapters and these."""
+        held = [e.rank for e in self.store.entries.values() if e.pinned or e.name in besides]
+        return self.slots.pool.num_rows - sum(held)
 
     def unpin(self, name: str) -> None:
         """Let an adapter leave the device again when others need its room."""
@@ -219,9 +238,10 @@ class LoRAManager(Described):
     def check_room(self, text: str, scales: dict[str, float]) -> None:
         """Raise `RequestError` unless these adapters can be used at once."""
         entries = [self.store.entries[name] for name in scales]
-        rows, taken = self.slots.pool.num_rows, sum(entry.rank for entry in entries)
+        rows, taken = self._spare_rows(set()), sum(e.rank for e in entries if not e.pinned)
         if self.slots.bounded and taken > rows:
-            raise RequestError("lora", text, f"takes {taken} of {rows} rank rows", "Name fewer.")
+            problem = f"takes {taken} of {rows} rank rows that are not pinned"
+            raise RequestError("lora", text, problem, "Name fewer, or unpin some.")
         whole = [e.name for e in entries if e.stores_whole]
         if whole and (len(scales) > 1 or scales[whole[0]] != 1.0):
             problem = f"{whole[0]} stores modules whole: it is neither scaled nor combined"
@@ -274,5 +294,5 @@ class LoRAManager(Described):
     def _drop(self, entry: Entry) -> None:
         if entry.resident is not None:
             self.slots.evict(entry)
-        del self.store.entries[entry.name]
+        self.store.remove(entry)
         self.facts.tell(AdapterUnloaded, entry.name)

@@ -1,23 +1,21 @@
 """`RankPool`: the rank rows of a device, and which adapter has which.
 
 A rank row holds one row of A and one column of B for every layer that any adapter changes; an
-adapter of rank r takes any r free ones, so ranks mix without padding and nothing fragments. Scales
-are multiplied into B when an adapter is written. The one writer of the rows' tensors.
+adapter of rank r takes any r free ones, so ranks mix without padding and nothing fragments. The one
+writer of the rows' tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from workbench.lora.adapter import Adapter
-from workbench.lora.targets import Target, bounds_of, dtype_of, targets_of
+from workbench.lora.packing import Packed, Packer, unpack
+from workbench.lora.targets import dtype_of
 from workbench.lora_batch import LoRAWeights
-from workbench.models import DecoderLM
 
 
 class Resident(NamedTuple):
@@ -36,22 +34,11 @@ class RankPool:
     A layer's tensors are made when the first adapter comes that changes it.
     """
 
-    def __init__(self, model: DecoderLM, num_rows: int) -> None:
-        self.model, self.num_rows, self.generation = model, num_rows, 0
+    def __init__(self, packer: Packer, num_rows: int) -> None:
+        self.packer, self.num_rows, self.generation = packer, num_rows, 0
+        self.model = packer.model
         self.weights: dict[nn.Module, LoRAWeights] = {}
         self._free = list(range(num_rows - 1, -1, -1))
-
-    @cached_property
-    def targets(self) -> dict[str, Target]:
-        """What adapters may change, by path; looked for when the first one comes."""
-        return targets_of(self.model)
-
-    @cached_property
-    def _layers(self) -> dict[str, list[Target]]:
-        layers: dict[str, list[Target]] = {}
-        for target in self.targets.values():
-            layers.setdefault(target.layer, []).append(target)
-        return layers
 
     @property
     def num_free(self) -> int:
@@ -62,17 +49,6 @@ class RankPool:
     def num_bytes(self) -> int:
         """Bytes of the rows' tensors."""
         return sum(w.a.nbytes + w.b.nbytes for w in self.weights.values())
-
-    def bytes_per_row(self, layers: Iterable[str] | None = None) -> int:
-        """Return what a rank row takes in bytes, in these layers (None: all linear ones)."""
-        size = dtype_of(self.model).itemsize
-        if layers is None:
-            layers = [n for n, ts in self._layers.items() if not ts[0].is_embedding | ts[0].is_head]
-        return size * sum(self._numbers(layer) for layer in layers)
-
-    def _numbers(self, layer: str) -> int:
-        bounds, first = bounds_of(self.targets, layer), self._layers[layer][0]
-        return first.num_read * (len(bounds) - 1) + bounds[-1]
 
     def grow(self, num_rows: int) -> None:
         """Have at least this many rows; what is in them is kept."""
@@ -90,69 +66,44 @@ class RankPool:
         larger[: len(tensor)] = tensor
         return larger
 
-    def put(self, adapter: Adapter) -> Resident:
+    @torch.inference_mode()
+    def put(self, packed: Packed) -> Resident:
         """Write an adapter into free rows, of which there must be enough."""
-        rows = tuple(self._free.pop() for _ in range(adapter.rank))
-        index = torch.tensor(rows, device=self.model.device)
-        for name, targets in self._layers.items():
+        device = self.model.device
+        rows = tuple(self._free.pop() for _ in range(packed.rank))
+        index = torch.tensor(rows, device=device)
+        moved = packed.flat.to(device, non_blocking=True)
+        given = {}
+        for name, a, b in unpack(packed.layers, packed.rank, moved, self.packer.shapes):
             layer = self.model.get_submodule(name)
-            touched = [t for t in targets if t.path in adapter.pairs or t.path in adapter.biases]
-            if touched and layer not in self.weights:
+            if layer not in self.weights:
                 self.weights[layer] = self._make(name)
                 self.generation += 1
-            if layer in self.weights and rows:
-                self._write(self.weights[layer], index, adapter, touched)
-        embeds = any(pair.of_embedding for pair in adapter.pairs.values())
-        return Resident(rows, adapter.adds_constants, embeds, self._replaced(adapter))
+            given[layer] = a, b
+        for layer, weights in self.weights.items() if rows else ():
+            if layer in given:
+                for tensor, new in zip((weights.a, weights.b), given[layer], strict=True):
+                    tensor.index_copy_(0, index, new)
+            else:  # what others left there
+                weights.b.index_fill_(0, index, 0)
+                weights.a.index_fill_(0, index, 0)
+        return Resident(rows, packed.constant, packed.embeds, self._replaced(packed))
 
     def free(self, resident: Resident) -> None:
         """Take an adapter's rows back."""
         self._free.extend(reversed(resident.rows))
 
     def _make(self, name: str) -> LoRAWeights:
-        bounds, first = bounds_of(self.targets, name), self._layers[name][0]
-        dtype, device = dtype_of(self.model), self.model.device
-        a_shape = self.num_rows, len(bounds) - 1, first.num_read
-        a = torch.zeros(a_shape, dtype=dtype, device=device)
-        b = torch.zeros((self.num_rows, bounds[-1]), dtype=dtype, device=device)
-        starts = torch.tensor(bounds, dtype=torch.int32, device=self.model.device)
-        return LoRAWeights(a, b, bounds, starts)
+        shape, device = self.packer.shapes[name], self.model.device
+        a_shape = self.num_rows, shape.parts, shape.num_read
+        a = torch.zeros(a_shape, dtype=dtype_of(self.model), device=device)
+        b = torch.zeros((self.num_rows, shape.num_outputs), dtype=a.dtype, device=device)
+        starts = torch.tensor(shape.bounds, dtype=torch.int32, device=device)
+        return LoRAWeights(a, b, shape.bounds, starts)
 
-    def _write(
-        self, weights: LoRAWeights, index: Tensor, adapter: Adapter, targets: list[Target]
-    ) -> None:
-        weights.a[index], weights.b[index] = 0, 0
-        for target in targets:
-            pair = adapter.pairs.get(target.path)
-            begin = 0 if target.is_embedding else target.rows.start
-            span = slice(begin, begin + target.num_added)
-            if pair is not None:
-                rows = index[: pair.rank]
-                a, b = (tensor.to(weights.a.device) for tensor in (pair.a, pair.b))
-                for part in range(len(weights.bounds) - 1):
-                    if span.start <= weights.bounds[part] < span.stop:
-                        weights.a[rows, part] = a.to(weights.a.dtype)
-                weights.b[rows, span] = (pair.scale * b.float().T).to(weights.b.dtype)
-            constant = self._constant(adapter, target)
-            if constant is not None:
-                weights.b[index[-1], span] = constant.to(weights.b)
-
-    def _constant(self, adapter: Adapter, target: Target) -> Tensor | None:
-        """Return what an adapter adds to a module's outputs whatever the input [outputs]."""
-        pair, bias = adapter.pairs.get(target.path), adapter.biases.get(target.path)
-        added = None
-        if pair is not None and pair.bias is not None:
-            added = pair.scale * pair.bias.float()
-        if bias is not None:
-            own = self.model.get_parameter(f"{target.layer}.bias")[target.rows].float()
-            change = bias.float().to(own.device) - own
-            added = change if added is None else added.to(own.device) + change
-        return added
-
-    def _replaced(self, adapter: Adapter) -> dict[nn.Module, Tensor]:
+    def _replaced(self, packed: Packed) -> dict[nn.Module, Tensor]:
+        targets, device = self.packer.targets, self.model.device
         return {
-            self.model.get_submodule(self.targets[path].layer): tensor.to(
-                dtype=dtype_of(self.model), device=self.model.device
-            )
-            for path, tensor in adapter.saved.items()
+            self.model.get_submodule(targets[path].layer): tensor.to(device)
+            for path, tensor in packed.saved.items()
         }

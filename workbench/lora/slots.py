@@ -10,11 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from workbench.lora.adapter import Adapter
+from workbench.lora.packing import Packed, Packer
 from workbench.lora.pool import RankPool, Resident
 from workbench.lora.store import AdapterStore, Entry
 from workbench.lora.table import Uses, VariantTable
-from workbench.models import DecoderLM
 
 _FIRST_ROWS = 32
 
@@ -22,10 +21,10 @@ _FIRST_ROWS = 32
 class DeviceSlots:
     """The rank rows and the variants. num_rows: None has as many rows as were ever needed."""
 
-    def __init__(self, model: DecoderLM, store: AdapterStore, num_rows: int | None) -> None:
+    def __init__(self, packer: Packer, store: AdapterStore, num_rows: int | None) -> None:
         self.store, self.bounded = store, num_rows is not None
-        self.pool = RankPool(model, num_rows or 0)
-        self.table = VariantTable(model.device)
+        self.pool = RankPool(packer, num_rows or 0)
+        self.table = VariantTable(packer.model.device)
         self.needed: set[str] = set()
 
     @property
@@ -44,7 +43,7 @@ class DeviceSlots:
         spare = sum(len(e.resident.rows) for e in self._evictable() if e.resident is not None)
         return self.pool.num_free + spare >= entry.rank
 
-    def put(self, entry: Entry, adapter: Adapter) -> list[Entry]:
+    def put(self, entry: Entry, packed: Packed) -> list[Entry]:
         """Write an adapter to the device, for which `has_room`; return who made way for it."""
         victims = []
         begin = time.perf_counter()
@@ -58,7 +57,7 @@ class DeviceSlots:
                 break
             self.evict(victim)
             victims.append(victim)
-        entry.resident = self.pool.put(adapter)
+        entry.resident = self.pool.put(packed)
         entry.seconds["to device"] = time.perf_counter() - begin
         return victims
 

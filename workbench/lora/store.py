@@ -14,14 +14,14 @@ from pathlib import Path
 
 from workbench.errors import AdapterError
 from workbench.lora.adapter import Adapter
+from workbench.lora.packing import Packed, Packer
 from workbench.lora.pool import Resident
 from workbench.lora.reader import read_adapter
-from workbench.models import DecoderLM
 
 
 @dataclass(slots=True)
 class Entry:
-    """An adapter under its name. adapter: None where only the folder has it; resident: None where
+    """An adapter under its name. packed: None where only the folder has it; resident: None where
     it is not on the device. `leaving`: it goes as soon as nobody uses it."""
 
     name: str
@@ -29,7 +29,7 @@ class Entry:
     rank: int
     num_bytes: int
     folder: Path | None
-    adapter: Adapter | None
+    packed: Packed | None
     stores_whole: bool = False
     resident: Resident | None = None
     pinned: bool = False
@@ -45,18 +45,18 @@ class Entry:
         """Where it is: `device`, `host` or `disk`."""
         if self.resident is not None:
             return "device"
-        return "disk" if self.adapter is None else "host"
+        return "disk" if self.packed is None else "host"
 
 
 class AdapterStore:
     """Entries by name. host_bytes: what copies in host memory may take (None: any amount)."""
 
-    def __init__(self, model: DecoderLM, max_rank: int, host_bytes: int | None) -> None:
-        self.model, self.max_rank, self.host_bytes = model, max_rank, host_bytes
+    def __init__(self, packer: Packer, max_rank: int, host_bytes: int | None) -> None:
+        self.packer, self.max_rank, self.host_bytes = packer, max_rank, host_bytes
         self.entries: dict[str, Entry] = {}
         self._clock = itertools.count(1)
         self._threads: ThreadPoolExecutor | None = None
-        self._reading: dict[str, Future[Adapter]] = {}
+        self._reading: dict[str, Future[tuple[str, Packed]]] = {}
 
     def touch(self, entry: Entry) -> None:
         """Note that an adapter is used now."""
@@ -71,7 +71,7 @@ class AdapterStore:
     @property
     def num_host_bytes(self) -> int:
         """Bytes of the copies in host memory."""
-        return sum(e.num_bytes for e in self.entries.values() if e.adapter is not None)
+        return sum(e.num_bytes for e in self.entries.values() if e.packed is not None)
 
     def shrink(self, keep: Entry) -> list[Entry]:
         """Let the least used host copies go until they fit; return whose."""
@@ -82,38 +82,51 @@ class AdapterStore:
         for entry in sorted(self.entries.values(), key=lambda e: e.last_used):
             if total <= self.host_bytes:
                 break
-            spare = entry.adapter is not None and entry.folder is not None
+            spare = entry.packed is not None and entry.folder is not None
             if spare and not entry.pinned and entry is not keep:
                 total -= entry.num_bytes
-                entry.adapter = None
+                entry.packed = None
                 dropped.append(entry)
         return dropped
 
-    def fetch(self, entry: Entry, *, wait: bool) -> Adapter | None:
+    def read(self, folder: Path) -> tuple[Adapter, Packed]:
+        """Return the adapter of a folder, checked and packed; `AdapterError` if it is none."""
+        adapter = read_adapter(folder, self.packer.model, max_rank=self.max_rank)
+        return adapter, self.packer.pack(adapter)
+
+    def _read_again(self, folder: Path) -> tuple[str, Packed]:
+        adapter, packed = self.read(folder)
+        return adapter.digest, packed
+
+    def fetch(self, entry: Entry, *, wait: bool) -> Packed | None:
         """Return an adapter in host memory; None while a thread still reads it.
 
         Raises `AdapterError` if its folder cannot be read any more, or holds something else.
         """
-        if entry.adapter is not None:
-            return entry.adapter
+        if entry.packed is not None:
+            return entry.packed
         assert entry.folder is not None, "an adapter without a folder stays in host memory"
         future = self._reading.get(entry.name)
         if future is None:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(1, thread_name_prefix="adapters")
-            limits = {"max_rank": self.max_rank}
-            future = self._threads.submit(read_adapter, entry.folder, self.model, **limits)
+            future = self._threads.submit(self._read_again, entry.folder)
             self._reading[entry.name] = future
         if not wait and not future.done():
             return None
         del self._reading[entry.name]
-        adapter = future.result()
-        if adapter.digest != entry.digest:
+        digest, packed = future.result()
+        if digest != entry.digest:
             problem = f"has changed since it was loaded as {entry.name!r}"
             raise AdapterError(entry.folder, [problem], "Unload it and load it again.")
-        entry.adapter = adapter
+        entry.packed = packed
         self.shrink(keep=entry)
-        return adapter
+        return packed
+
+    def remove(self, entry: Entry) -> None:
+        """Forget an entry."""
+        del self.entries[entry.name]
+        self._reading.pop(entry.name, None)
 
     def close(self) -> None:
         """Forget every adapter and end the thread."""
@@ -121,4 +134,4 @@ class AdapterStore:
         self._reading.clear()
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
-        del self.model
+        del self.packer

@@ -1,0 +1,158 @@
+"""`Packed`: an adapter as rank rows in host memory, ready to be copied to the device in one piece.
+
+A layer's part is its rows of A for every part of its outputs, and its columns of B with the scale
+multiplied in; what an adapter always adds is a rank row of its own. Made once when an adapter is
+read, in a thread where that is one's; on a machine with CUDA in pinned memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from workbench.lora.adapter import Adapter
+from workbench.lora.targets import Target, bounds_of, dtype_of, targets_of
+from workbench.models import DecoderLM
+
+
+class LayerShape(NamedTuple):
+    """How large a rank row of a layer is: parts, numbers that each reads, and outputs' bounds."""
+
+    parts: int
+    num_read: int
+    bounds: tuple[int, ...]
+
+    @property
+    def num_outputs(self) -> int:
+        """How many numbers a rank row adds to."""
+        return self.bounds[-1]
+
+    @property
+    def size(self) -> int:
+        """How many numbers a rank row is."""
+        return self.parts * self.num_read + self.num_outputs
+
+
+class Packed(NamedTuple):
+    """An adapter's rank rows: for each layer in turn a [rank, parts, num_read], then b [rank,
+    outputs], one after the other in `flat`. constant: the last rank row adds whatever the input.
+    saved: modules stored whole, by path."""
+
+    rank: int
+    constant: bool
+    embeds: bool
+    layers: tuple[str, ...]
+    flat: Tensor
+    saved: Mapping[str, Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in host memory."""
+        return self.flat.nbytes + sum(tensor.nbytes for tensor in self.saved.values())
+
+
+class Packer:
+    """Packs adapters for one model."""
+
+    def __init__(self, model: DecoderLM) -> None:
+        self.model = model
+        self._packed: WeakKeyDictionary[Adapter, Packed] = WeakKeyDictionary()
+
+    @cached_property
+    def targets(self) -> dict[str, Target]:
+        """What adapters may change, by path; looked for when the first one comes."""
+        return targets_of(self.model)
+
+    @cached_property
+    def by_layer(self) -> dict[str, list[Target]]:
+        """The same by layer."""
+        layers: dict[str, list[Target]] = {}
+        for target in self.targets.values():
+            layers.setdefault(target.layer, []).append(target)
+        return layers
+
+    @cached_property
+    def shapes(self) -> dict[str, LayerShape]:
+        """The shape of a rank row, by layer."""
+        shapes = {}
+        for name, targets in self.by_layer.items():
+            bounds = bounds_of(self.targets, name)
+            shapes[name] = LayerShape(len(bounds) - 1, targets[0].num_read, bounds)
+        return shapes
+
+    def row_bytes(self) -> int:
+        """Return what a rank row takes in bytes, over all linear layers but the head."""
+        inner = (
+            shape.size
+            for name, shape in self.shapes.items()
+            if not self.by_layer[name][0].is_embedding and not self.by_layer[name][0].is_head
+        )
+        return dtype_of(self.model).itemsize * sum(inner)
+
+    def pack(self, adapter: Adapter) -> Packed:
+        """Return an adapter's rank rows; under several names they are the same ones."""
+        if adapter not in self._packed:
+            self._packed[adapter] = self._pack(adapter)
+        return self._packed[adapter]
+
+    def _pack(self, adapter: Adapter) -> Packed:
+        changed = [*adapter.pairs, *adapter.biases]
+        layers = tuple(dict.fromkeys(self.targets[path].layer for path in changed))
+        rank, dtype = adapter.rank, dtype_of(self.model)
+        size = rank * sum(self.shapes[name].size for name in layers)
+        pinned = self.model.device.type == "cuda"
+        flat = torch.zeros(size, dtype=dtype, pin_memory=pinned)
+        for name, a, b in unpack(layers, rank, flat, self.shapes):
+            bounds = self.shapes[name].bounds
+            for target in self.by_layer[name]:
+                self._fill(a, b, bounds, adapter, target)
+        embeds = any(pair.of_embedding for pair in adapter.pairs.values())
+        saved = {path: tensor.to(dtype) for path, tensor in adapter.saved.items()}
+        return Packed(rank, adapter.adds_constants, embeds, layers, flat, saved)
+
+    def _fill(
+        self, a: Tensor, b: Tensor, bounds: tuple[int, ...], adapter: Adapter, target: Target
+    ) -> None:
+        pair = adapter.pairs.get(target.path)
+        begin = 0 if target.is_embedding else target.rows.start
+        span = slice(begin, begin + target.num_added)
+        if pair is not None:
+            for part, bound in enumerate(bounds[:-1]):
+                if span.start <= bound < span.stop:
+                    a[: pair.rank, part] = pair.a
+            b[: pair.rank, span] = pair.b.T if pair.scale == 1 else (pair.scale * pair.b.float()).T
+        constant = self._constant(adapter, target)
+        if constant is not None:
+            b[-1, span] = constant
+
+    def _constant(self, adapter: Adapter, target: Target) -> Tensor | None:
+        """Return what an adapter adds to a module's outputs whatever the input [outputs]."""
+        pair, bias = adapter.pairs.get(target.path), adapter.biases.get(target.path)
+        added = None
+        if pair is not None and pair.bias is not None:
+            added = pair.scale * pair.bias.float()
+        if bias is not None:
+            own = self.model.get_parameter(f"{target.layer}.bias")[target.rows].float().cpu()
+            change = bias.float() - own
+            added = change if added is None else added + change
+        return added
+
+
+def unpack(
+    layers: tuple[str, ...], rank: int, flat: Tensor, shapes: Mapping[str, LayerShape]
+) -> list[tuple[str, Tensor, Tensor]]:
+    """Return (layer, a [rank, parts, num_read], b [rank, outputs]) of each layer, views of flat."""
+    found, at = [], 0
+    for name in layers:
+        shape = shapes[name]
+        middle = at + rank * shape.parts * shape.num_read
+        end = middle + rank * shape.num_outputs
+        a = flat[at:middle].view(rank, shape.parts, shape.num_read)
+        found.append((name, a, flat[middle:end].view(rank, shape.num_outputs)))
+        at = end
+    return found
