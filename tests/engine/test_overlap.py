@@ -61,6 +61,14 @@ def test_arrivals_lengths_and_growing_tables(make: MakeEngine) -> None:
     assert both(make, prompts, params, **settings).overlap.taken > 20
 
 
+def test_rows_that_change_places(make_engine: MakeEngine) -> None:
+    """One that was admitted later decodes while an earlier prompt ends; then they swap rows."""
+    prompts = [[*range(100, 126)], [5, 6, 7, 8]]
+    settings = {"max_batch_tokens": 6, "max_sequences": 4, "chunking": "equal_progress"}
+    engine = both(make_engine, prompts, [drawn(i, 12) for i in range(2)], **settings)
+    assert engine.overlap.taken > 5
+
+
 def test_ends_that_nobody_foresees(make: MakeEngine) -> None:
     """A stop token or string is seen a step late: its row has run in vain, and leaves nothing."""
     prompts = random_prompts(8, seed=92)

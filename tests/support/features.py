@@ -398,6 +398,12 @@ FEATURES = [
         merged=lambda model: merge(model, {_adapter(model): 0.5}),
     ),
     Feature(
+        "overlap",
+        "a step's pass starts before the last one's tokens are read",
+        engine={"overlap": True},
+        happened=lambda run: run.engine.overlap.taken > 5,
+    ),
+    Feature(
         "prefix reuse",
         "the prompts' blocks are in the cache already",
         engine={"block_size": 2},
@@ -528,7 +534,7 @@ def run(make_engine: Callable[..., Engine], features: tuple[Feature, ...]) -> Ru
         assert state.step < 500, "it does not end"
         idle = not engine.scheduler.num_unfinished
         try:
-            engine.step()
+            engine.advance()
         except Fault:
             engine.cache.check()
         if idle and not engine.scheduler.num_unfinished:

@@ -207,7 +207,7 @@ class Overlap(Described):
         count = plan.num_decodes
         if count == len(plan.sequences):
             laps.lap("run")
-            if count == len(ahead.foreseen.plan.sequences):
+            if rows == list(range(len(ahead.foreseen.plan.sequences))):
                 return ahead.ran
             return Pass(output, _Joined(drawing, rows, None))
         rest = self._start(plan.behind_decodes(), sampler, laps)

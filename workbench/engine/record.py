@@ -31,8 +31,8 @@ class StepRecord(Described):
     """The account of one `Engine.step()`.
 
     tokens: every token made. finished: the sequences that ended. seconds: wall time of `schedule`
-    (and of asking for drafts), `run` (forward), `sample` (on CUDA this one waits for the forward)
-    and `commit`.
+    (and of asking for drafts), `run` (forward), `sample` (on CUDA this one waits for the forward;
+    in an overlapped loop it also starts the next) and `commit`.
     """
 
     plan: StepPlan
