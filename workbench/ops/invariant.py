@@ -129,7 +129,9 @@ class InvariantTriton(TritonBackend):
         settings: Any,
         out: Tensor,
     ) -> None:
-        super()._chunks(q, k, v, kv, scales, rows, False, settings, out)  # from the cache, as later on
+        super()._chunks(
+            q, k, v, kv, scales, rows, False, settings, out
+        )  # from the cache, as later on
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return x W^T + b by `matmul`."""
