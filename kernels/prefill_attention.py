@@ -20,7 +20,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from workbench.kernels.attention_math import LOG2E, soft_capped, with_sink
 from workbench.kernels.early import await_previous, starts_early
 from workbench.kernels.launch import INTERPRETED, Config, Launch, Plan, cdiv, power_of_2
-from workbench.kernels.prefill_hopper import BLOCK_M, hopper_arguments, prefill_hopper_kernel
+from workbench.kernels.prefill_hopper import (
+    BLOCK_M,
+    HOPPER_DEFAULT,
+    hopper_arguments,
+    prefill_hopper_kernel,
+    suits_hopper,
+)
 from workbench.kernels.prefill_tiles import find_row, key_bounds, load_tile, token_scales
 from workbench.kernels.quantised_kv import LARGEST, QUANTISED
 from workbench.kernels.spec import check_limits
@@ -169,13 +175,26 @@ def new_per_row(q: Tensor, context_lens: Tensor, num_tokens: int | None) -> int:
 
 
 def default(
-    q: Tensor, k: Tensor, context_lens: Tensor, num_tokens: int | None = None, **_: Any
+    q: Tensor,
+    k: Tensor,
+    context_lens: Tensor,
+    num_tokens: int | None = None,
+    block_tables: Tensor | None = None,
+    **others: Any,
 ) -> Config:
-    """Return as many query rows as an average sequence fills (16 to 128), against 64 keys."""
-    width, group = power_of_2(q.shape[2]), power_of_2(q.shape[1] // k.shape[-2])
+    """Return as many query rows as an average sequence fills (16 to 128), against 64 keys.
+
+    On Hopper the kernel that is made for it, where it takes the inputs and they fill its tile.
+    """
+    group = power_of_2(q.shape[1] // k.shape[-2])
+    filled = new_per_row(q, context_lens, num_tokens) * group
+    inputs = {"q": q, "k": k, "block_tables": block_tables, **others}
+    if filled >= BLOCK_M and suits_hopper(config=HOPPER_DEFAULT, **inputs):
+        return HOPPER_DEFAULT
+    width = power_of_2(q.shape[2])
     narrow = q.element_size() == 4  # float32 is multiplied without tensor cores: small tiles
     most = 16 if narrow else 64 if width > 128 else 128
-    rows = max(16, group, min(most, new_per_row(q, context_lens, num_tokens) * group))
+    rows = max(16, group, min(most, filled))
     wide = width * k.element_size() > 256
     return {
         "BLOCK_M": rows,
@@ -224,7 +243,10 @@ def plan(
     )
     assert q[:1].is_contiguous(), "the heads of a token are adjacent"
     assert (k.dtype in QUANTISED) == (kv_scales is not None), "an 8-bit cache has scales"
-    config = config or default(q, k, context_lens, num_tokens)
+    if config is None:
+        features = {"window": window, "soft_cap": soft_cap, "sinks": sinks, "alibi": alibi}
+        features |= {"ancestors": ancestors, "kv_scales": kv_scales}
+        config = default(q, k, context_lens, num_tokens, block_tables, **features)
     if out is None:
         out = torch.empty((tokens, heads, dim), dtype=q.dtype, device=q.device)
     rows = len(context_lens)

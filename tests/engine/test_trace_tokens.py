@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from drive import MakeEngine, drawn, greedy
 from tiny import random_prompts
 
@@ -189,7 +191,10 @@ def test_a_gpu_counts_its_passes(make_engine: MakeEngine) -> None:
     engine = make_engine(device="cuda", backend="triton")
     engine.add(PROMPTS[0], greedy(8))
     with Trace.record(engine) as trace:
+        begin = time.perf_counter()
         engine.run()
-    for done in trace.of(events.StepDone):
-        assert done.device_seconds is not None
-        assert 0 < done.device_seconds < sum(done.seconds.values())
+        torch.cuda.synchronize()
+        elapsed = time.perf_counter() - begin
+    # A pass that was started ahead ran during the step before, so that steps alone bound nothing.
+    counted = [done.device_seconds or 0.0 for done in trace.of(events.StepDone)]
+    assert all(counted) and sum(counted) < elapsed
