@@ -43,6 +43,7 @@ class Worker:
         self._pipe: Connection | None = None
         self._errors: Any = None
         self._cancelled = threading.Event()
+        self._busy = False
         self._prepared: Any = None
         self.kept: dict[Any, Any] = {}  # what was compiled; outlives the process
         self.started = 0  # how many processes there have been
@@ -78,17 +79,24 @@ class Worker:
         A user's mistake is raised as the worker found it.
         """
         self._cancelled.clear()
-        self.start()
+        self._busy = True
+        try:
+            self.start()
+            reply = self._answer(job, seconds)
+        finally:
+            self._busy = False
+        if isinstance(reply, WorkbenchError):
+            raise reply
+        self._prepared = getattr(job, "subject", None)
+        return reply
+
+    def _answer(self, job: Any, seconds: float) -> Any:
         assert self._pipe is not None
         try:
             self._pipe.send(job)
         except OSError:
             self._lost()
-        reply = self._receive(seconds, type(job).__name__)
-        if isinstance(reply, WorkbenchError):
-            raise reply
-        self._prepared = getattr(job, "subject", None)
-        return reply
+        return self._receive(seconds, type(job).__name__)
 
     def knows(self, subject: Any) -> bool:
         """Whether the running process has this subject's inputs and expected outputs."""
@@ -121,7 +129,12 @@ class Worker:
         raise WorkerLost("crashed", f"the process ended {ended}{''.join(f': {s}' for s in said)}")
 
     def cancel(self) -> None:
-        """End the job in hand at once: its process is killed, and `ask` raises `WorkerLost`."""
+        """End the job in hand at once: its process is killed, and `ask` raises `WorkerLost`.
+
+        Nothing happens where there is none.
+        """
+        if not self._busy:
+            return
         self._cancelled.set()
         process = self._process
         if process is not None and process.poll() is None:

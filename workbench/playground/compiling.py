@@ -30,6 +30,8 @@ from workbench.playground.occupancy import occupancy
 from workbench.playground.subject import Subject, config_key
 
 COMPILE_SECONDS = 60.0
+_KEPT = 32  # by a worker
+_FOLDERS = re.compile(r'/(?:[\w.+-]+/)+(?=[\w.-]+\.py\b)|(?<=directory: ")[^"]*')
 _NOISE = re.compile(r"/\*[0-9a-f]{4,}\*/|//.*|;\s*\S+\.py:.*|\bloc\(#loc\d*\)|, !dbg !\d+")
 _REGISTER = re.compile(r"(?<![\w.])(%?[a-zA-Z]{1,2})\d+\b")  # which one is the allocator's whim
 _NOT_CODE = (".loc", "#loc", "!", "$L__tmp", ".Ltmp")
@@ -98,10 +100,12 @@ def cross_compile(
     if worker is None:
         with Worker(interpret=False) as own:
             return _compiled(own, subject, config, target)
-    cache: dict[Any, Compiled] = worker.kept
-    if key not in cache:
-        cache[key] = _compiled(worker, subject, config, target)
-    return cache[key]
+    kept: dict[Any, Compiled] = worker.kept
+    if key not in kept:
+        kept[key] = _compiled(worker, subject, config, target)
+        if len(kept) > _KEPT:
+            del kept[next(iter(kept))]
+    return kept[key]
 
 
 def _compiled(
@@ -159,19 +163,21 @@ def _compile_one(launch: Launch, target: str) -> CompiledLaunch:
     with open(path, encoding="utf-8") as file:
         source = file.read()
     lines = {stage: source_lines(stage, text, path) for stage, text in texts.items()}
+    texts = {stage: _FOLDERS.sub("", text) for stage, text in texts.items()}
     return CompiledLaunch(name, source, texts, lines, taken)
 
 
 def diff(first: Compiled, second: Compiled, stage: str, launch: int = 0) -> list[str]:
     """Return a unified diff of a stage of two configurations, addresses, debug lines and
     the numbers of registers aside."""
-    one, other = (_plain(each.launches[launch].texts[stage]) for each in (first, second))
+    one, other = (_plain(each.launches[launch].texts[stage], stage) for each in (first, second))
     names = [f"{config_key(each.config)} ({each.target})" for each in (first, second)]
     return list(difflib.unified_diff(one, other, names[0], names[1], lineterm="", n=2))
 
 
-def _plain(text: str) -> list[str]:
+def _plain(text: str, stage: str) -> list[str]:
     """Return a text's lines without what differs between any two compilations."""
-    bare = (_NOISE.sub("", line) for line in text.splitlines())
-    lines = (_REGISTER.sub(r"\1", line).rstrip() for line in bare)
+    lines = [_NOISE.sub("", line).rstrip() for line in text.splitlines()]
+    if stage in ("ptx", "sass", "amdgcn"):
+        lines = [_REGISTER.sub(r"\1", line) for line in lines]
     return [line for line in lines if line and not line.lstrip().startswith(_NOT_CODE)]
