@@ -43,6 +43,14 @@ class Finals:
 
 
 @dataclass(frozen=True, slots=True)
+class Against:
+    """Time a cell's kernel beside the shipped one; answers figures by "cell", "current", …"""
+
+    subject: Subject
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """Hold the default configuration to the reference; answers a `Checked`."""
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import workbench
 from workbench.playground.sweep import SUFFIX, Sweep, load_sweep
 
-FOLDER = Path(workbench.__file__).resolve().parents[1] / "datasets" / "sweeps"
+FOLDER = Path(__file__).resolve().parents[2] / "datasets" / "sweeps"
 
 
 def recorded_sweeps(kernel: str | None = None, folder: Path = FOLDER) -> list[Sweep]:

@@ -26,6 +26,10 @@ _KEPT_TEXTS = 24
 Tell = Callable[[], None]
 
 
+def _tried(recorded: Sweep) -> list[Config]:
+    return [trial.config for trial in recorded.trials.values()]  # the default is tried first
+
+
 class Session:
     """Tries and compiles what is selected. tell: called, on any thread, when something is new.
 
@@ -41,7 +45,7 @@ class Session:
         """recorded: a sweep of `subject` to show; nothing is tried then."""
         self.subject, self.target, self._tell = subject, target, tell
         self.sweep, self.recorded = recorded, recorded is not None
-        self.configs = [] if recorded is None else _configs_of(recorded)
+        self.configs = [] if recorded is None else _tried(recorded)
         self.config: Config | None = dict(self.configs[0]) if self.configs else None
         self.compiled: dict[tuple[Subject, str, str], Compiled | str] = {}
         self.taken: dict[tuple[Subject, str, str], list[dict[str, Any]]] = {}
@@ -57,8 +61,8 @@ class Session:
         self._closed = False
         self._trier, self._compiler = Worker(), Worker(interpret=False)
         self._threads = [
-            threading.Thread(target=self._loop, args=(step,), daemon=True, name=f"playground-{n}")
-            for n, step in (("try", self._try_step), ("compile", self._compile_step))
+            threading.Thread(target=self._loop, args=(step,), daemon=True)
+            for step in (self._try_step, self._compile_step)
         ]
         for thread in self._threads:
             thread.start()
@@ -83,7 +87,7 @@ class Session:
             ):
                 self.subject, self.recorded = subject, recorded is not None
                 self.sweep, self.config, self._search = recorded, None, None
-                self.configs = [] if recorded is None else _configs_of(recorded)
+                self.configs = [] if recorded is None else _tried(recorded)
                 if recorded is None and subject in self._known:
                     self.sweep, self.configs = self._known[subject]
                 self.config = dict(self.configs[0]) if self.configs else None
@@ -269,12 +273,12 @@ class Session:
         self._tell()
         found: Compiled | str
         try:
-            found = cross_compile(
-                *(subject.kernel, subject.case, config, target),
-                dtype=subject.dtype,
-                source=subject.source,
-                worker=self._compiler,
-            )
+            about: dict[str, Any] = {
+                "dtype": subject.dtype,
+                "source": subject.source,
+                "worker": self._compiler,
+            }
+            found = cross_compile(subject.kernel, subject.case, config, target, **about)
         except CompileFailed as error:
             found = str(error)
             if error.status == "cancelled":
@@ -296,8 +300,3 @@ class Session:
         for key in texts[:-_KEPT_TEXTS]:
             if self.config is None or key != self._compile_key():
                 self.compiled[key] = "compiled before; its text is not kept: select it again"
-
-
-def _configs_of(recorded: Sweep) -> list[Config]:
-    """Return a recorded sweep's configurations, the default (which is tried first) first."""
-    return [trial.config for trial in recorded.trials.values()]

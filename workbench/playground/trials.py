@@ -115,11 +115,22 @@ class Rig:
         """
         graphs = {str(place): self._graph(config) for place, config in enumerate(configs)}
         graphs["default"] = self.default_graph
-        baseline = self.spec.baseline
-        if baseline is not None and baseline(**self.inputs) is not None:
-            graphs["library"] = Graph([partial(baseline, **each) for each in self.rotation])
-        times = time_together(graphs, seconds)
+        times = time_together({**graphs, **self._library()}, seconds)
         return [times.pop(str(place)) for place in range(len(configs))], times
+
+    def against(self, current: Rig, seconds: float) -> dict[str, dict[str, float]]:
+        """Time the default configuration beside another rig's, and beside the library.
+
+        Returns figures by "cell" (this one's), "current" and "library".
+        """
+        graphs = {"cell": self.default_graph, "current": current.default_graph}
+        return time_together({**graphs, **self._library()}, seconds)
+
+    def _library(self) -> dict[str, Graph]:
+        baseline = self.spec.baseline
+        if baseline is None or baseline(**self.inputs) is None:
+            return {}
+        return {"library": Graph([partial(baseline, **each) for each in self.rotation])}
 
     def _graph(self, config: Config) -> Graph:
         plans = [self.spec.plan(**each, config=dict(config)) for each in self.rotation]

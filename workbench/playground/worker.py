@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -52,6 +53,9 @@ class Server:
                 return self.rig(subject).try_config(config, seconds=seconds, ahead=ahead)
             case jobs.Finals(subject, configs, seconds):
                 return self.rig(subject).finals(configs, seconds)
+            case jobs.Against(subject, seconds):
+                rig, current = self.rig(subject), replace(subject, source=None)
+                return rig.against(Rig(current, self.device), seconds)
             case jobs.Check(subject):
                 dtype = subject.torch_dtype
                 return check_case(subject.spec, subject.case, dtype, self.device, subject.seed)

@@ -38,7 +38,7 @@ def draw_space(
     order = sorted(trials, key=lambda trial: -(trial.p50 or slowest))
     chosen = None if selected is None else config_key(selected)
     for trial in order:
-        heights: list[float] = [_height(ticks[name], trial.config.get(name, 0)) for name in names]
+        line = [_height(ticks[name], trial.config.get(name, 0)) for name in names]
         style: dict[str, Any] = {"color": _FAILED, "linestyle": ":", "linewidth": 0.8}
         if trial.ok:
             speed = _log_share(trial.p50, fastest, slowest)
@@ -47,8 +47,8 @@ def draw_space(
         if config_key(trial.config) == chosen:
             style |= {"linewidth": 2.5, "zorder": 5}
         if times:
-            heights.append(_log_share(trial.p50, fastest, slowest) if trial.ok else 1.06)
-        axes.plot(range(len(heights)), heights, **style)
+            line.append(_log_share(trial.p50, fastest, slowest) if trial.ok else 1.06)
+        axes.plot(range(len(line)), line, **style)
     _label(axes, names, ticks, (fastest, slowest) if times else None)
 
 
@@ -63,8 +63,8 @@ def _label(
     labels = list(names)
     if times is not None:
         labels.append("µs (log)")
-        for share, value in zip((0.0, 1.0), times, strict=True):
-            axes.annotate(f"{value:.1f}", (len(names), share), fontsize=7, xytext=(4, 0),
+        for share, us in zip((0.0, 1.0), times, strict=True):
+            axes.annotate(f"{us:.1f}", (len(names), share), fontsize=7, xytext=(4, 0),
                           textcoords="offset points")  # fmt: skip
     axes.set_xticks(range(len(labels)), labels, fontsize=8)
     axes.set_yticks([])
