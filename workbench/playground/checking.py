@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from workbench.kernels.accuracy import Accuracy, accuracy, tensors, tolerance
 from workbench.kernels.launch import Plan
@@ -45,9 +46,8 @@ class Oracle:
     ) -> None:
         self.spec, self.dtype, self.device = spec, dtype, device
         self.inputs = spec.inputs(case, dtype, device, seed)
-        self._seen = {
-            k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in self.inputs.items()
-        }
+        # As a tree: an input may be a tuple of tensors.
+        self._seen = tree_map_only(torch.Tensor, torch.Tensor.clone, self.inputs)
         self._unseen = spec.inputs(case, dtype, device, seed + UNSEEN)
         self._expected = spec.reference(**self._seen)
         self._expected_unseen = spec.reference(**self._unseen)
@@ -63,9 +63,8 @@ class Oracle:
     def _look(
         self, plan: Plan, run: Callable[[], object], values: Inputs, expected: Any
     ) -> tuple[Accuracy, str]:
-        for name, value in values.items():
-            if isinstance(value, torch.Tensor):
-                self.inputs[name].copy_(value)
+        for target, value in zip(_leaves(self.inputs), _leaves(values), strict=True):
+            target.copy_(value)
         poison(plan, self.inputs)
         run()
         if self.device.type == "cuda":
@@ -115,14 +114,16 @@ def first_wrong(spec: KernelSpec, dtype: torch.dtype, outputs: Any, expected: An
 
 def poison(plan: Plan, inputs: Inputs) -> None:
     """Fill a plan's outputs, those aside that are inputs too, with what no kernel returns."""
-    own = {_storage(value) for value in inputs.values() if isinstance(value, torch.Tensor)}
+    own = {_storage(value) for value in _leaves(inputs)}
     for output in tensors(plan.outputs):
         if _storage(output) in own:
             continue
         if output.dtype.is_floating_point and output.element_size() > 1:
             output.fill_(torch.nan)
-        else:
+        elif output.dtype.is_floating_point:
             output.view(torch.uint8).fill_(0x7F)  # NaN as fp8
+        else:
+            output.fill_(True if output.dtype == torch.bool else torch.iinfo(output.dtype).max)
 
 
 def _shapes(got: torch.Tensor, wanted: torch.Tensor) -> str:
@@ -138,6 +139,10 @@ def _comparable(outputs: Any, expected: Any) -> tuple[tuple[Any, ...], tuple[Any
         if got.dtype != FP8 or got.device.type == "cuda"
     ]
     return tuple(got for got, _ in pairs), tuple(wanted for _, wanted in pairs)
+
+
+def _leaves(inputs: Inputs) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.playground.client import Worker
+from workbench.playground.compilations import Compilations, Key
 from workbench.playground.compiling import Compiled, CompileFailed, cross_compile
 from workbench.playground.search import Search, make_search
 from workbench.playground.subject import Subject, Trial, config_key
@@ -22,7 +23,6 @@ from workbench.playground.sweep import Sweep, header_of
 from workbench.playground.tuner import prepare, try_config
 
 Config = dict[str, int]
-_KEPT_TEXTS = 24
 Tell = Callable[[], None]
 
 
@@ -35,8 +35,8 @@ class Session:
 
     subject, target, config: what is selected; change them by `choose`. sweep: header and trials of
     the present subject, recorded or made here; None until the case is prepared. compiled: by
-    (subject, config key, target), a `Compiled` or the reason why there is none; taken: by the same,
-    the resources of those that did. A sweep without a GPU compiles what it has tried as well.
+    (subject, config key, target), a `Compiled` or the reason why there is none. A sweep without a
+    GPU compiles what it has tried as well.
     """
 
     def __init__(
@@ -47,8 +47,7 @@ class Session:
         self.sweep, self.recorded = recorded, recorded is not None
         self.configs = [] if recorded is None else _tried(recorded)
         self.config: Config | None = dict(self.configs[0]) if self.configs else None
-        self.compiled: dict[tuple[Subject, str, str], Compiled | str] = {}
-        self.taken: dict[tuple[Subject, str, str], list[dict[str, Any]]] = {}
+        self.compiled = Compilations()
         self.notice = ""
         self.trying: str | None = None
         self.compiling = False
@@ -95,8 +94,7 @@ class Session:
             if config is not None:
                 self.config = {name: int(value) for name, value in config.items()}
                 self._refused.discard((self.subject, config_key(self.config)))
-                if isinstance(self.compiled.get(self._compile_key()), str):
-                    del self.compiled[self._compile_key()]  # ask again
+                self.compiled.retry(self._compile_key())
             if target is not None:
                 self.target = target
             self._changed.notify_all()
@@ -163,7 +161,7 @@ class Session:
         tried = len(self.sweep.trials)
         return tried, min(len(self.configs), tried + self._left)
 
-    def _compile_key(self, config: Config | None = None) -> tuple[Subject, str, str]:
+    def _compile_key(self, config: Config | None = None) -> Key:
         config = config or self.config
         assert config is not None
         return self.subject, config_key(config), self.target
@@ -288,15 +286,5 @@ class Session:
         finally:
             self.compiling = False
         with self._changed:
-            if isinstance(found, Compiled):
-                self.taken[key] = found.resources
-            self.compiled[key] = found
-            self._forget()
+            self.compiled.add(key, found, keep=None if self.config is None else self._compile_key())
         return True
-
-    def _forget(self) -> None:
-        """Keep the texts of the newest few: they are hundreds of kilobytes each."""
-        texts = [key for key, found in self.compiled.items() if isinstance(found, Compiled)]
-        for key in texts[:-_KEPT_TEXTS]:
-            if self.config is None or key != self._compile_key():
-                self.compiled[key] = "compiled before; its text is not kept: select it again"

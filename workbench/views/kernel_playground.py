@@ -123,7 +123,7 @@ class KernelPlayground(Panel):
         if self.session.config is None:
             return
         key = config_key(self.session.config)
-        taken = dict(self.session.taken)  # the thread goes on
+        taken = dict(self.session.compiled.taken)  # the thread goes on
         subject = self.session.subject
         self.taken = {f"{t} {k}": found for (s, k, t), found in taken.items() if s == subject}
         if not isinstance(compiled, Compiled):
