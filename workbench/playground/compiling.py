@@ -15,8 +15,10 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import triton
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from workbench.errors import ConfigError, WorkbenchError
@@ -31,7 +33,6 @@ from workbench.playground.subject import Subject, config_key
 
 COMPILE_SECONDS = 60.0
 _KEPT = 32  # by a worker
-_FOLDERS = re.compile(r'/(?:[\w.+-]+/)+(?=[\w.-]+\.py\b)|(?<=directory: ")[^"]*')
 _NOISE = re.compile(r"/\*[0-9a-f]{4,}\*/|//.*|;\s*\S+\.py:.*|\bloc\(#loc\d*\)|, !dbg !\d+")
 _REGISTER = re.compile(r"(?<![\w.])(%?[a-zA-Z]{1,2})\d+\b")  # which one is the allocator's whim
 _NOT_CODE = (".loc", "#loc", "!", "$L__tmp", ".Ltmp")
@@ -163,8 +164,14 @@ def _compile_one(launch: Launch, target: str) -> CompiledLaunch:
     with open(path, encoding="utf-8") as file:
         source = file.read()
     lines = {stage: source_lines(stage, text, path) for stage, text in texts.items()}
-    texts = {stage: _FOLDERS.sub("", text) for stage, text in texts.items()}
+    for folder in (Path(path).parent, Path(triton.__file__).parents[1]):
+        texts = {stage: _without(text, str(folder)) for stage, text in texts.items()}
     return CompiledLaunch(name, source, texts, lines, taken)
+
+
+def _without(text: str, folder: str) -> str:
+    """Return a text that does not say where on this machine its files are."""
+    return text.replace(f"{folder}/", "").replace(folder, "")
 
 
 def diff(first: Compiled, second: Compiled, stage: str, launch: int = 0) -> list[str]:

@@ -50,7 +50,7 @@ def occupancy(target: str, registers: int, shared: int, num_warps: int) -> dict[
     per_warp = -(-max(registers, 1) * limits.lanes // limits.unit) * limits.unit
     # Warps live on one of four quarters of the register file.
     by_registers = 4 * (limits.registers // 4 // per_warp) // num_warps
-    by_shared = limits.shared // (shared + limits.reserved) if shared else limits.programs
+    by_shared = limits.shared // max(shared + limits.reserved, 1)
     bounds = {
         "registers": by_registers,
         "shared memory": by_shared,

@@ -74,7 +74,7 @@ class KernelPlayground(Panel):
         self._shown: Any = None
         self._pacer = Pacer(self._update)
         subject = recorded.subject if recorded else self._subject(kernel, case, dtype)
-        self.session = Session(subject, target, self._news, recorded)
+        self.session = Session(subject, target, self._pacer.poke, recorded)
         self.menu = self._menu()
         self.take()
         super().__init__()
@@ -185,29 +185,28 @@ class KernelPlayground(Panel):
             self._recorded.append(recorded)
             self.menu = self._menu()
         self.session.choose(subject, config, target, recorded)
-        self._pacer.poke()
+        self._update()
 
     def sweep(self, max_trials: int | None = None) -> None:
         """Try the whole space, or so many more of it, in the background."""
         self.session.start_sweep(max_trials=max_trials)
-        self._pacer.poke()
+        self._update()
 
     def cancel(self) -> None:
         """Stop what is being done, at once."""
         self.session.cancel()
-        self._pacer.poke()
+        self._update()
 
     def pin(self) -> None:
         """Compare what is selected from now on with what is selected now."""
         found = self.session.listing
         self._pinned = found if isinstance(found, Compiled) else None
-        self._pacer.poke()
+        self._update()
 
     def wait(self, seconds: float = 60.0) -> bool:
         """Wait for the background, then show what it came to; return whether it is done."""
         done = self.session.wait(seconds)
-        self._pacer.poke()
-        self._pacer.flush()
+        self._update()
         return done
 
     @traitlets.observe("config")
@@ -215,16 +214,13 @@ class KernelPlayground(Panel):
         if self.config and self.config != self.session.config:
             self.session.choose(config=self.config)
 
-    def _news(self) -> None:
-        self._pacer.poke()
-
     def _command(self, _: Any, content: Any, __: Any) -> None:
         """Do what the browser asks for: {"command": name, …}; what fails is shown."""
         try:
             self._act(content)
         except (WorkbenchError, KeyError, TypeError, ValueError, IndexError) as error:
             self.session.notice = f"{type(error).__name__}: {error}"
-        self._pacer.poke()
+        self._update()
 
     def _act(self, content: dict[str, Any]) -> None:
         match content["command"]:
