@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import sys
-import tempfile
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from triton import knobs
 from triton.runtime import JITFunction
 from triton.runtime.interpreter import InterpretedFunction
 
@@ -93,9 +94,12 @@ def _module(source: str, name: str) -> ModuleType:
     """Import a cell's text from a file: Triton reads a kernel's source from one."""
     text = _PRELUDE + source
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    folder = Path(tempfile.mkdtemp(prefix="workbench-cell-"))
+    folder = Path(knobs.cache.dir) / "workbench-cells" / digest  # beside what Triton compiled
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"cell_{name}.py"
-    path.write_text(text, encoding="utf-8")
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)  # whole, whoever else writes the same
     dotted = f"_workbench_cell_{name}_{digest}"
     found = importlib.util.spec_from_file_location(dotted, path)
     assert found is not None

@@ -88,6 +88,11 @@ class Worker:
         if isinstance(reply, WorkbenchError):
             raise reply
         self._prepared = getattr(job, "subject", None)
+        status = getattr(reply, "status", "")
+        if status == "crashed" or (status == "wrong" and self.interpret):
+            # The process ends by itself, but the next question must not meet it; and a wrong kernel
+            # may have written anywhere, here over the interpreter's own memory.
+            self.kill()
         return reply
 
     def _answer(self, job: Any, seconds: float) -> Any:

@@ -133,8 +133,6 @@ def try_config(
     if isinstance(answer, jobs.Failed):
         return Trial(dict(config), answer.status, answer.reason)
     assert isinstance(answer, Trial)
-    if answer.status == "crashed":
-        worker.kill()  # it ends by itself, but the next question must not meet it
     return answer
 
 

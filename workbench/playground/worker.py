@@ -36,13 +36,17 @@ class Server:
     def rig(self, subject: Subject) -> Rig:
         """Return the subject's rig; the former one gives its memory back."""
         if self._rig is None or self._rig.subject != subject:
-            if self._rig is not None:
-                self._rig.close()
-                self._rig = None
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
+            self.drop()
             self._rig = Rig(subject, self.device)
         return self._rig
+
+    def drop(self) -> None:
+        """Give the rig's memory back."""
+        if self._rig is not None:
+            self._rig.close()
+            self._rig = None
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def answer(self, job: Any) -> Any:
         """Do a job and return what it asks for; see `jobs`."""
@@ -50,7 +54,10 @@ class Server:
             case jobs.Prepare(subject):
                 return {**self.rig(subject).facts(), **self._machine()}
             case jobs.Try(subject, config, seconds, ahead):
-                return self.rig(subject).try_config(config, seconds=seconds, ahead=ahead)
+                trial = self.rig(subject).try_config(config, seconds=seconds, ahead=ahead)
+                if trial.status == "wrong":
+                    self.drop()  # it may have written anywhere, also over what is expected
+                return trial
             case jobs.Finals(subject, configs, seconds):
                 return self.rig(subject).finals(configs, seconds)
             case jobs.Against(subject, seconds):

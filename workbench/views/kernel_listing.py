@@ -46,17 +46,21 @@ def comparison_of(pinned: Compiled, compiled: Compiled, stage: str, launch: int)
     return {**about, "lines": lines[:_MOST_DIFF_LINES], "more": more, "problem": ""}
 
 
-def as_row(trial: Trial) -> dict[str, Any]:
-    """Return a trial as a flat row: its constants, status, times, error, resources and reason."""
+def as_row(trial: Trial, compiled: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Return a trial as a flat row: its constants, status, times, error, resources and reason.
+
+    compiled: the resources that a compiler for another GPU told, where the trial has none.
+    """
+    taken = trial.resources or compiled or []
     times = {name: (trial.us or {}).get(name) for name in ("p50", "p10", "p90")}
-    spills = sum(each["spills"] for each in trial.resources) if trial.resources else None
+    spills = sum(each["spills"] for each in taken) if taken else None
     return {
         **trial.config,
         "status": trial.status,
         **{f"{name}_us": value for name, value in times.items()},
         "default_us": trial.default_us,
         "max_err": trial.max_err,
-        "registers": max((each["registers"] for each in trial.resources), default=None),
+        "registers": max((each["registers"] for each in taken), default=None),
         "spills": spills,
         "reason": trial.reason,
     }

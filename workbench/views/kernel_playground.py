@@ -140,7 +140,14 @@ class KernelPlayground(Panel):
 
         sweep = self.session.sweep
         trials = [] if sweep is None else list(sweep.trials.values())
-        return pd.DataFrame([as_row(trial) for trial in trials])
+        taken = self.session.compiled.taken
+        subject, target = self.session.subject, self.session.target
+        return pd.DataFrame(
+            [
+                as_row(trial, taken.get((subject, config_key(trial.config), target)))
+                for trial in trials
+            ]
+        )
 
     def summary(self) -> str:
         """Return what is selected and what is known of it."""
