@@ -60,6 +60,11 @@ class Oracle:
         """Replay it (a graph of it, say) on values that it has not seen; return as `check`."""
         return self._look(plan, replay, self._unseen, self._expected_unseen)
 
+    def accumulates(self, plan: Plan) -> bool:
+        """Whether outputs are inputs too, so that a second run need not give the same."""
+        own = {_storage(leaf) for leaf in _leaves(self.inputs)}
+        return any(_storage(output) in own for output in tensors(plan.outputs))
+
     def _look(
         self, plan: Plan, run: Callable[[], object], values: Inputs, expected: Any
     ) -> tuple[Accuracy, str]:

@@ -12,6 +12,7 @@ import inspect
 import math
 import re
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -130,7 +131,8 @@ def compile_here(subject: Subject, config: Mapping[str, int] | None, target: str
     large = not spec.cases[subject.case].small if subject.case in spec.cases else False
     # A large case's tensors are only described: nothing is allocated.
     mode: AbstractContextManager[Any] = FakeTensorMode() if large else nullcontext()
-    with mode:
+    with mode, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         inputs = _inputs(spec, subject)
         chosen = dict(spec.default(**inputs) if config is None else config)
         plan = spec.plan(**inputs, config=chosen)

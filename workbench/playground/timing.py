@@ -24,7 +24,7 @@ _BATCH = 20  # samples between two looks at the clock
 
 
 class Graph:
-    """Calls captured in one CUDA graph, often enough to fill a sample."""
+    """Calls captured in a CUDA graph, often enough to fill a sample; `once`: captured once each."""
 
     def __init__(self, calls: Sequence[Call]) -> None:
         stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -33,11 +33,11 @@ class Graph:
             for call in calls:
                 call()
         torch.cuda.current_stream().wait_stream(stream)
-        graph = captured(calls, 1)
-        graph.replay()
-        once = _elapsed([(graph, *_events())])[0]
-        rounds = max(1, min(100, round(_SAMPLE_US / max(once, 1.0))))
-        self.graph = graph if rounds == 1 else captured(calls, rounds)
+        self.once = captured(calls, 1)
+        self.once.replay()
+        taken = _elapsed([(self.once, *_events())])[0]
+        rounds = max(1, min(100, round(_SAMPLE_US / max(taken, 1.0))))
+        self.graph = self.once if rounds == 1 else captured(calls, rounds)
         self.num_calls = rounds * len(calls)
 
     def replay(self) -> None:
@@ -65,7 +65,7 @@ def relative_error(samples: Sequence[float]) -> float:
     ordered, n = sorted(samples), len(samples)
     reach = 0.98 * math.sqrt(n)  # 1.96 standard deviations of Binomial(n, 1/2)
     low, high = max(0, math.floor(n / 2 - reach)), min(n - 1, math.ceil(n / 2 + reach))
-    return (ordered[high] - ordered[low]) / 2 / ordered[n // 2]
+    return (ordered[high] - ordered[low]) / 2 / max(ordered[n // 2], 1e-9)
 
 
 def _figures(samples: Sequence[float]) -> dict[str, float]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -90,7 +92,8 @@ class Rig:
             graph = Graph([each.run for each in plans])
             times = time_together({"this": graph, "default": self.default_graph}, seconds)
             trial = replace(trial, us=times["this"], default_us=times["default"]["p50"])
-            run = graph.replay
+            # One that adds to its inputs must be run once: a sample may hold it many times.
+            run = graph.once.replay if self.oracle.accumulates(plan) else graph.replay
         after, wrong = self.oracle.recheck(plan, run)
         if after.ok:
             return trial
@@ -128,9 +131,13 @@ class Rig:
 
     def _library(self) -> dict[str, Graph]:
         baseline = self.spec.baseline
-        if baseline is None or baseline(**self.inputs) is None:
+        try:
+            if baseline is None or baseline(**self.inputs) is None:
+                return {}
+            return {"library": Graph([partial(baseline, **each) for each in self.rotation])}
+        except RuntimeError as error:  # not every library call fits, or can be captured
+            warnings.warn(f"{self.spec.name}: the library is not timed, {error}", stacklevel=2)
             return {}
-        return {"library": Graph([partial(baseline, **each) for each in self.rotation])}
 
     def _graph(self, config: Config) -> Graph:
         plans = [self.spec.plan(**each, config=dict(config)) for each in self.rotation]
@@ -140,8 +147,9 @@ class Rig:
         """Begin to compile a configuration; its failure shows when it is tried."""
         key = config_key(config)
         if self.timed and not INTERPRETED and key not in self._compiling:
-            plan = self.spec.plan(**self.inputs, config=dict(config))
-            self._compiling[key] = self._pool.submit(_warm_up, plan)
+            with suppress(Exception):  # it will be raised when the configuration is tried
+                plan = self.spec.plan(**self.inputs, config=dict(config))
+                self._compiling[key] = self._pool.submit(_warm_up, plan)
 
 
 def _warm_up(plan: Plan) -> None:
