@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from workbench.kernels.accuracy import Accuracy, accuracy, tensors, tolerance
 from workbench.kernels.launch import Plan
-from workbench.kernels.paged import FP8
+from workbench.kernels.quantised_kv import FP8
 from workbench.kernels.spec import Inputs, KernelSpec
 
 UNSEEN = 7919  # added to the seed: values that a kernel meets only at the second look
