@@ -1,8 +1,8 @@
 """Compile kernels for GPUs that are not there, and read what they take: registers, spills, memory.
 
-`compile_launch` compiles one `Launch` for a target such as `cuda:90`; nothing runs. As a program
-(`python -m workbench.kernels.cross_compile --targets cuda:90`) it walks the registry and prints a
-line of JSON per launch. It needs a process without the interpreter, and no driver.
+`compile_launch` compiles one `Launch` for a target such as `cuda:90` or `hip:gfx942`; nothing runs.
+As a program (`python -m workbench.kernels.cross_compile --targets cuda:90`) it walks the registry
+and prints a line of JSON per launch. It needs a process without the interpreter, and no driver.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ _COUNTED = ("HGMMA", "UTCHMMA", "HMMA", "LDGSTS", "UTMALDG", "LDG", "STL", "LDL"
 class Resources:
     """What a compiled kernel takes: per thread registers and stack bytes, shared bytes a program.
 
-    spills: how many store and load instructions to local memory. instructions: how many of those
-    that say which path it took (HGMMA tensor cores of Hopper, HMMA older ones, LDGSTS copies).
+    spills: how many store and load instructions to local memory (AMD: registers that were spilled).
+    instructions: how many of those that say which path it took (HGMMA tensor cores of Hopper, HMMA
+    older ones, LDGSTS copies; MFMA on AMD).
     """
 
     kernel: str
@@ -64,34 +65,69 @@ class Resources:
     instructions: dict[str, int] = field(default_factory=dict)
 
 
-def compile_launch(launch: Launch, target: str) -> Resources:
-    """Compile a launch for `cuda:<capability>`; raise `ConfigError` under the interpreter."""
+def parse_target(target: str) -> GPUTarget:
+    """Return Triton's name of a target; raise `ConfigError` for one that is not known."""
+    backend, _, arch = target.partition(":")
+    if backend == "cuda" and arch.isdigit():
+        return GPUTarget("cuda", int(arch), 32)
+    if backend == "hip" and re.fullmatch(r"gfx9[0-9a-f]+", arch):
+        return GPUTarget("hip", arch, 64)
+    fix = "Write it as `cuda:90` or `hip:gfx942`."
+    raise ConfigError("target", target, "no such target", fix)
+
+
+def compile_for(launch: Launch, target: str) -> Any:
+    """Return Triton's compiled kernel of a launch for a target, here or not.
+
+    Raises `ConfigError` for an unknown target and under the interpreter, and what the compiler
+    raises.
+    """
     if INTERPRETED:
         raise ConfigError(
             "TRITON_INTERPRET", "1", "kernels are interpreted in this process", "Unset it."
         )
-    backend, _, arch = target.partition(":")
-    if backend != "cuda" or not arch.isdigit():
-        raise ConfigError("target", target, "no such target", "Write it as `cuda:90`.")
     options = {k: v for k, v in launch.config.items() if k in ("num_warps", "num_stages")}
+    named = parse_target(target)
     if "EARLY" in launch.arguments:
-        early = int(arch) >= CAPABILITY
+        early = named.backend == "cuda" and named.arch >= CAPABILITY
         launch = replace(launch, arguments={**launch.arguments, "EARLY": early})
-        options["launch_pdl"] = early
-    compiled = triton.compile(_source(launch), GPUTarget("cuda", int(arch), 32), options)
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder, "kernel.cubin")
-        cubin.write_bytes(compiled.asm["cubin"])
-        usage = _tool("cuobjdump", "--dump-resource-usage", cubin)
-        code = _tool("nvdisasm", "-c", cubin)
+        if named.backend == "cuda":
+            options["launch_pdl"] = early
+    return triton.compile(_source(launch), named, options)
+
+
+def compile_launch(launch: Launch, target: str) -> Resources:
+    """Compile a launch for `cuda:<capability>` or `hip:<arch>`; see `compile_for`."""
+    compiled = compile_for(launch, target)
+    return resources(compiled, launch.kernel.__name__, target, machine_code(compiled))
+
+
+def machine_code(compiled: Any) -> str:
+    """Return SASS with source lines (NVIDIA, by triton's own nvdisasm), or AMDGCN."""
+    if "amdgcn" in compiled.asm:
+        return str(compiled.asm["amdgcn"])
+    return _tool("nvdisasm", compiled.asm["cubin"], "-c", "-g")
+
+
+def resources(compiled: Any, kernel: str, target: str, code: str) -> Resources:
+    """Return what a compiled kernel takes; `code` is its `machine_code`."""
     counts = {name: len(re.findall(rf"\b{name}\b", code)) for name in _COUNTED}
+    if "amdgcn" in compiled.asm:
+        counts = {"MFMA": len(re.findall(r"\bv_mfma_", code))}
+        names = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
+        found = [int(re.findall(rf"\.{name}:\s+(\d+)", code)[-1]) for name in names]
+        registers, stack, spills = found
+    else:
+        usage = _tool("cuobjdump", compiled.asm["cubin"], "--dump-resource-usage")
+        registers, stack = (int(re.findall(rf"{n}:(\d+)", usage)[-1]) for n in ("REG", "STACK"))
+        spills = counts.pop("STL") + counts.pop("LDL")
     return Resources(
-        kernel=launch.kernel.__name__,
+        kernel=kernel,
         target=target,
-        registers=int(re.findall(r"REG:(\d+)", usage)[-1]),
-        stack=int(re.findall(r"STACK:(\d+)", usage)[-1]),
+        registers=registers,
+        stack=stack,
         shared=compiled.metadata.shared,
-        spills=counts.pop("STL") + counts.pop("LDL"),
+        spills=spills,
         instructions={name: count for name, count in counts.items() if count},
     )
 
@@ -128,12 +164,14 @@ def _kind(value: Any) -> str:
     return f"tensordesc<{_TYPES[value.base.dtype]}[{block}]{layout}>"
 
 
-def _tool(name: str, *arguments: str | Path) -> str:
-    """Run one of the tools that come with triton and return what it prints."""
+def _tool(name: str, cubin: bytes, *options: str) -> str:
+    """Run one of the tools that come with triton on a cubin and return what it prints."""
     binary = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    return subprocess.run(
-        [binary, *map(str, arguments)], capture_output=True, text=True, check=True
-    ).stdout
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(binary), *options, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def survey(
@@ -155,7 +193,8 @@ def survey(
     for config in islice(configs, 0, 1 + sample * step, step):
         for launch in spec.plan(**inputs, config=config).launches:
             for target in targets:
-                if int(target.partition(":")[2]) < spec.cases[case].min_capability:
+                arch = parse_target(target).arch
+                if isinstance(arch, int) and arch < spec.cases[case].min_capability:
                     continue
                 yield dict(config), compile_launch(launch, target)
 

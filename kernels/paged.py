@@ -7,6 +7,8 @@ offset. An 8-bit cache has scales beside it (`quantised_kv`). `random_cache`, `r
 
 from __future__ import annotations
 
+import random
+
 import torch
 import triton
 import triton.language as tl
@@ -61,7 +63,7 @@ def random_cache(
     """
     counts = [-(-length // block_size) for length in lens]
     num_blocks = sum(counts) + 2
-    order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(3)).tolist()
+    order = random.Random(3).sample(range(num_blocks), num_blocks)
     shape = (2, num_blocks, block_size, kv_heads, dim)
     kv = torch.empty(shape, dtype=dtype, device=device)
     for side in kv:  # by halves and blocks of rows, as a whole draw in float32 would not fit
@@ -70,15 +72,16 @@ def random_cache(
             noise = torch.randn(part.shape, generator=generator, device=device)
             part.copy_(noise.mul_(30).round_().clamp_(-127, 127) if dtype == torch.int8 else noise)
     tables = torch.full((len(lens), max([1, *counts])), order[-1], dtype=torch.int32)
-    used = 0
+    used, last = 0, []
     for row, count in enumerate(counts):
         tables[row, :count] = torch.tensor(order[used : used + count], dtype=torch.int32)
         used += count
+        last.append(order[used - 1])
     if dtype not in QUANTISED:
         kv[:, order[-2:]] = torch.nan
         for row, (length, count) in enumerate(zip(lens, counts, strict=True)):
             if count and length % block_size:
-                kv[:, int(tables[row, count - 1]), length % block_size :] = torch.nan
+                kv[:, last[row], length % block_size :] = torch.nan
     return kv, tables.to(device)
 
 

@@ -115,5 +115,12 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+def load_ipython_extension(shell: Any) -> None:
+    """Give a notebook the `%%kernel` magic: `%load_ext workbench`."""
+    from workbench.playground.magics import register
+
+    register(shell)
+
+
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])

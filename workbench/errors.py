@@ -11,7 +11,19 @@ from typing import Any
 
 
 class WorkbenchError(Exception):
-    """The base of every error this package raises on purpose."""
+    """The base of every error this package raises on purpose; it travels between processes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what the error holds: a subclass's constructor takes other arguments."""
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(
+    kind: type[WorkbenchError], args: tuple[Any, ...], state: dict[str, Any]
+) -> WorkbenchError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class InvalidValue(WorkbenchError, ValueError):

@@ -70,13 +70,14 @@ def graph_timing(calls: Sequence[Call], seconds: float) -> Timing:
         for call in (*calls, *calls):
             call()
     torch.cuda.current_stream().wait_stream(stream)
-    once = _captured(calls, 1)
+    once = captured(calls, 1)
     rounds = _rounds(once.replay)
-    graph = once if rounds == 1 else _captured(calls, rounds)
+    graph = once if rounds == 1 else captured(calls, rounds)
     return Timing.of(_samples(graph.replay, rounds * len(calls), seconds))
 
 
-def _captured(calls: Sequence[Call], rounds: int) -> torch.cuda.CUDAGraph:
+def captured(calls: Sequence[Call], rounds: int) -> torch.cuda.CUDAGraph:
+    """Return the calls, gone through `rounds` times, as one CUDA graph."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(rounds):

@@ -11,10 +11,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from workbench.cli import bench, demo, doctor, generate, lab, train
+from workbench.cli import bench, demo, doctor, generate, lab, train, tune
 from workbench.errors import WorkbenchError
 
-SUBCOMMANDS = (lab, demo, generate, bench, train, doctor)
+SUBCOMMANDS = (lab, demo, generate, bench, tune, train, doctor)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from workbench.views.base import View, link
     from workbench.views.batch_timeline import BatchTimeline
     from workbench.views.dashboard import EngineDashboard
+    from workbench.views.kernel_playground import KernelPlayground
     from workbench.views.kv_cache import KVCacheView
     from workbench.views.speculation_tree import SpeculationTree
     from workbench.views.token_view import TokenView
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BatchTimeline": "workbench.views.batch_timeline",
     "EngineDashboard": "workbench.views.dashboard",
+    "KernelPlayground": "workbench.views.kernel_playground",
     "KVCacheView": "workbench.views.kv_cache",
     "SpeculationTree": "workbench.views.speculation_tree",
     "TokenView": "workbench.views.token_view",
@@ -33,6 +35,7 @@ __all__ = [
     "BatchTimeline",
     "EngineDashboard",
     "KVCacheView",
+    "KernelPlayground",
     "SpeculationTree",
     "TokenView",
     "View",

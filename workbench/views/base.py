@@ -12,14 +12,10 @@ the drawing maths by `tests/views/<name>.test.mjs`, the traits by `tests/views/t
 
 from __future__ import annotations
 
-import base64
-import traceback
 import zlib
 from collections.abc import Callable
-from html import escape
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any
 
-import anywidget
 import numpy as np
 import numpy.typing as npt
 import traitlets
@@ -30,13 +26,9 @@ from workbench.errors import ConfigError
 from workbench.events import Event, EventBus
 from workbench.trace import Trace
 from workbench.views.cursor import Cursor, cursor_of
-from workbench.views.esm import STYLE
 from workbench.views.pace import Pacer
-from workbench.views.picture import figure_png
+from workbench.views.panel import Panel
 from workbench.views.recording import Recording
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _HOW = "Pass a Trace or an Engine, or nothing and `engine.bus.subscribe(view)`."
 
@@ -47,7 +39,7 @@ def packed(values: npt.ArrayLike, dtype: npt.DTypeLike) -> bytes:
     return zlib.compress(array.tobytes(), 1) if array.size else b""
 
 
-class View(anywidget.AnyWidget):
+class View(Panel):
     """A widget that shows a trace, step by step.
 
     source: a `Trace` (shown as it is now; `refresh()` after it has grown); an `Engine` or an
@@ -58,9 +50,6 @@ class View(anywidget.AnyWidget):
     updates and removes the widget.
     """
 
-    _css = STYLE
-    PICTURE_INCHES: ClassVar[tuple[float, float]] = (9.0, 3.6)
-
     trace_id = traitlets.Unicode().tag(sync=True)
     step = traitlets.Int(0).tag(sync=True)
     selected = traitlets.Int(None, allow_none=True).tag(sync=True)
@@ -68,7 +57,6 @@ class View(anywidget.AnyWidget):
     last_step = traitlets.Int(0).tag(sync=True)
     live = traitlets.Bool(False).tag(sync=True)
     follow = traitlets.Bool(False).tag(sync=True)
-    problem = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, source: Trace | Engine | AsyncEngine | None = None) -> None:
         """Raise `ConfigError` for another source."""
@@ -89,14 +77,6 @@ class View(anywidget.AnyWidget):
     def update(self) -> tuple[int, int]:
         """Read what is new in `self.trace`, set the traits; return the first and last step."""
         raise NotImplementedError(f"{type(self).__name__}.update")
-
-    def summary(self) -> str:
-        """Return one sentence on the step shown: the picture's alternative text."""
-        raise NotImplementedError(f"{type(self).__name__}.summary")
-
-    def draw(self, figure: Figure) -> None:
-        """Draw the step shown into an empty figure, for readers without the widget."""
-        raise NotImplementedError(f"{type(self).__name__}.draw")
 
     def opening_step(self) -> int:
         """Return the step to show first, if no other view of the trace has been shown."""
@@ -135,29 +115,23 @@ class View(anywidget.AnyWidget):
         self.reset()
         cursor = cursor_of(trace)
         self._join(cursor)
-        self._grow()
+        self.take()
         if not cursor.opened:
             self.step, cursor.opened = self.opening_step(), True
 
     def refresh(self) -> None:
         """Show what has been recorded since; live views do so by themselves."""
         self._pacer.flush()
-        self._grow()
+        self.take()
 
-    def _grow(self) -> None:
+    def take(self) -> None:
+        """Take in what the trace has got since."""
         with self.trace.reading():
             if self._num_shortened != self.trace.num_shortened:
                 self._num_shortened = self.trace.num_shortened
                 self.reset()
             bounds = self.update()
         self.cursor.grow(self, *bounds)
-
-    def _update(self) -> None:
-        try:
-            self._grow()
-            self.problem = ""
-        except Exception:  # noqa: BLE001 - in a callback nobody would see it: the panel says it
-            self.problem = traceback.format_exc(limit=-3)
 
     def _should_send_property(self, key: str, value: Any) -> bool:
         if key == "step" and self.cursor.growing:
@@ -178,44 +152,18 @@ class View(anywidget.AnyWidget):
             self.cursor.forget(self)
         self._links = []
 
-    # --- pictures --------------------------------------------------------------------------------
-
-    def to_png(self) -> bytes:
-        """Return the step shown as a PNG picture."""
-        self._pacer.flush()
-        return figure_png(self.draw, *self.PICTURE_INCHES)
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        bundle, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
-        picture = base64.b64encode(self.to_png()).decode()
-        html = f'<img alt="{escape(self.summary())}" src="data:image/png;base64,{picture}">'
-        still = {"text/plain": repr(self), "image/png": picture, "text/html": html}
-        return {**bundle, **still}, metadata
-
-    def __repr__(self) -> str:
-        """One line: the class and its summary."""
-        return f"{type(self).__name__}({self.summary()})"
-
     # --- the end ---------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Stop live updates and remove the widget; a second time does nothing."""
         if not hasattr(self, "_pacer"):
             return  # its construction failed, and this is `__del__`
-        self._pacer.stop()
         if self._recording is not None:
             self._recording.leave(self._pacer)
         if self._unsubscribe is not None:
             self._unsubscribe()
         self._leave()
         super().close()
-
-    def __enter__(self) -> Self:
-        """Return the view; it is closed at the end of the block."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def link(first: View, *others: View) -> None:

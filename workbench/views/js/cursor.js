@@ -105,6 +105,7 @@ export function cursors() {
  */
 export function join(model) {
   const id = model.get("trace_id");
+  if (!id) return { cursor: new Cursor(), leave() {} }; // a panel without steps
   const entry = cursors().get(id) ?? { cursor: new Cursor(), models: [] };
   const { cursor, models } = entry;
   if (!models.length) {

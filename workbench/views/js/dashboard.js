@@ -6,6 +6,7 @@ import { Meters, tiles } from "./meters.js";
 import { bytes } from "./numbers.js";
 import { canvas, element, mount } from "./panel.js";
 import { column, SeriesChart } from "./series.js";
+import { showTiles } from "./tiles.js";
 
 const BLUE = rgb(HUES[4]);
 const ORANGE = rgb(HUES[0]);
@@ -109,24 +110,6 @@ function build(panel) {
       return tiles(meters, about, row).map(([name, value, more]) => `${name} ${value}, ${more}`).join("; ");
     },
   };
-}
-
-/** Put texts into tiles that are there already: a screen of ten updates a second must not flicker. */
-function showTiles(box, rows) {
-  if (box.childElementCount !== rows.length)
-    box.replaceChildren(
-      ...rows.map(() => {
-        const tile = element("div", "wb-tile");
-        for (const part of ["wb-faint", "wb-figure", "wb-faint"]) tile.append(element("div", part));
-        return tile;
-      }),
-    );
-  rows.forEach((texts, k) =>
-    texts.forEach((text, part) => {
-      const place = box.children[k].children[part];
-      if (place.textContent !== text) place.textContent = text;
-    }),
-  );
 }
 
 /** The device's memory by owner, as one bar with its words. */

@@ -143,7 +143,7 @@ function open(model, el, name) {
   reported();
   const tooltip = new Tooltip(root);
   const panel = { model, root, body, cursor, tooltip, own, listen, hear, problem };
-  root.insertBefore(scrubber(panel), spoken);
+  if (model.get("trace_id")) root.insertBefore(scrubber(panel), spoken);
   let telling = null;
   own(() => clearTimeout(telling));
   panel.say = (sentence) => {

@@ -1,0 +1,122 @@
+"""A candidate that cheats, fails, crashes or hangs is a row with its reason, and the next one runs.
+
+On a GPU the same tests run natively, and candidates are timed.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from workbench.playground import jobs, tuner
+from workbench.playground.client import Worker, WorkerLost
+from workbench.playground.subject import Subject, Trial
+from workbench.playground.tuner import prepare, try_config
+
+CONFIG = {"BLOCK": 128, "num_warps": 1}
+PLAN = """
+from workbench.kernels.launch import Plan
+from workbench.kernels.silu_mul import plan as shipped
+class Changed(Plan):
+{run}
+def plan(**inputs):
+    made = shipped(**inputs)
+    return Changed(made.launches, made.outputs)
+"""
+REMEMBERS = PLAN.format(
+    run="""
+    kept = []
+    def run(self):
+        if not Changed.kept:
+            Changed.kept.append(Plan.run(self).clone())
+        return self.outputs.copy_(Changed.kept[0])
+"""
+)
+IDLE = PLAN.format(run="    def run(self): return self.outputs")
+ELSEWHERE = PLAN.format(
+    run="""
+    def run(self):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return Plan.run(self)
+"""
+)
+WRONG = PLAN.format(run="    def run(self): Plan.run(self)[1, 3] += 1; return self.outputs")
+RAISES = PLAN.format(run="    def run(self): raise ValueError('no such shape')")
+ABORTS = PLAN.format(run="    def run(self):\n        import os; os.abort()")
+LOOPS = PLAN.format(run="    def run(self):\n        while True: pass")
+
+
+def tried(worker: Worker, source: str | None) -> Trial:
+    """Try the one configuration of a cell's silu_mul."""
+    return try_config(Subject("silu_mul", "odd width", "float16", source=source), CONFIG, worker)
+
+
+def test_the_shipped_kernel_is_right_and_timed_only_on_a_gpu(worker: Worker) -> None:
+    trial = tried(worker, None)
+    assert trial.ok, trial
+    assert trial.share is not None
+    assert trial.share <= 1
+    assert (trial.us is not None) == (trial.default_us is not None) == torch.cuda.is_available()
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "reason"),
+    [
+        (REMEMBERS, "wrong", "inputs it had not seen: the output at"),
+        (IDLE, "wrong", "the output at [0, 0] is nan"),
+        (WRONG, "wrong", "the output at [1, 3] is"),
+        (RAISES, "failed", "ValueError: no such shape"),
+        ("x = 1", "failed", "it defines no kernel"),
+        ("def plan(:", "failed", "SyntaxError"),
+    ],
+)
+def test_what_cheats_or_fails_is_a_row_that_says_why(
+    worker: Worker, source: str, status: str, reason: str
+) -> None:
+    trial = tried(worker, source)
+    assert (trial.status, trial.us) == (status, None)
+    assert reason in trial.reason
+    assert tried(worker, None).ok
+
+
+@pytest.mark.gpu
+def test_work_on_another_stream_than_the_timed_one_is_seen(worker: Worker) -> None:
+    trial = tried(worker, ELSEWHERE)
+    assert trial.status in ("wrong", "failed"), trial
+    assert trial.us is None
+
+
+def test_a_crash_and_a_hang_cost_the_worker_and_nothing_else(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crashed = tried(worker, ABORTS)
+    assert crashed.status == "crashed"
+    assert "signal 6" in crashed.reason
+    assert tried(worker, None).ok
+    prepare(Subject("silu_mul", "odd width", "float16", source=LOOPS), worker)
+    monkeypatch.setattr(tuner, "TRIAL_SECONDS", 1.0)
+    hung = tried(worker, LOOPS)
+    assert hung.status == "hung"
+    assert "killed" in hung.reason
+    monkeypatch.undo()
+    assert tried(worker, None).ok
+
+
+def test_a_user_s_mistake_is_raised_as_it_is(worker: Worker) -> None:
+    from workbench.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="silu_mul has no such case"):
+        worker.ask(jobs.Prepare(Subject("silu_mul", "none", "float16")), 60)
+
+
+def test_cancelling_ends_a_job_at_once() -> None:
+    import threading
+
+    with Worker() as worker:
+        subject = Subject("silu_mul", "odd width", "float16", source=LOOPS)
+        prepare(subject, worker)
+        timer = threading.Timer(0.2, worker.cancel)
+        timer.start()
+        with pytest.raises(WorkerLost, match="cancelled"):
+            worker.ask(jobs.Try(subject, CONFIG), 120)
+        timer.join()
