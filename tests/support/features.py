@@ -162,9 +162,10 @@ def _failing(run: Run) -> None:
 
 def _swap(run: Run) -> None:
     engine = run.engine
+    other = "native" if engine.runner.batch_invariant else "sdpa"
     engine.swap(
         sampler=Sampler(engine.sampler.processors),
-        backend=["reference", "sdpa"][run.step % 2],
+        backend=["reference", other][run.step % 2],
         scheduler_policy=["fcfs", "shortest_first"][run.step % 2],
     )
 
@@ -402,6 +403,11 @@ FEATURES = [
         "a step's pass starts before the last one's tokens are read",
         engine={"overlap": True},
         happened=lambda run: run.engine.overlap.taken > 5,
+    ),
+    Feature(
+        "batch invariant",
+        "the reference backend, token by token",
+        engine={"backend": "reference", "batch_invariant": True},
     ),
     Feature(
         "prefix reuse",

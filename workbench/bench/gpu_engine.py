@@ -101,6 +101,7 @@ def _start(
         backend=arguments.backend,
         cuda_graphs=not arguments.eager and "auto",
         overlap=not arguments.no_overlap and "auto",
+        batch_invariant=arguments.batch_invariant,
         max_batch_tokens=arguments.max_batch_tokens,
         max_sequences=256,
         num_blocks=arguments.num_blocks,
@@ -242,6 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--repeats", type=int, default=3)
     add("--backend", default="auto")
     add("--eager", action="store_true", help="without CUDA graphs")
+    add("--batch-invariant", action="store_true", help="the same bits in any batch, and its cost")
     add("--no-overlap", action="store_true", help="with the plain loop")
     add("--max-batch-tokens", type=int, default=8192)
     add("--num-blocks", type=int, help="blocks of the cache (default: most of the free memory)")

@@ -157,5 +157,5 @@ def attention_tile(q: Tensor, k: Tensor, window: int | None = None, **inputs: An
         assert keys >= 16, "see `check_model`"
     while rows < group:
         rows *= 2
-    tile = {"BLOCK_M": rows, "BLOCK_N": keys, "num_warps": 4, "num_stages": 2}
-    return {**tile, "TMA": 0, "HOPPER": 0}
+    tile = {"BLOCK_M": rows, "BLOCK_N": keys, "TMA": 0, "HOPPER": 0}
+    return {**tile, "num_warps": 4, "num_stages": 2}
