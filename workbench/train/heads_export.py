@@ -85,16 +85,16 @@ average, the bonus token counted.
     return f"""# {metrics["kind"]} for `{metrics["base"]}`
 
 Drafts tokens for `{metrics["base"]}`, which verifies them: they change how fast it is, never what
-it says. {metrics["num_parameters"] / 1e6:.2f} M parameters, {metrics["bytes"] / 1e6:.1f} MB in
-bfloat16.
+it says. {metrics["num_parameters"] / 1e6:.2f} M parameters, {metrics["bytes"] / 1e6:.1f} MB.
 
 {measured}Trained for {metrics["steps"]} steps, {last["tokens"] / 1e6:.1f} M tokens,
 {last["seconds"]:.0f} s on {metrics["device"]}, by
 
     {metrics["command"]}
 
-on {metrics["text"]}. Final loss {last.get("loss", float("nan")):.3f}. Everything recorded is in
-`metrics.json`. Licence: Apache-2.0, as the base model's.
+on {metrics["text"]}; final loss
+{last.get("loss", float("nan")):.3f}. Everything recorded is in `metrics.json`. Licence: Apache-2.0,
+as the base model's.
 """
 
 

@@ -150,16 +150,17 @@ def measure(
 def facts(kind: str, command: str, head: Drafter, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what the card needs beside the figures."""
     on_cuda = next(head.parameters()).is_cuda
-    text = f"{arguments.megabytes:g} MB of Python" if arguments.data is None else "a corpus"
-    share = f", and rows that the model wrote itself, {arguments.own_share:.0%} of each batch"
-    own = share if arguments.own else ""
+    own = arguments.own_share if arguments.own else 0
+    text = (
+        f"{1 - own:.0%} Python and {own:.0%} text that the model wrote itself" if own else "Python"
+    )
     log_steps = torch.load(Path(arguments.out) / "state.pt", weights_only=True)["step"]
     return {
         "kind": kind,
         "command": command,
         "num_parameters": sum(p.numel() for p in head.parameters()),
         "steps": log_steps,
-        "text": text + own,
+        "text": text,
         "device": torch.cuda.get_device_name() if on_cuda else platform.processor() or "a CPU",
     }
 
