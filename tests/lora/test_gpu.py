@@ -3,41 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from drive import greedy
+from random_adapters import random_adapter
 from tiny import random_prompts
 
 from workbench.engine import Engine
-from workbench.lora import merge, read_adapter
+from workbench.lora import merge
 from workbench.models import DecoderLM
 
 pytestmark = pytest.mark.gpu
-NAMES = ("all linear", "patterns", "head", "lora_bias", "saved head", "embedding")
+# rank, head, embedding
+KINDS = ((4, False, False), (7, False, False), (3, True, False), (1, False, False), (3, True, True))
 
 
 def test_mixed_batches_in_graphs_are_their_merged_models(
-    make_engine: Callable[..., Engine],
-    adapter_of: Callable[..., Path],
-    model_of: Callable[..., DecoderLM],
+    make_engine: Callable[..., Engine], model_of: Callable[..., DecoderLM]
 ) -> None:
     """Few rank rows: adapters come and go, and captured graphs go on being right."""
     model = model_of("llama", "cuda")
-    folders = [adapter_of(name, seed=i) for i, name in enumerate(NAMES)]
-    prompts = random_prompts(len(NAMES) + 1, seed=5)
+    adapters = [
+        random_adapter(model, i, rank, head=head, embedding=embedding)
+        for i, (rank, head, embedding) in enumerate(KINDS)
+    ]
+    prompts = random_prompts(len(KINDS) + 1, seed=5)
     expected = []
-    for prompt, folder in zip(prompts, [*folders, None], strict=True):
-        undo = None if folder is None else merge(model, read_adapter(folder, model))
+    for prompt, adapter in zip(prompts, [*adapters, None], strict=True):
+        undo = None if adapter is None else merge(model, adapter)
         engine = make_engine(model, backend="triton", cuda_graphs=False, prefix_reuse=False)
         expected.append(engine.generate([prompt], greedy(12))[0].outputs[0].token_ids)
         engine.close()
         if undo is not None:
             undo()
+    assert len(set(map(tuple, expected))) == len(expected), "adapters change nothing"
     engine = make_engine(model, backend="triton", num_rows=14)
-    for i, folder in enumerate(folders):
-        engine.loras.load(f"a{i}", folder)
-    lora = [*(f"a{i}" for i in range(len(NAMES))), None]
+    for i, adapter in enumerate(adapters):
+        engine.loras.load(f"a{i}", adapter)
+    lora = [*(f"a{i}" for i in range(len(KINDS))), None]
     for _ in range(2):
         outputs = engine.generate(prompts, greedy(12), lora=lora)
         assert [output.outputs[0].token_ids for output in outputs] == expected
@@ -48,14 +51,15 @@ def test_mixed_batches_in_graphs_are_their_merged_models(
 
 
 def test_a_graph_serves_adapters_that_were_loaded_after_it(
-    make_engine: Callable[..., Engine], adapter_of: Callable[..., Path]
+    make_engine: Callable[..., Engine], model_of: Callable[..., DecoderLM]
 ) -> None:
-    engine = make_engine(device="cuda", backend="triton", num_rows=16, prefix_reuse=False)
+    model = model_of("llama", "cuda")
+    engine = make_engine(model, backend="triton", num_rows=16, prefix_reuse=False)
     graphs = engine.runner.graphs
     assert graphs is not None
     prompt, found, captures = random_prompts(2, 3)[1], [], []
     for seed in range(4):
-        engine.loras.load(f"x{seed}", adapter_of(seed=seed))
+        engine.loras.load(f"x{seed}", random_adapter(model, seed, 4))
         output = engine.generate([prompt], greedy(8), lora=f"x{seed}")[0]
         found.append(output.outputs[0].token_ids)
         captures.append(graphs.captures)

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from drafting import Decoyed
+from random_adapters import random_adapter
 
 from workbench.cache.dropping import HeavyHitter, SinkWindow
 from workbench.engine import Engine
 from workbench.events import Event, PrefixAwaited
 from workbench.guided_params import GuidedDecodingParams
-from workbench.lora import Adapter, LoRAConfig, LoRAPair, merge, targets_of
+from workbench.lora import Adapter, merge
 from workbench.models import DecoderLM
 from workbench.request import CompletionOutput, Status
 from workbench.retention import Retention
@@ -204,18 +205,7 @@ def _all_new(tokens: list[int], prompt: list[int]) -> bool:
 
 
 def _adapter(model: DecoderLM) -> Adapter:
-    """Return an adapter of every linear layer and the head, loud enough to change tokens."""
-    generator = torch.Generator().manual_seed(3)
-    pairs = {
-        path: LoRAPair(
-            0.2 * torch.randn(3, target.inputs, generator=generator),
-            0.2 * torch.randn(target.outputs, 3, generator=generator),
-            0.7,
-        )
-        for path, target in targets_of(model).items()
-        if not target.is_embedding
-    }
-    return Adapter(LoRAConfig(3, 2.1, "all-linear"), pairs)
+    return random_adapter(model, 3, head=True)
 
 
 def _load_adapter(run: Run) -> None:
