@@ -175,12 +175,13 @@ class EngineConfig:
     memory take in what is evicted or swapped out of it (0: none). `seed` fixes the draw of every
     request that names no seed of its own. `eviction`: which cached block goes next, a name in
     `workbench.cache.eviction_policy` or a function. `proposer` guesses tokens that are verified
-    several at once, as `speculation` (a `SpeculationConfig`) says: "ngram", "suffix", a name under
-    `adapters/<model>/`, a folder with a draft head or model, or a `Proposer`. `lora_rows`: rank
-    rows on the device for LoRA adapters, planned beside the cache; an adapter takes as many as its
-    rank (None: as many as are loaded). `lora_host_bytes` bounds their copies in host memory,
-    `max_lora_rank` what is loaded at all. `cuda_graphs`, `tape` and `batch_invariant` are explained
-    at `Runner`, `overlap` at `Engine`, the rest at `SchedulerConfig`.
+    several at once, as `speculation` (a `SpeculationConfig`) says: "ngram", "suffix", "lookahead",
+    a name under `adapters/<model>/`, a folder with a draft head or model, or a `Proposer`.
+    `lora_rows`: rank rows on the device for LoRA adapters, planned beside the cache; an adapter
+    takes as many as its rank (None: as many as are loaded). `lora_host_bytes` bounds their copies
+    in host memory, `max_lora_rank` what is loaded at all. `cuda_graphs`, `tape` and
+    `batch_invariant` are explained at `Runner`, `overlap` at `Engine`, the rest at
+    `SchedulerConfig`.
     """
 
     model: str = "tinypy"
