@@ -20,6 +20,7 @@ def add_parser(commands: Commands) -> None:
         "medusa": run_medusa,
         "eagle3": run_eagle3,
         "draft": run_draft,
+        "lora": run_lora,
         "own-text": run_own_text,
         "measure": run_measure,
     }
@@ -46,6 +47,13 @@ def run_eagle3(arguments: list[str]) -> int:
 def run_draft(arguments: list[str]) -> int:
     """A small draft model for a model."""
     return _run_head("draft", arguments)
+
+
+def run_lora(arguments: list[str]) -> int:
+    """A LoRA adapter for a task whose answers can be checked."""
+    from workbench.train.lora_program import main
+
+    return main(arguments)
 
 
 def run_own_text(arguments: list[str]) -> int:

@@ -61,11 +61,11 @@ def cast_parameters(model: LlamaForCausalLM, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def window_logits(model: LlamaForCausalLM, input_ids: torch.Tensor) -> torch.Tensor:
-    """Logits `[windows, tokens, vocab]` for unpadded windows `[windows, tokens]` that start at 0.
+def window_hidden(model: LlamaForCausalLM, input_ids: torch.Tensor) -> torch.Tensor:
+    """What the head reads `[windows, tokens, hidden]`, for windows `[windows, tokens]` from 0 on.
 
     Runs the model's own modules with no mask at all, which is what lets attention take its causal
-    kernel while a compiler traces it.
+    kernel while a compiler traces it. Padding may stand behind a text, where nothing looks.
     """
     body = model.model
     hidden = body.embed_tokens(input_ids)
@@ -73,7 +73,13 @@ def window_logits(model: LlamaForCausalLM, input_ids: torch.Tensor) -> torch.Ten
     rotary = body.rotary_emb(hidden, positions)
     for layer in body.layers:
         hidden = layer(hidden, attention_mask=None, position_embeddings=rotary)
-    logits: torch.Tensor = model.lm_head(body.norm(hidden))
+    normed: torch.Tensor = body.norm(hidden)
+    return normed
+
+
+def window_logits(model: LlamaForCausalLM, input_ids: torch.Tensor) -> torch.Tensor:
+    """Logits `[windows, tokens, vocab]` for unpadded windows `[windows, tokens]` from 0 on."""
+    logits: torch.Tensor = model.lm_head(window_hidden(model, input_ids))
     return logits
 
 
