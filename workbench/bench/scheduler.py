@@ -34,6 +34,7 @@ class NoRunner:
     captured: tuple[str, ...] = ()
     captures = 0
     backend = SimpleNamespace(name="none")
+    draw = None
 
     def __init__(self, model: Any, cache: KVCache) -> None:
         self.model, self.cache = model, cache
@@ -58,7 +59,11 @@ def idle_engine(num_sequences: int, num_tokens: int) -> Engine:
     """Return an engine with room for these sequences of `num_tokens`, whose model is free."""
     config = ModelConfig("none", 128, 1, 1, 0, 1, 1, 1, context=num_tokens + 1)
     model = SimpleNamespace(
-        config=config, tokenizer=None, rope_scope=lambda _: None, parameters=list
+        config=config,
+        tokenizer=None,
+        rope_scope=lambda _: None,
+        parameters=list,
+        device=torch.device("cpu"),
     )
     blocks = num_sequences * (num_tokens // 16 + 2)
     cache = KVCache.for_config(config, blocks)

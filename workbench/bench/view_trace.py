@@ -72,7 +72,11 @@ def _engine(
 ) -> Engine:
     config = ModelConfig("none", tokenizer.vocab_size, 1, 1, 0, 1, 1, 1, context=context)
     model = SimpleNamespace(
-        config=config, tokenizer=tokenizer, rope_scope=lambda _: None, parameters=list
+        config=config,
+        tokenizer=tokenizer,
+        rope_scope=lambda _: None,
+        parameters=list,
+        device=torch.device("cpu"),
     )
     cache = KVCache.for_config(config, num_blocks, _BLOCK)
     limits = SchedulerConfig(max_batch_tokens=8192, max_sequences=sequences)

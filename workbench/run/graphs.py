@@ -10,14 +10,12 @@ Called by the runner; the graph ends with the hidden states, logits are made out
 
 from __future__ import annotations
 
-import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +27,7 @@ from workbench.describe import Described
 from workbench.layers.probe import holding
 from workbench.lora import AdapterBatches, ReplayedAdapters
 from workbench.models import DecoderLM
+from workbench.run.capture import capture
 from workbench.run.decode_buffers import DecodeBuffers
 from workbench.run.decodes import PlainDecodes
 from workbench.run.graph_sizes import LADDER, TOKENS, Size, num_prompts, padded_size
@@ -232,26 +231,10 @@ class DecodeGraphs(Described):
         """Run the pass once, so that all is compiled and allocated, then capture it."""
         begin = time.perf_counter()
         ctx, token_ids = self._context(filled, backend), filled.buffers.views["token_ids"]
-        with torch.cuda.device(self.device):
-            current = torch.cuda.current_stream()
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            graph, (stream, lock) = torch.cuda.CUDAGraph(), _capture_stream(self.device)
-            points = holding(self.model, self.points)
-            with points as held, lock, torch.cuda.stream(stream):
-                stream.wait_stream(current)
-                self.model(token_ids, ctx)
-                stream.synchronize()
-                # Another engine's thread may go on allocating meanwhile.
-                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-                try:
-                    hidden = self.model(token_ids, ctx)
-                except BaseException:
-                    with suppress(RuntimeError):  # the capture's failure is the one to tell
-                        graph.capture_end()
-                    raise
-                graph.capture_end()
-            current.wait_stream(stream)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        with holding(self.model, self.points) as held:
+            graph, hidden = capture(partial(self.model, token_ids, ctx), self.device, self._pool)
         self.captures += 1
         self.capture_seconds += time.perf_counter() - begin
         return DecodeGraph(graph, hidden, ctx, held, filled.buffers)
@@ -302,12 +285,3 @@ def _asked(plan: StepPlan, hidden: Tensor, buffers: DecodeBuffers) -> Tensor:
     if isinstance(buffers, MixedBuffers):
         return hidden[buffers.views["logit_rows"][: len(plan.sampled)]]
     return hidden[: plan.num_tokens]
-
-
-@cache
-def _capture_stream(device: torch.device) -> tuple[torch.cuda.Stream, threading.Lock]:
-    """Return the stream of all captures on a device, and a lock, as engines may have threads.
-
-    One for all, because cuBLAS keeps a workspace for each stream that it has seen.
-    """
-    return torch.cuda.Stream(device), threading.Lock()  # type: ignore[no-untyped-call]
