@@ -10,14 +10,12 @@ Called by the runner; the graph ends with the hidden states, logits are made out
 
 from __future__ import annotations
 
-import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +27,7 @@ from workbench.describe import Described
 from workbench.layers.probe import holding
 from workbench.lora import AdapterBatches, ReplayedAdapters
 from workbench.models import DecoderLM
+from workbench.run.capture import captured
 from workbench.run.decode_buffers import DecodeBuffers
 from workbench.run.decodes import PlainDecodes
 from workbench.run.graph_sizes import LADDER, TOKENS, Size, num_prompts, padded_size
@@ -121,19 +120,19 @@ class DecodeGraphs(Described):
         if backend is not self._backend:
             self.clear()
             self._backend = backend
-        captured = self._replay(plan, backend)
+        replayed = self._replay(plan, backend)
         # Asked while the GPU is busy: what is to be done again writes the same slots.
-        if captured is not None and self._watch.changed:
+        if replayed is not None and self._watch.changed:
             self.clear()
-            captured = self._replay(plan, backend)
-        if captured is None:
+            replayed = self._replay(plan, backend)
+        if replayed is None:
             return self.run_padded(plan, backend)
         self.replays += 1
-        self.latest = captured
+        self.latest = replayed
         tokens = plan.num_tokens
         if self.points:  # copied: the next replay writes over them
-            self.states = {point: rows()[:tokens] for point, rows in captured.held.items()}
-        return _asked(plan, captured.hidden, captured.buffers), captured.ctx
+            self.states = {point: rows()[:tokens] for point, rows in replayed.held.items()}
+        return _asked(plan, replayed.hidden, replayed.buffers), replayed.ctx
 
     def _replay(self, plan: StepPlan, backend: Backend) -> DecodeGraph | None:
         """Start a plan's pass and return its graph; None if it cannot be captured."""
@@ -141,19 +140,19 @@ class DecodeGraphs(Described):
         buffers, lora, lens = filled
         place = None if lora is None else lora.launches
         key = place, buffers, self.points, backend.graph_key(lens, self.cache.layers[0])
-        captured = self._graphs.get(key)
-        if captured is None:
+        held = self._graphs.get(key)
+        if held is None:
             if place is not None:
                 self._drop_stale(place[0])
             try:
-                captured = self._graphs[key] = self._capture(filled, backend)
+                held = self._graphs[key] = self._capture(filled, backend)
             except RuntimeError as error:
                 if self.insist:
                     raise
                 self._give_up(error)
                 return None
-        captured.graph.replay()
-        return captured
+        held.graph.replay()
+        return held
 
     def _give_up(self, error: RuntimeError) -> None:
         """Run eagerly from now on, as long as backend and model stay, and say so."""
@@ -232,26 +231,11 @@ class DecodeGraphs(Described):
         """Run the pass once, so that all is compiled and allocated, then capture it."""
         begin = time.perf_counter()
         ctx, token_ids = self._context(filled, backend), filled.buffers.views["token_ids"]
-        with torch.cuda.device(self.device):
-            current = torch.cuda.current_stream()
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            graph, (stream, lock) = torch.cuda.CUDAGraph(), _capture_stream(self.device)
-            points = holding(self.model, self.points)
-            with points as held, lock, torch.cuda.stream(stream):
-                stream.wait_stream(current)
-                self.model(token_ids, ctx)
-                stream.synchronize()
-                # Another engine's thread may go on allocating meanwhile.
-                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-                try:
-                    hidden = self.model(token_ids, ctx)
-                except BaseException:
-                    with suppress(RuntimeError):  # the capture's failure is the one to tell
-                        graph.capture_end()
-                    raise
-                graph.capture_end()
-            current.wait_stream(stream)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        with holding(self.model, self.points) as held:
+            run = partial(self.model, token_ids, ctx)
+            graph, hidden = captured(run, self.device, self._pool)
         self.captures += 1
         self.capture_seconds += time.perf_counter() - begin
         return DecodeGraph(graph, hidden, ctx, held, filled.buffers)
@@ -265,8 +249,8 @@ class DecodeGraphs(Described):
         """Drop every graph with its memory, and forget failures: capture anew when wanted."""
         if self._graphs:
             torch.cuda.synchronize(self.device)
-        for captured in self._graphs.values():
-            captured.graph.reset()
+        for held in self._graphs.values():
+            held.graph.reset()
         self._graphs.clear()
         self._buffers.clear()
         self._loras.clear()
@@ -302,12 +286,3 @@ def _asked(plan: StepPlan, hidden: Tensor, buffers: DecodeBuffers) -> Tensor:
     if isinstance(buffers, MixedBuffers):
         return hidden[buffers.views["logit_rows"][: len(plan.sampled)]]
     return hidden[: plan.num_tokens]
-
-
-@cache
-def _capture_stream(device: torch.device) -> tuple[torch.cuda.Stream, threading.Lock]:
-    """Return the stream of all captures on a device, and a lock, as engines may have threads.
-
-    One for all, because cuBLAS keeps a workspace for each stream that it has seen.
-    """
-    return torch.cuda.Stream(device), threading.Lock()  # type: ignore[no-untyped-call]
