@@ -1,6 +1,6 @@
-"""Recording a pass into a CUDA graph, after a run that compiles and allocates.
+"""`captured`: a computation on a GPU as a CUDA graph, beside whatever else the process does there.
 
-Used by `workbench.run.graphs`.
+Used by `workbench.run.graphs` for passes of the model, and by proposers for passes of their own.
 """
 
 from __future__ import annotations
@@ -9,31 +9,33 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+
+Result = TypeVar("Result")
 
 
-def capture(
-    run: Callable[[], Tensor], device: torch.device, pool: Any
-) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """Run once, then capture; return the graph and where its replays leave the result.
+def captured(
+    compute: Callable[[], Result], device: torch.device, pool: Any = None
+) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """Run `compute` once, so that all is compiled and allocated, then capture it.
 
-    pool: whose memory the graph takes, of `torch.cuda.graph_pool_handle`. Raises what `run` does,
-    and `RuntimeError` where it cannot be captured.
+    Returns the graph and what the captured run returned: where replays leave their results. pool:
+    shared by graphs that are never replayed at once. Raises what `compute` does, and `RuntimeError`
+    for what cannot be captured.
     """
     graph, (stream, lock) = torch.cuda.CUDAGraph(), _capture_stream(device)
-    with torch.cuda.device(device), lock:
+    with torch.cuda.device(device):
         current = torch.cuda.current_stream()
-        with torch.cuda.stream(stream):
+        with lock, torch.cuda.stream(stream):
             stream.wait_stream(current)
-            run()
+            compute()
             stream.synchronize()
             # Another engine's thread may go on allocating meanwhile.
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
-                result = run()
+                result = compute()
             except BaseException:
                 with suppress(RuntimeError):  # the capture's failure is the one to tell
                     graph.capture_end()

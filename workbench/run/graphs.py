@@ -27,7 +27,7 @@ from workbench.describe import Described
 from workbench.layers.probe import holding
 from workbench.lora import AdapterBatches, ReplayedAdapters
 from workbench.models import DecoderLM
-from workbench.run.capture import capture
+from workbench.run.capture import captured
 from workbench.run.decode_buffers import DecodeBuffers
 from workbench.run.decodes import PlainDecodes
 from workbench.run.graph_sizes import LADDER, TOKENS, Size, num_prompts, padded_size
@@ -120,19 +120,19 @@ class DecodeGraphs(Described):
         if backend is not self._backend:
             self.clear()
             self._backend = backend
-        captured = self._replay(plan, backend)
+        replayed = self._replay(plan, backend)
         # Asked while the GPU is busy: what is to be done again writes the same slots.
-        if captured is not None and self._watch.changed:
+        if replayed is not None and self._watch.changed:
             self.clear()
-            captured = self._replay(plan, backend)
-        if captured is None:
+            replayed = self._replay(plan, backend)
+        if replayed is None:
             return self.run_padded(plan, backend)
         self.replays += 1
-        self.latest = captured
+        self.latest = replayed
         tokens = plan.num_tokens
         if self.points:  # copied: the next replay writes over them
-            self.states = {point: rows()[:tokens] for point, rows in captured.held.items()}
-        return _asked(plan, captured.hidden, captured.buffers), captured.ctx
+            self.states = {point: rows()[:tokens] for point, rows in replayed.held.items()}
+        return _asked(plan, replayed.hidden, replayed.buffers), replayed.ctx
 
     def _replay(self, plan: StepPlan, backend: Backend) -> DecodeGraph | None:
         """Start a plan's pass and return its graph; None if it cannot be captured."""
@@ -140,19 +140,19 @@ class DecodeGraphs(Described):
         buffers, lora, lens = filled
         place = None if lora is None else lora.launches
         key = place, buffers, self.points, backend.graph_key(lens, self.cache.layers[0])
-        captured = self._graphs.get(key)
-        if captured is None:
+        held = self._graphs.get(key)
+        if held is None:
             if place is not None:
                 self._drop_stale(place[0])
             try:
-                captured = self._graphs[key] = self._capture(filled, backend)
+                held = self._graphs[key] = self._capture(filled, backend)
             except RuntimeError as error:
                 if self.insist:
                     raise
                 self._give_up(error)
                 return None
-        captured.graph.replay()
-        return captured
+        held.graph.replay()
+        return held
 
     def _give_up(self, error: RuntimeError) -> None:
         """Run eagerly from now on, as long as backend and model stay, and say so."""
@@ -234,7 +234,8 @@ class DecodeGraphs(Described):
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         with holding(self.model, self.points) as held:
-            graph, hidden = capture(partial(self.model, token_ids, ctx), self.device, self._pool)
+            run = partial(self.model, token_ids, ctx)
+            graph, hidden = captured(run, self.device, self._pool)
         self.captures += 1
         self.capture_seconds += time.perf_counter() - begin
         return DecodeGraph(graph, hidden, ctx, held, filled.buffers)
@@ -248,8 +249,8 @@ class DecodeGraphs(Described):
         """Drop every graph with its memory, and forget failures: capture anew when wanted."""
         if self._graphs:
             torch.cuda.synchronize(self.device)
-        for captured in self._graphs.values():
-            captured.graph.reset()
+        for held in self._graphs.values():
+            held.graph.reset()
         self._graphs.clear()
         self._buffers.clear()
         self._loras.clear()

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from workbench.batch import Backend, ForwardContext
+from workbench.run.capture import captured
 from workbench.speculation.heads import SequentialHead
 from workbench.speculation.heads.attention import Rows, RowsBackend, bare_context
 from workbench.speculation.heads.cache import HeadCache
@@ -116,30 +116,15 @@ class ChainDrafter:
 
     def _replay(self, cache: HeadCache, size: int, buffers: _Buffers) -> Tensor:
         key = size, buffers.states.shape[2]
-        captured = self._captured.get(key)
-        if captured is None or captured.kv is not cache.kv:
-            captured = self._captured[key] = self._capture(cache.kv, buffers)
-        captured.graph.replay()
-        return captured.out
+        held = self._captured.get(key)
+        if held is None or held.kv is not cache.kv:
+            held = self._captured[key] = self._capture(cache.kv, buffers)
+        held.graph.replay()
+        return held.out
 
     def _capture(self, kv: Tensor, buffers: _Buffers) -> _Captured:
         self.captures += 1
-        graph = torch.cuda.CUDAGraph()
-        stream, current = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)  # type: ignore[no-untyped-call]
-        with torch.cuda.device(self.device), torch.cuda.stream(stream):
-            stream.wait_stream(current)
-            self._run(kv, buffers)  # so that all is compiled and allocated
-            stream.synchronize()
-            # Another engine's thread may go on allocating meanwhile.
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                out = self._run(kv, buffers)
-            except BaseException:
-                with suppress(RuntimeError):
-                    graph.capture_end()
-                raise
-            graph.capture_end()
-        current.wait_stream(stream)
+        graph, out = captured(lambda: self._run(kv, buffers), self.device)
         return _Captured(graph, out, kv)
 
     def _run(self, kv: Tensor, buffers: _Buffers) -> Tensor:
