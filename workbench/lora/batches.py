@@ -33,6 +33,7 @@ class AdapterBatches:
         tokens = np.repeat(rows, plan.num_new).tolist()
         batch = self.batch(tokens, make_tiles(tokens, self.slots.table.device))
         batch.replaced = self.replaced(plan, rows)
+        batch.embeds = self._embeds(plan)
         batch.prepared = backend.prepare_lora(batch)
         return batch
 
@@ -71,13 +72,13 @@ class AdapterBatches:
 
     def why_eager(self, plan: StepPlan) -> str:
         """Return why a pass over a plan's adapters cannot be replayed; empty if it can."""
+        return "an adapter changes the embedding" if self._embeds(plan) else ""
+
+    def _embeds(self, plan: StepPlan) -> bool:
         embedding = self.slots.pool.model.embedding
-        for sequence in plan.sequences:
-            for use in sequence.request.lora:
-                resident = self.slots.find(use.name)
-                if resident.embeds or embedding in resident.replaced:
-                    return "an adapter changes the embedding"
-        return ""
+        uses = (use for sequence in plan.sequences for use in sequence.request.lora)
+        residents = (self.slots.find(use.name) for use in uses)
+        return any(found.embeds or embedding in found.replaced for found in residents)
 
     def replaced(self, plan: StepPlan, rows: list[int]) -> dict[nn.Module, dict[int, Any]]:
         """Return the matrices that stand in place of the model's, by layer and variant."""
