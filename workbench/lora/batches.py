@@ -119,7 +119,14 @@ class ReplayedAdapters:
             return False
         size, tokens = len(self.batch.tiles.order), np.repeat(rows, plan.num_new).tolist()
         padded = tokens + [NO_VARIANT] * (size - len(tokens))
-        order, tiles, count = tile_numbers(padded)
+        if padded != self.batch.variants:  # from one decode to the next they usually stay
+            self._write(padded)
+        self.batch.refill(padded, self._batches.replaced(plan, rows))
+        return True
+
+    def _write(self, variants: list[int]) -> None:
+        self.batch.variants = ()  # what an interrupt leaves half written is written again
+        order, tiles, count = tile_numbers(variants)
         if self._moved is not None:  # the copy of what was here before may be under way
             self._moved.synchronize()
         self._host.numpy()[:] = np.concatenate((order, tiles.ravel()))
@@ -127,9 +134,8 @@ class ReplayedAdapters:
             self._device.copy_(self._host, non_blocking=True)
             self._moved.record()
         # Launches follow from a bound: of few values, as each is a graph's.
-        self.batch.tiles = self.batch.tiles._replace(num_used=min(size, _power_of_2(count)))
-        self.batch.refill(padded, self._batches.replaced(plan, rows))
-        return True
+        bound = min(len(variants), _power_of_2(count))
+        self.batch.tiles = self.batch.tiles._replace(num_used=bound)
 
 
 def _power_of_2(least: int) -> int:
