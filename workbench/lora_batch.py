@@ -90,8 +90,8 @@ class LoRABatch:
     """The adapters of one batch of T tokens.
 
     weights: by layer, for those that any adapter changes. replaced: by layer and variant, a whole
-    matrix in the layer's place. variants: each token's, `NO_VARIANT` for none. prepared: what the
-    backend needs once a step.
+    matrix in the layer's place. variants: each token's, `NO_VARIANT` for none. embeds: whether any
+    of these changes the embedding. prepared: what the backend needs once a step.
     """
 
     weights: Mapping[nn.Module, LoRAWeights]
@@ -99,6 +99,7 @@ class LoRABatch:
     variants: Sequence[int]
     tiles: Tiles
     replaced: Mapping[nn.Module, Mapping[int, Tensor]] = field(default_factory=dict)
+    embeds: bool = False
     prepared: Any = None
     _groups: list[LoRAGroup] | None = None
 
@@ -138,7 +139,7 @@ class LoRABatch:
     def embed(self, layer: nn.Module, token_ids: Tensor, out: Tensor) -> Tensor:
         """Return an embedding's rows out [T, hidden] of token_ids [T] with what adapters change."""
         weights, replaced = self.weights.get(layer), self.replaced.get(layer, {})
-        for group in self.groups if weights or replaced else ():
+        for group in self.groups if self.embeds else ():
             ids, rows = token_ids[group.positions], out[group.positions]
             if group.variant in replaced:
                 rows = replaced[group.variant][ids].to(out.dtype)

@@ -14,6 +14,7 @@ from tiny import random_prompts
 from workbench.engine import Engine
 from workbench.lora import merge, read_adapter
 from workbench.models import DecoderLM
+from workbench.ops import get_backend
 from workbench.sampling_params import SamplingParams
 
 MakeEngine = Callable[..., Engine]
@@ -133,6 +134,9 @@ def test_decodes_are_replayed_and_only_the_embedding_keeps_them_from_it(
     assert set(tapes.eager) == {"not every row decodes"}
     engine.generate(random_prompts(2, 1), greedy(4), lora=["a3", None])
     assert tapes.eager["an adapter changes the embedding"] == 3
+    replays, engine.runner.backend = tapes.replays, get_backend("native")  # record anew
+    engine.generate(random_prompts(2, 2), greedy(12), lora=["a0", "a1"])
+    assert tapes.replays >= replays + 10, "one on the device keeps others from replays"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -33,6 +33,7 @@ class AdapterBatches:
         tokens = np.repeat(rows, plan.num_new).tolist()
         batch = self.batch(tokens, make_tiles(tokens, self.slots.table.device))
         batch.replaced = self.replaced(plan, rows)
+        batch.embeds = self._embeds(plan)
         batch.prepared = backend.prepare_lora(batch)
         return batch
 
@@ -71,13 +72,13 @@ class AdapterBatches:
 
     def why_eager(self, plan: StepPlan) -> str:
         """Return why a pass over a plan's adapters cannot be replayed; empty if it can."""
+        return "an adapter changes the embedding" if self._embeds(plan) else ""
+
+    def _embeds(self, plan: StepPlan) -> bool:
         embedding = self.slots.pool.model.embedding
-        for sequence in plan.sequences:
-            for use in sequence.request.lora:
-                resident = self.slots.find(use.name)
-                if resident.embeds or embedding in resident.replaced:
-                    return "an adapter changes the embedding"
-        return ""
+        uses = (use for sequence in plan.sequences for use in sequence.request.lora)
+        residents = (self.slots.find(use.name) for use in uses)
+        return any(found.embeds or embedding in found.replaced for found in residents)
 
     def replaced(self, plan: StepPlan, rows: list[int]) -> dict[nn.Module, dict[int, Any]]:
         """Return the matrices that stand in place of the model's, by layer and variant."""
@@ -118,7 +119,14 @@ class ReplayedAdapters:
             return False
         size, tokens = len(self.batch.tiles.order), np.repeat(rows, plan.num_new).tolist()
         padded = tokens + [NO_VARIANT] * (size - len(tokens))
-        order, tiles, count = tile_numbers(padded)
+        if padded != self.batch.variants:  # from one decode to the next they usually stay
+            self._write(padded)
+        self.batch.refill(padded, self._batches.replaced(plan, rows))
+        return True
+
+    def _write(self, variants: list[int]) -> None:
+        self.batch.variants = ()  # what an interrupt leaves half written is written again
+        order, tiles, count = tile_numbers(variants)
         if self._moved is not None:  # the copy of what was here before may be under way
             self._moved.synchronize()
         self._host.numpy()[:] = np.concatenate((order, tiles.ravel()))
@@ -126,9 +134,8 @@ class ReplayedAdapters:
             self._device.copy_(self._host, non_blocking=True)
             self._moved.record()
         # Launches follow from a bound: of few values, as each is a graph's.
-        self.batch.tiles = self.batch.tiles._replace(num_used=min(size, _power_of_2(count)))
-        self.batch.refill(padded, self._batches.replaced(plan, rows))
-        return True
+        bound = min(len(variants), _power_of_2(count))
+        self.batch.tiles = self.batch.tiles._replace(num_used=bound)
 
 
 def _power_of_2(least: int) -> int:
