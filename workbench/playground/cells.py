@@ -23,7 +23,7 @@ from triton.runtime import JITFunction
 from triton.runtime.interpreter import InterpretedFunction
 
 from workbench.errors import ConfigError
-from workbench.kernels.launch import Plan
+from workbench.kernels.launch import Launch, Plan
 from workbench.kernels.registry import get_spec
 from workbench.kernels.spec import KernelSpec
 
@@ -81,13 +81,24 @@ def _replacing(spec: KernelSpec, kernels: dict[str, Any]) -> Any:
                 "cell", ", ".join(kernels), f"{spec.name} launches no kernel of that name",
                 f"It launches: {', '.join(sorted(names))}.",
             )  # fmt: skip
-        launches = tuple(
-            replace(launch, kernel=kernels.get(launch.kernel.__name__, launch.kernel))
-            for launch in made.launches
-        )
+        launches = tuple(_with_kernel(launch, kernels) for launch in made.launches)
         return replace(made, launches=launches)
 
     return plan
+
+
+def _with_kernel(launch: Launch, kernels: dict[str, Any]) -> Launch:
+    """Return a launch of the cell's kernel; raise `ConfigError` if it takes other arguments."""
+    kernel = kernels.get(launch.kernel.__name__)
+    if kernel is None:
+        return launch
+    wanted, takes = list(launch.kernel.arg_names), list(kernel.arg_names)
+    if set(wanted) != set(takes):
+        raise ConfigError(
+            "cell", launch.kernel.__name__, f"it takes {', '.join(takes)}",
+            f"The launch passes: {', '.join(wanted)}.",
+        )  # fmt: skip
+    return replace(launch, kernel=kernel)
 
 
 def _module(source: str, name: str) -> ModuleType:
@@ -108,11 +119,3 @@ def _module(source: str, name: str) -> ModuleType:
     sys.modules[dotted] = module  # pickling and inspect look there
     found.loader.exec_module(module)
     return module
-
-
-def cell_lines(source: str, error: BaseException) -> str:
-    """Return an error's message with the cell's own line numbers, where it names any."""
-    prelude = _PRELUDE.count("\n")
-    line = getattr(error, "lineno", None)
-    where = f" (line {line - prelude})" if isinstance(line, int) and line > prelude else ""
-    return f"{type(error).__name__}{where}: {error}"
