@@ -70,7 +70,7 @@ def test_speculation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_speculation_on_a_gpu_as_far_as_a_cpu_goes(capsys: pytest.CaptureFixture[str]) -> None:
-    config = ModelConfig("LlamaForCausalLM", 300, 32, 24, 6, 2, 1, 16, context=2048)
+    config = ModelConfig("LlamaForCausalLM", 300, 32, 24, 6, 2, 1, 16, context=100_000)
     model = LlamaForCausalLM(config)
     model.init_weights(std=0.3)
     head = speculation_gpu.random_head(model.requires_grad_(False))

@@ -172,9 +172,9 @@ def race(
 
 
 def _measure(engine: Engine, size: int, steps: int) -> tuple[float, float, dict[str, float]]:
-    params = SamplingParams(max_tokens=100_000, temperature=0, ignore_eos=True)
-    room = engine.model.config.context - _PROMPT
-    params = replace(params, max_tokens=min(params.max_tokens, room))
+    cache = engine.cache
+    room = min(engine.model.config.context, cache.num_blocks * cache.block_size // size) - _PROMPT
+    params = SamplingParams(max_tokens=room, temperature=0, ignore_eos=True)
     vocab = engine.model.config.vocab_size
     prompts = [[(7 * i + j) % vocab for j in range(_PROMPT)] for i in range(size)]
     names = [engine.add(prompt, params) for prompt in prompts]
@@ -186,8 +186,8 @@ def _measure(engine: Engine, size: int, steps: int) -> tuple[float, float, dict[
     begin = time.perf_counter()
     records = engine.run(steps)
     _synchronize(engine)
-    seconds = (time.perf_counter() - begin) / steps
-    made = (_tokens(engine, names) - before) / (size * steps)
+    seconds = (time.perf_counter() - begin) / len(records)
+    made = (_tokens(engine, names) - before) / (size * len(records))
     engine.discard(names)
     parts = {part: statistics.median(r.seconds.get(part, 0.0) for r in records) for part in _PARTS}
     return seconds, made, parts
