@@ -144,6 +144,7 @@ SPEC = KernelSpec(
         "odd sizes": Case({"rows": 5, "outputs": 37, "inputs": 70, "bias": True}),
         "more than a tile": Case({"rows": 70, "outputs": 40, "inputs": 64}),
         "no rows": Case({"rows": 0, "outputs": 16, "inputs": 32}),
+        "llama-8b, some outputs": Case({"rows": 2, "outputs": 64, "inputs": 4096}),
         "llama-8b gate_up 1": Case({"rows": 1, **_GATE_UP}, small=False, quick=True),
         "llama-8b gate_up 64": Case({"rows": 64, **_GATE_UP}, small=False),
         "llama-8b gate_up 256": Case({"rows": 256, **_GATE_UP}, small=False, quick=True),

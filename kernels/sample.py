@@ -196,7 +196,7 @@ def plan(
     }  # fmt: skip
     steps = [peaks_kernel, sums_kernel, *([collect_kernel] if sampled and ranked else [])]
     launches = [_launch(kernel, (num_rows, chunks), shared, config) for kernel in steps]
-    launches.append(_launch(draw_kernel, (num_rows,), shared, {**config, "num_warps": 8}))
+    launches.append(_launch(draw_kernel, (num_rows,), shared, {**config, "num_warps": 4}))
     outputs = (tokens, logprobs) if penalties is None else (tokens, logprobs, penalties.seen)
     return Plan(tuple(launches) if num_rows else (), outputs)
 
