@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from workbench.errors import ConfigError
+from workbench.kernels.silu_mul import silu_mul_kernel as launched
 from workbench.playground.client import Worker
 from workbench.playground.compiling import CompileFailed, cross_compile, diff
 from workbench.playground.listings import source_lines
@@ -62,7 +63,8 @@ def test_what_cannot_be_compiled_says_why(compiler: Worker) -> None:
         cross_compile(*CASE, target="vulkan", worker=compiler)
     with pytest.raises(ConfigError, match="no such case"):
         cross_compile("rms_norm", "none", worker=compiler)
-    bad = "@triton.jit\ndef silu_mul_kernel(gate_up, out, nothing):\n    tl.store(out, undefined)\n"
+    names = ", ".join(launched.arg_names)
+    bad = f"@triton.jit\ndef silu_mul_kernel({names}):\n    tl.store(out, undefined)\n"
     with pytest.raises(CompileFailed, match=r"failed|does not compile"):
         cross_compile("silu_mul", "tinypy decode", source=bad, worker=compiler)
     assert cross_compile(*CASE, worker=compiler).launches
