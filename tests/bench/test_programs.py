@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import write_checkpoint
 
-from workbench.bench import cpu, gpu_engine, scheduler, speculation, speculation_gpu, views
+from workbench.bench import cpu, gpu_engine, lora, scheduler, speculation, speculation_gpu, views
 from workbench.bench.cpu import peer_dtypes
 from workbench.bench.gpu_workloads import WORKLOADS, Work, make_jobs
 from workbench.bench.shapes import SHAPES, write_random_checkpoint
@@ -53,6 +53,22 @@ def test_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str) -
     assert named == [("W1", "workbench"), ("W1", "transformers float32"), ("W2", "workbench")]
     assert written[0]["output_hash"] == written[1]["output_hash"]
     assert written[0]["where"]["backend"] == ("native" if backend == "auto" else backend)
+
+
+def test_lora(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU; PEFT's mixed batch over the same adapters has the same tokens."""
+    jobs = [Job([1 + i, 2, 3 + i], 4) for i in range(16)]
+    monkeypatch.setattr(lora, "make_workload", lambda name, repeat=0: jobs)
+    folder, rows = write_checkpoint(tmp_path / "tiny", "llama"), tmp_path / "rows.jsonl"
+    settings = ["--device", "cpu", "--dtype", "float32", "--peer-dtype", "float32", "--rank", "2"]
+    settings += ["--model", str(folder), "--repeats", "1", "--rows", str(rows)]
+    assert main(["bench", "lora", *settings]) == 0
+    shown = capsys.readouterr().out
+    assert "PEFT's, same tokens 100.0%" in shown
+    cases = ["base", "four adapters", "two adapters and the base", "PEFT, four adapters"]
+    assert [json.loads(line)["case"] for line in rows.read_text().splitlines()] == cases
 
 
 def test_speculation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,6 +64,19 @@ def test_the_least_recently_used_makes_way(engine: Engine) -> None:
     assert (info.num_requests, info.hits, info.misses) == (2, 1, 1)
 
 
+def test_one_that_comes_back_to_other_rows_is_what_it_was(engine: Engine) -> None:
+    first: dict[str, tuple[tuple[int, ...], list[int]]] = {}
+    moved = 0
+    for name in "abcacbabc":
+        output = engine.generate([PROMPT], greedy(6), lora=name)[0].outputs[0]
+        rows = engine.loras.info(name).rows
+        was, tokens = first.setdefault(name, (rows, output.token_ids))
+        assert output.token_ids == tokens, name
+        moved += rows != was
+    assert moved, "none came back to other rows"
+    assert len({tuple(tokens) for _, tokens in first.values()}) == 3
+
+
 def test_pinned_adapters_stay(engine: Engine) -> None:
     engine.loras.pin("a")
     for name in "bcbc":

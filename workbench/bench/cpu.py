@@ -108,7 +108,7 @@ def _measure(
     best = max((row.median for row in rows if row.engine != _OURS), default=None)
     print(f"{name}  {DESCRIPTIONS[name]}; {num_output} tokens out")
     for row in rows:
-        same = _agreement(results[row.engine], results[_OURS])
+        same = agreement(results[row.engine], results[_OURS])
         ratio = "" if best is None else f"  {row.median / best:>6.2f}x best peer"
         print(
             f"  {row.engine:<24}{row.median:>9.1f} tok/s [{row.low:.1f}..{row.high:.1f}] n={row.n}"
@@ -163,7 +163,8 @@ def _row(
     )
 
 
-def _agreement(result: list[list[int]], ours: list[list[int]]) -> float:
+def agreement(result: list[list[int]], ours: list[list[int]]) -> float:
+    """Return which part of two results' tokens is equal, place by place."""
     pairs = [
         (a, b)
         for one, other in zip(result, ours, strict=True)

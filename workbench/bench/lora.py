@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from workbench.bench.cpu import agreement
 from workbench.bench.lora_adapters import RandomAdapters
 from workbench.bench.measure import Row, Samples, append_rows, interleave, machine
 from workbench.bench.peers import HuggingFace
@@ -68,12 +69,13 @@ def _measure(arguments: argparse.Namespace) -> list[Row]:
     where = machine() | {"model": arguments.model, "rank": arguments.rank}
     where |= {"dtype": llm.engine.model.config.dtype, "peer dtype": arguments.peer_dtype}
     print(json.dumps(where))
-    samples, _ = interleave(candidates, arguments.repeats, lambda line: print(f"  {line}"))
+    samples, results = interleave(candidates, arguments.repeats, lambda line: print(f"  {line}"))
     tokens = sum(job.num_output for job in make_workload("W2"))
     rates = {name: tokens / found.median for name, found in samples.items()}
     for name, rate in rates.items():
         print(f"{name:<28}{rate:>9.1f} tok/s  {rate / rates[_BASE]:6.1%} of the base")
-    print(f"four adapters: {rates[_MIXED] / rates[_PEFT]:.1f}x PEFT's mixed batch")
+    same = agreement(results[_MIXED], results[_PEFT])
+    print(f"four adapters: {rates[_MIXED] / rates[_PEFT]:.1f}x PEFT's, same tokens {same:.1%}")
     assert llm.engine.runner.tapes is not None
     print(f"tapes: {llm.engine.runner.tapes.summary}")
     return [_row(name, samples[name], tokens, where) for name in candidates]
