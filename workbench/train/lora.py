@@ -13,6 +13,7 @@ import json
 import math
 import platform
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,7 +215,9 @@ def _with_adapter(source: Path, settings: LoRASettings, device: torch.device) ->
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(base.to(device), config).train()
+    with warnings.catch_warnings():  # PEFT asks transformers by a name that goes out of use
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(base.to(device), config).train()
 
 
 def _save(model: Any, folder: Path, base: str) -> None:

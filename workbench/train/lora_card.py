@@ -20,6 +20,7 @@ from workbench.sampling_params import SamplingParams
 from workbench.train.lora import LoRARun
 
 _NAME = "measured"
+_BLOCKS = 512  # 32 sequences of 256 tokens, more than any task takes
 
 
 def measure_adapter(
@@ -36,7 +37,7 @@ def measure_adapter(
     token or at the task's stop text. Raises `AdapterError` for an adapter that cannot be read.
     """
     asked = load_held_out(task) if examples is None else list(examples)
-    config = EngineConfig(model=str(model), device=device, max_sequences=32)
+    config = EngineConfig(model=str(model), device=device, max_sequences=32, num_blocks=_BLOCKS)
     with build(config) as engine:
         engine.loras.load(_NAME, folder)
         texts = answers(engine, task, asked, [None, _NAME])
@@ -115,7 +116,8 @@ def adapter_card(metrics: dict[str, Any]) -> str:
 | base | {rates["base"]:.1%} |
 | adapter | {rates["adapter"]:.1%} |
 
-Greedy, measured in the engine on {metrics["on"]}; the examples are `datasets/lora/{task}.jsonl`.
+Greedy, measured in the engine on {metrics["on"]}; the examples are `datasets/lora/{task}.jsonl`, and
+the base is asked in the same words, with no example before them.
 The first of them:
 
 {samples}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from workbench.views.dashboard import EngineDashboard
     from workbench.views.kernel_playground import KernelPlayground
     from workbench.views.kv_cache import KVCacheView
+    from workbench.views.lora_panel import LoRAPanel
     from workbench.views.speculation_tree import SpeculationTree
     from workbench.views.token_view import TokenView
 
@@ -25,6 +26,7 @@ _HOMES = {
     "EngineDashboard": "workbench.views.dashboard",
     "KernelPlayground": "workbench.views.kernel_playground",
     "KVCacheView": "workbench.views.kv_cache",
+    "LoRAPanel": "workbench.views.lora_panel",
     "SpeculationTree": "workbench.views.speculation_tree",
     "TokenView": "workbench.views.token_view",
     "View": "workbench.views.base",
@@ -36,6 +38,7 @@ __all__ = [
     "EngineDashboard",
     "KVCacheView",
     "KernelPlayground",
+    "LoRAPanel",
     "SpeculationTree",
     "TokenView",
     "View",

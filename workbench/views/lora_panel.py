@@ -1,0 +1,201 @@
+"""`LoRAPanel`: an engine's adapters by tier, where they lie on the device, what goes through them.
+
+Load, pin, evict and unload from the panel while requests run: its buttons call the manager, between
+the engine's steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import traitlets
+
+from workbench.async_engine import AsyncEngine
+from workbench.engine import Engine
+from workbench.errors import ConfigError
+from workbench.events import Event
+from workbench.lora import LoRAManager
+from workbench.views.esm import compose
+from workbench.views.lora_desk import AsyncDesk, Desk, ManagerDesk
+from workbench.views.lora_log import BASE, AdapterTraffic
+from workbench.views.panel import Panel
+from workbench.views.picture import HUES
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_COLOUR = {"device": HUES[2], "host": HUES[1], "disk": "#9e9e9e"}
+
+
+class LoRAPanel(Panel):
+    """Shows and drives the adapters of an `Engine`, an `AsyncEngine`, or a `LoRAManager`.
+
+    Traffic counts from when the panel was made. `table()` returns what is shown, `refresh()` shows
+    what is new now, `close()` ends it.
+    """
+
+    _esm = compose("lora_panel")
+    PICTURE_INCHES = (9.0, 3.2)
+
+    adapters: Any = traitlets.List().tag(sync=True)  # a row each, by name
+    device = traitlets.Dict().tag(sync=True)  # rank rows, bytes of each tier, the base's traffic
+    notice = traitlets.Unicode().tag(sync=True)  # what the last command came to, if not well
+
+    def __init__(self, source: Engine | AsyncEngine | LoRAManager) -> None:
+        """Raise `ConfigError` for another source."""
+        self._desk, bus = self._open(source)
+        self._traffic = AdapterTraffic()
+        super().__init__()
+        self._leave = bus.subscribe(self._hear)
+        self.on_msg(self._command)
+        self.take()
+
+    def _open(self, source: Any) -> tuple[Desk, Any]:
+        match source:
+            case AsyncEngine():
+                return AsyncDesk(source, self._tell), source.bus
+            case Engine():
+                return ManagerDesk(source.loras, self._tell), source.bus
+            case LoRAManager():
+                return ManagerDesk(source, self._tell), source.facts.bus
+        fix = "Pass an Engine, an AsyncEngine or a LoRAManager."
+        raise ConfigError("source", source, "has no adapters to show", fix)
+
+    def _hear(self, event: Event) -> None:
+        """Called by the bus, on the engine's thread."""
+        self._traffic.take(event, time.perf_counter())
+        self._pacer.poke()
+
+    # --- what is shown ---------------------------------------------------------------------------
+
+    def take(self) -> None:
+        """Ask how the adapters stand."""
+        self._desk.ask(_standing, self._show)
+
+    def refresh(self) -> None:
+        """Show what is new now; the panel does so by itself where a loop runs."""
+        self._pacer.flush()
+        self.take()
+
+    def _show(self, standing: tuple[list[dict[str, Any]], dict[str, Any]]) -> None:
+        rows, device = standing
+        rates = self._traffic.rates(time.perf_counter())
+        running = self._traffic.running()
+        for row in rows:
+            row |= self._figures(row["name"], rates, running)
+        base = self._figures(BASE, rates, running) | {"requests": self._traffic.requests[BASE]}
+        with self.hold_sync():
+            self.adapters, self.device = rows, device | {"base": base}
+
+    def _figures(self, name: str, rates: Any, running: Any) -> dict[str, Any]:
+        made = self._traffic.tokens[name]
+        return {"rate": round(rates.get(name, 0.0), 1), "tokens": made, "running": running[name]}
+
+    def table(self) -> pd.DataFrame:
+        """Return a row for each adapter, as shown."""
+        import pandas as pd
+
+        frame = pd.DataFrame(self.adapters)
+        return frame.set_index("name") if len(frame) else frame
+
+    def summary(self) -> str:
+        """Return how many adapters are where."""
+        if not self.device:
+            return "adapters: the engine has not answered yet"
+        tiers = [row["tier"] for row in self.adapters]
+        where = ", ".join(f"{tiers.count(tier)} on {tier}" for tier in _COLOUR)
+        used = self.device["num_rows"] - self.device["num_free"]
+        return f"{len(tiers)} adapters: {where}; {used} of {self.device['num_rows']} rank rows used"
+
+    def draw(self, figure: Figure) -> None:
+        """Draw tokens made through each adapter, and its hits and misses."""
+        if not self.adapters:
+            figure.text(0.5, 0.5, self.summary(), ha="center")
+            return
+        left, right = figure.subplots(1, 2, sharey=True)
+        names = [row["name"] for row in self.adapters]
+        places = np.arange(len(names))
+        colours = [_COLOUR[row["tier"]] for row in self.adapters]
+        left.barh(places, [row["tokens"] for row in self.adapters], color=colours)
+        left.set_yticks(places, names, fontsize=8)
+        left.set_title("tokens; green is on the device", loc="left", fontsize=9)
+        hits = [row["hits"] for row in self.adapters]
+        right.barh(places, hits, color=HUES[2], label="hits")
+        misses = [row["misses"] for row in self.adapters]
+        right.barh(places, misses, left=hits, color=HUES[5], label="misses")
+        right.set_title("found on the device, or brought there", loc="left", fontsize=9)
+        right.legend(fontsize=7)
+        left.invert_yaxis()
+
+    # --- what the buttons do ---------------------------------------------------------------------
+
+    def _tell(self, text: str) -> None:
+        self.notice = text
+
+    def _command(self, _: Any, content: Any, __: Any) -> None:
+        """Do what the browser asks for: {"command": name, …}; what fails is shown beside it."""
+        self.notice = ""
+        try:
+            act = _action(content)
+        except (ConfigError, KeyError, TypeError) as error:
+            self._tell(f"{type(error).__name__}: {error}")
+            return
+        self._desk.ask(act, lambda _: self.take())
+
+    def close(self) -> None:
+        """Stop listening, and remove the widget."""
+        if hasattr(self, "_leave"):
+            self._leave()
+        super().close()
+
+
+def _action(content: dict[str, Any]) -> Callable[[LoRAManager], Any]:
+    """Return what a command does to the manager."""
+    command, name = content["command"], content["name"]
+    match command:
+        case "load":
+            path = content["path"]
+            return lambda manager: manager.load(name, path)
+        case "unload":
+            return lambda manager: manager.unload(name, wait=True)
+        case "pin":
+            return lambda manager: manager.pin(name)
+        case "unpin":
+            return lambda manager: manager.unpin(name)
+        case "evict":
+            return lambda manager: manager.evict(name)
+    raise ConfigError("command", command, "is no command", "Reload the page.")
+
+
+def _standing(manager: LoRAManager) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return a row for each adapter, and what the tiers hold."""
+    rows = [
+        {
+            "name": info.name,
+            "tier": info.tier,
+            "pinned": info.pinned,
+            "leaving": info.leaving,
+            "rank": info.rank,
+            "bytes": info.num_bytes,
+            "rows": list(info.rows),
+            "requests": info.num_requests,
+            "hits": info.hits,
+            "misses": info.misses,
+            "ms": {move: round(1e3 * seconds, 2) for move, seconds in info.seconds.items()},
+        }
+        for info in manager.list()
+    ]
+    pool = manager.slots.pool
+    device = {
+        "num_rows": pool.num_rows,
+        "num_free": pool.num_free,
+        "bounded": manager.slots.bounded,
+        "device_bytes": pool.num_bytes,
+        "host_bytes": manager.store.num_host_bytes,
+        "host_limit": manager.store.host_bytes,
+    }
+    return rows, device
