@@ -65,7 +65,8 @@ test-gpu: $(STAMP) ## the tests that need a CUDA GPU
 
 bench-gpu: $(STAMP) ## on a CUDA GPU: check every kernel, tune and time them, then the engine (15 minutes)
 	$(BIN)/pytest -m gpu tests/kernels tests/ops tests/run tests/engine $(PYTEST_ARGS)
-	$(BIN)/workbench bench kernels --tune --quick $(BENCH_ARGS)
+	$(BIN)/workbench tune all --quick
+	$(BIN)/workbench bench kernels --quick $(BENCH_ARGS)
 	$(BIN)/workbench bench gpu
 
 # Only root on Debian or Ubuntu gets Chromium unasked; elsewhere the browser tests say what they miss.

@@ -2,7 +2,7 @@
 
 A row is used only if device, kernel source, dtype and bucket all match; else the kernel's default
 is, and `TunedTable.used` says why. There is no nearest match. Rows are written by
-`workbench bench kernels --tune`, and state what was measured and checked.
+`workbench tune`, and state what was measured and checked.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Needs a CUDA GPU. A line per case: the time in a CUDA graph (median, p10..p90) and eagerly, the
 rate, the share of what this GPU just reached (copy bandwidth, matrix product), the library's time.
-With `--tune` each case's bucket is searched first, and `kernels/tuned/<gpu>.json` written.
+Configurations are those of `kernels/tuned/<gpu>.json`, which `workbench tune` writes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,12 +30,8 @@ from workbench.bench.gpu import (
 from workbench.bench.measure import Row, append_rows, machine
 
 if TYPE_CHECKING:
-    from workbench.kernels.launch import Plan
     from workbench.kernels.spec import Inputs, KernelSpec
     from workbench.kernels.tuning import TunedTable
-
-# Compiling their configurations takes longest, and they matter most: a larger part of the time.
-_SHARES = {"prefill_attention": 4, "paged_decode": 3, "gemv": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +63,14 @@ def main(argv: list[str] | None = None) -> int:
     tables = Path(arguments.tuned) if arguments.tuned else FOLDER
     table = TunedTable.load(named, tables)
     bench = _Bench(getattr(torch, arguments.dtype), arguments.seed, ceilings, table, where)
-    shares = sum(_SHARES.get(spec.name, 1) for spec, _ in chosen)
     rows, wrong = [], 0
     for spec, case in chosen:
         rotation = _rotation(spec, case, bench, device)
-        if arguments.tune:
-            seconds = arguments.budget * _SHARES.get(spec.name, 1) / shares
-            _tune(spec, case, rotation, bench, seconds)
-            table.save(tables)  # what was found stays if a later case ends the process
         measured = _measure(spec, case, rotation, bench)
         rows += measured
         wrong += not measured
         del rotation
         torch.cuda.empty_cache()
-    if arguments.tune:
-        print(f"\nwritten: {table.save(tables)}")
     if arguments.rows:
         append_rows(Path(arguments.rows), rows)
     return 1 if wrong else 0
@@ -112,49 +100,6 @@ def _rotation(spec: KernelSpec, case: str, bench: _Bench, device: torch.device) 
     first = spec.inputs(case, bench.dtype, device, bench.seed)
     seeds = range(1, num_rotations(spec.num_bytes(**first), device))
     return [first, *(spec.inputs(case, bench.dtype, device, bench.seed + i) for i in seeds)]
-
-
-def _tune(
-    spec: KernelSpec, case: str, rotation: Sequence[Inputs], bench: _Bench, seconds: float
-) -> None:
-    """Search one case's bucket and put the winner into the table."""
-    from workbench.bench.kernel_tuning import tune
-    from workbench.kernels.tuning import TunedRow
-
-    def timer(plans: Sequence[Plan], limit: float) -> float:
-        return graph_timing([plan.run for plan in plans], limit).p50
-
-    started = time.perf_counter()
-    found = tune(spec, bench.dtype, rotation, timer, seconds=seconds, seed=bench.seed)
-    plans = [spec.plan(**inputs, config=found.config) for inputs in rotation]
-    final = graph_timing([plan.run for plan in plans], 0.2)
-    library = _library(spec, rotation)
-    floor = bench.ceilings.floor_us(spec.num_bytes(**rotation[0]), spec.flops(**rotation[0]))
-    row = TunedRow(
-        kernel=spec.name,
-        source_hash=spec.source_hash,
-        bucket=spec.bucket(**rotation[0]),
-        dtype=str(bench.dtype).removeprefix("torch."),
-        config=dict(found.config),
-        device=bench.where["device"],
-        driver=bench.where["driver"],
-        triton=bench.where["triton"],
-        torch=bench.where["torch"],
-        seed=bench.seed,
-        latency_us={"p50": round(final.p50, 2), "p90": round(final.p90, 2)},
-        default_us=round(found.default_us, 2),
-        library_us=None if library is None else round(library.p50, 2),
-        bound=round(floor / final.p50, 3),
-        max_err=found.accuracy.max_err,
-        checked=[case],
-    )
-    bench.table.rows[row.key] = row
-    print(
-        f"  tuned {spec.name} / {case}: {found.default_us:.1f} -> {final.p50:.1f} us with "
-        f"{row.config}; {found.tried} of {found.candidates} tried, {len(found.refused)} refused, "
-        f"{time.perf_counter() - started:.0f} s",
-        flush=True,
-    )
 
 
 def _measure(spec: KernelSpec, case: str, rotation: Sequence[Inputs], bench: _Bench) -> list[Row]:
@@ -245,9 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--case", help="the cases of this name only")
     add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     add("--quick", action="store_true", help="only the cases that matter most")
-    add("--tune", action="store_true", help="search each case's bucket and write the tuned table")
     add("--tuned", help="the folder of tuned tables (default: kernels/tuned)")
-    add("--budget", type=float, default=330, help="seconds for all searches together")
     add("--seed", type=int, default=0)
     add("--rows", help="append the rows to this JSON-lines file")
     return parser
