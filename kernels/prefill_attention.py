@@ -243,14 +243,13 @@ def plan(
     )
     assert q[:1].is_contiguous(), "the heads of a token are adjacent"
     assert (k.dtype in QUANTISED) == (kv_scales is not None), "an 8-bit cache has scales"
-    if config is None:
-        features = {"window": window, "soft_cap": soft_cap, "sinks": sinks, "alibi": alibi}
-        features |= {"ancestors": ancestors, "kv_scales": kv_scales}
-        config = default(q, k, context_lens, num_tokens, block_tables, **features)
+    config = config or default(
+        q, k, context_lens, num_tokens, block_tables, window=window, soft_cap=soft_cap,
+        sinks=sinks, alibi=alibi, ancestors=ancestors, kv_scales=kv_scales,
+    )  # fmt: skip
     if out is None:
         out = torch.empty((tokens, heads, dim), dtype=q.dtype, device=q.device)
-    rows = len(context_lens)
-    block_q = config["BLOCK_M"] // (heads // kv_heads)
+    rows, block_q = len(context_lens), config["BLOCK_M"] // (heads // kv_heads)
     num_tiles = cdiv(tokens if num_tokens is None else num_tokens, block_q) + rows
     arguments = {
         "q": q, "k": k, "v": v, "starts": query_starts, "context_lens": context_lens,
@@ -283,7 +282,8 @@ def _launch(arguments: dict[str, Any], grid: tuple[int, ...], config: Config) ->
     if config["TMA"]:
         described = (_descriptor(side, config, arguments["D"]) for side in (k, v))
         arguments = {**arguments, **dict(zip("kv", described, strict=True))}
-    return Launch(prefill_attention_kernel, grid, arguments, config)
+    constants = {name: value for name, value in config.items() if name != "HOPPER"}
+    return Launch(prefill_attention_kernel, grid, arguments, constants)
 
 
 def _descriptor(side: Tensor, config: Config, dim: int) -> Any:

@@ -7,6 +7,7 @@ wrong); on a GPU every case runs natively, in bfloat16 too.
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 from itertools import islice
 from pathlib import Path
@@ -129,3 +130,19 @@ def test_limits_are_refused_by_name() -> None:
         get_spec("rms_norm")(x=x, weight=x[0], eps=1e-5)
     with pytest.raises(ConfigError, match=r"activation='relu': no such activation"):
         get_spec("silu_mul")(gate_up=x, activation="relu")
+
+
+OPTIONS = {"num_warps", "num_stages", "launch_pdl", "enable_fp_fusion"}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=named)
+def test_launches_name_what_their_kernels_take(spec: KernelSpec, device: torch.device) -> None:
+    """The interpreter passes over an argument that a kernel has not; the compiler refuses it."""
+    for case, made in spec.cases.items():
+        if not made.small:
+            continue
+        inputs = spec.inputs(case, torch.float16, device)
+        for launch in spec.plan(**inputs).launches:
+            taken = set(inspect.signature(launch.kernel.fn).parameters)
+            assert set(launch.keywords) - OPTIONS <= taken, case
+            assert taken <= set(launch.keywords) | OPTIONS, case
