@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import workbench as wb
+from workbench.build import build
 from workbench.data.prompts import repository_root
 from workbench.data.tasks import exact_matches, load_held_out
 from workbench.train.lora_card import adapter_card, answers
@@ -21,7 +22,7 @@ each = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name
 @pytest.fixture(scope="module")
 def engine() -> Iterator[wb.Engine]:
     """An engine with the embedded model."""
-    with wb.build(wb.EngineConfig("tinypy", device="cpu", num_blocks=256)) as engine:
+    with build(wb.EngineConfig("tinypy", device="cpu", num_blocks=256)) as engine:
         yield engine
 
 

@@ -116,9 +116,8 @@ def adapter_card(metrics: dict[str, Any]) -> str:
 | base | {rates["base"]:.1%} |
 | adapter | {rates["adapter"]:.1%} |
 
-Greedy, measured in the engine on {metrics["on"]}; the examples are `datasets/lora/{task}.jsonl`,
-and the base is asked in the same words, with no example before them.
-The first of them:
+Greedy, measured in the engine on {metrics["on"]}; the examples are `datasets/lora/{task}.jsonl`.
+The base is asked in the same words, with no example before them. The first of them:
 
 {samples}
 """
