@@ -247,8 +247,7 @@ def plan(
         q, k, context_lens, num_tokens, block_tables, window=window, soft_cap=soft_cap,
         sinks=sinks, alibi=alibi, ancestors=ancestors, kv_scales=kv_scales,
     )  # fmt: skip
-    if out is None:
-        out = torch.empty((tokens, heads, dim), dtype=q.dtype, device=q.device)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     rows, block_q = len(context_lens), config["BLOCK_M"] // (heads // kv_heads)
     num_tiles = cdiv(tokens if num_tokens is None else num_tokens, block_q) + rows
     arguments = {
