@@ -17,16 +17,12 @@ CUDA = ["ttir", "ttgir", "llir", "ptx", "sass"]
 CASE = ("rms_norm", "tinypy decode")
 
 
-# Known fault: since kernels start early on CUDA, their listings have lost the lines of the source.
-LOST = pytest.mark.xfail(reason="source lines of kernels that start early are lost", strict=True)
-
-
 @pytest.mark.parametrize(
     ("target", "stages"),
     [
-        pytest.param("cuda:80", CUDA, marks=LOST),
-        pytest.param("cuda:90", CUDA, marks=LOST),
-        pytest.param("cuda:100", CUDA, marks=LOST),
+        ("cuda:80", CUDA),
+        ("cuda:90", CUDA),
+        ("cuda:100", CUDA),
         ("hip:gfx942", ["ttir", "ttgir", "llir", "amdgcn"]),
     ],
 )

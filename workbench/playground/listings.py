@@ -19,6 +19,12 @@ def source_lines(stage: str, text: str, path: str) -> list[int]:
     return _READERS[stage](text, path)
 
 
+def _same(file: str, path: str) -> bool:
+    """Whether both are the same file of the package: a cache of compilations is shared by every
+    checkout, and says where the first one had it."""
+    return Path(file).parts[-2:] == Path(path).parts[-2:]
+
+
 # --- MLIR --------------------------------------------------------------------------------------
 
 _ALIAS = re.compile(r"^(#loc\d*) = loc\((.*)\)$", re.MULTILINE)
@@ -37,7 +43,7 @@ def _mlir(text: str, path: str) -> list[int]:
             body = aliases.get(alias, "")
             place = _PLACE.match(body)
             if place is not None:
-                known[alias] = int(place[2]) if place[1] == path else 0
+                known[alias] = int(place[2]) if _same(place[1], path) else 0
             else:  # named, fused, or `callsite(callee at caller)`: the first that is in the file
                 inner = map(resolve, _REFERENCE.findall(body))
                 known[alias] = next((line for line in inner if line), 0)
@@ -104,7 +110,7 @@ def _sass(text: str, path: str) -> list[int]:
     for line in text.splitlines():
         said = _SASS.match(line)
         if said is not None:
-            current = int(said[2]) if said[1] == path else 0
+            current = int(said[2]) if _same(said[1], path) else 0
         lines.append(current if said is None and line.lstrip().startswith("/*") else 0)
     return lines
 
