@@ -19,7 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from workbench.kernels.attention_math import LOG2E, soft_capped, with_sink
 from workbench.kernels.early import await_previous, starts_early
-from workbench.kernels.launch import INTERPRETED, Config, Launch, Plan, cdiv, power_of_2
+from workbench.kernels.launch import INTERPRETED, Config, Launch, Plan, cdiv, power_of_2, sm_count
 from workbench.kernels.prefill_hopper import (
     BLOCK_M,
     HOPPER_DEFAULT,
@@ -182,7 +182,8 @@ def default(
     block_tables: Tensor | None = None,
     **others: Any,
 ) -> Config:
-    """Return as many query rows as an average sequence fills (16 to 128), against 64 keys.
+    """Return as many query rows as an average sequence fills (16 to 128), against 64 keys; fewer
+    where programs would be too few for every multiprocessor.
 
     On Hopper the kernel that is made for it, where it takes the inputs and they fill its tile.
     """
@@ -194,7 +195,9 @@ def default(
     width = power_of_2(q.shape[2])
     narrow = q.element_size() == 4  # float32 is multiplied without tensor cores: small tiles
     most = 16 if narrow else 64 if width > 128 else 128
-    rows = max(16, group, min(most, filled))
+    rows, tokens = max(16, group, min(most, filled)), num_tokens or q.shape[0]
+    while rows > max(16, group) and k.shape[-2] * tokens * group < rows * sm_count(q.device):
+        rows //= 2
     wide = width * k.element_size() > 256
     return {
         "BLOCK_M": rows,

@@ -23,6 +23,7 @@ from workbench.run import Runner
 from workbench.sample import Sampler
 from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Scheduler
+from workbench.scheduler.foresight import MANY
 from workbench.speculation import NGram
 
 
@@ -36,9 +37,12 @@ def make(make_engine: MakeEngine, device: str, backend: str) -> MakeEngine:
     return make
 
 
-def both(make: MakeEngine, prompts: Any, params: Any, **settings: Any) -> Engine:
+def both(
+    make: MakeEngine, prompts: Any, params: Any, *, many: int = MANY, **settings: Any
+) -> Engine:
     """Compare the loops over the same requests; return the engine of the overlapped one."""
     plain, ahead = (make(overlap=choice, **settings) for choice in (False, True))
+    ahead.scheduler.foresight.many = many
     assert tokens_of(ahead, prompts, params) == tokens_of(plain, prompts, params)
     assert plain.overlap.taken == 0
     return ahead
@@ -53,12 +57,16 @@ def test_decodes_are_started_ahead(make: MakeEngine) -> None:
     assert "19 passes taken" in engine.describe()["overlap"]
 
 
-def test_arrivals_lengths_and_growing_tables(make: MakeEngine) -> None:
-    """Rows end by length at every step, others take their places, prompts come in chunks."""
+@pytest.mark.parametrize("many", [1, 4, MANY])
+def test_arrivals_lengths_and_growing_tables(make: MakeEngine, many: int) -> None:
+    """Rows end by length at every step, others take their places, prompts come in chunks; with few
+    decodes that count as many, these run ahead and prompts beside them."""
     prompts = random_prompts(24, seed=91, longest=60)
     params = [greedy(5 + 3 * i) if i % 2 else drawn(i, 6 + 2 * i) for i in range(24)]
     settings = {"max_sequences": 7, "max_batch_tokens": 32, "block_size": 4, "num_blocks": 160}
-    assert both(make, prompts, params, **settings).overlap.taken > 20
+    engine = both(make, prompts, params, many=many, **settings)
+    assert engine.overlap.taken > 20
+    assert ("others wait to start" in engine.overlap.plain) == (many > 1)
 
 
 def test_rows_that_change_places(make_engine: MakeEngine) -> None:

@@ -103,7 +103,7 @@ def _start(
         overlap=not arguments.no_overlap and "auto",
         batch_invariant=arguments.batch_invariant,
         max_batch_tokens=arguments.max_batch_tokens,
-        max_sequences=256,
+        max_sequences=arguments.max_sequences,
         num_blocks=arguments.num_blocks,
         prefix_reuse=False,
         seed=0,
@@ -145,7 +145,8 @@ def _measure(run: _Run, name: str, jobs: list[Job]) -> Row:
     else:
         tokens = sum(job.num_output for job in jobs)
     median = statistics.median(seconds)
-    floor = floor_seconds(Work.of(jobs, run.engine.model.config, 256), run.ceilings)
+    limit = run.engine.scheduler.config.max_sequences
+    floor = floor_seconds(Work.of(jobs, run.engine.model.config, limit), run.ceilings)
     peer = PEER.get((run.where["device"], run.shape), {}).get(name)
     peak = torch.cuda.max_memory_allocated()
     beside = "" if peer is None else f"  {tokens / median / peer:.2f}x vLLM ({peer:.0f})"
@@ -245,7 +246,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--eager", action="store_true", help="without CUDA graphs")
     add("--batch-invariant", action="store_true", help="the same bits in any batch, and its cost")
     add("--no-overlap", action="store_true", help="with the plain loop")
-    add("--max-batch-tokens", type=int, default=8192)
+    add("--max-sequences", type=int, default=512)
+    add("--max-batch-tokens", type=int, default=16_384)
     add("--num-blocks", type=int, help="blocks of the cache (default: most of the free memory)")
     add("--no-overhead", dest="overhead", action="store_false", help="skip the step's split")
     add("--rows", help="append the rows to this JSON-lines file")

@@ -1,9 +1,10 @@
 """`Foresight`: the next step's decodes, planned while nobody knows yet with which tokens.
 
-After a step in which every running row samples, the next one decodes each of them once more, but
-for those whose length ends it. So its pass can be started before this step's tokens are read. The
-step itself is planned as ever, when they are; `match` says which of its rows the pass has run. What
-ended by a token meanwhile has run in vain, into blocks of its own.
+Of a step's rows, those that sample decode once more in the next one, but for those whose length
+ends them. So that pass can be started before this step's tokens are read. The step itself is
+planned as ever, when they are; `match` says which of its rows the pass has run. What ended by a
+token meanwhile has run in vain, into blocks of its own; what joins, a prompt, runs in a pass of its
+own beside it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from workbench.batch import StepPlan
 from workbench.cache.table import BlockTable
 from workbench.request import Sequence, Status
 from workbench.scheduler.queues import Queues
+
+# Decodes from which on a pass of theirs loses little by not taking prompts along: about as many
+# tokens as multiply for as long as a GPU reads the weights that both passes need.
+MANY = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +33,30 @@ class Foreseen:
 
 
 class Foresight:
-    """Foresees over `queues` and their blocks. Used by the scheduler, under its books."""
+    """Foresees over `queues` and their blocks. Used by the scheduler, under its books.
 
-    def __init__(self, queues: Queues) -> None:
-        self.queues, self.blocks = queues, queues.blocks
+    many: decodes that run ahead although prompts may come beside them.
+    """
+
+    def __init__(self, queues: Queues, many: int = MANY) -> None:
+        self.queues, self.blocks, self.many = queues, queues.blocks, many
 
     def why_not(self, plan: StepPlan, max_sequences: int) -> str:
-        """Return why the step after `plan` is not known to be its rows' decodes; empty if it is."""
-        queues, rows = self.queues, len(plan.sequences)
-        if not rows or len(plan.sampled) < rows:
-            return "a prompt goes on"
+        """Return why the decodes of the step after `plan` are not known, or had better wait for
+        prompts that run beside them; empty if neither."""
+        queues, rows, sampled = self.queues, len(plan.sequences), len(plan.sampled)
         if plan.drafts or plan.weighed:
             return "drafts are verified, or attention is weighed"
         if len(queues.running) != rows:
             return "not every running sequence is in the batch"
-        if queues.waiting:
-            # Who could not start in this step cannot in the next, unless somebody makes room.
-            ending = any(_ends(sequence) for sequence in plan.sequences)
-            if ending or (plan.num_decodes < rows < max_sequences):
-                return "others wait to start"
+        ending = sum(_ends(plan.sequences[row]) for row in plan.sampled)
+        if sampled - ending >= self.many:
+            return ""
+        if not rows or sampled < rows:
+            return "a prompt goes on"
+        # Who could not start in this step cannot in the next, unless somebody makes room.
+        if queues.waiting and (ending or plan.num_decodes < rows < max_sequences):
+            return "others wait to start"
         return ""
 
     def foresee(self, plan: StepPlan) -> Foreseen | None:
@@ -55,8 +65,8 @@ class Foresight:
         size, tables = self.blocks.block_size, self.blocks.tables
         ahead = StepPlan(plan.step + 1)
         found = Foreseen(ahead, [], [], [])
-        rows = zip(plan.sequences, plan.starts, plan.num_new, strict=True)
-        for place, (sequence, start, num_new) in enumerate(rows):
+        for place, row in enumerate(plan.sampled):
+            sequence, start, num_new = plan.sequences[row], plan.starts[row], plan.num_new[row]
             if sequence.status is not Status.RUNNING or _ends(sequence):
                 continue
             number, position = sequence.sequence_id, start + num_new
