@@ -134,7 +134,10 @@ def run_jobs(engine: Engine, jobs: list[Job]) -> list[list[int]]:
 def _measure(run: _Run, name: str, jobs: list[Job]) -> Row:
     seconds: list[float] = []
     torch.cuda.reset_peak_memory_stats()
+    prepared = 0
     for _ in range(run.repeats + 1):
+        if len(seconds) == 1:
+            prepared = run.engine.runner.preparations
         begin = time.perf_counter()
         result = run_jobs(run.engine, jobs)
         seconds.append(time.perf_counter() - begin)
@@ -149,11 +152,13 @@ def _measure(run: _Run, name: str, jobs: list[Job]) -> Row:
     floor = floor_seconds(Work.of(jobs, run.engine.model.config, limit), run.ceilings)
     peer = PEER.get((run.where["device"], run.shape), {}).get(name)
     peak = torch.cuda.max_memory_allocated()
+    late = run.engine.runner.preparations - prepared
     beside = "" if peer is None else f"  {tokens / median / peer:.2f}x vLLM ({peer:.0f})"
     print(
         f"{name:<16} {tokens / median:>9.1f} tok/s {workload.counted:<3} {median:7.3f} s "
         f"[{min(seconds):.3f}..{max(seconds):.3f}] n={len(seconds)} warm-up {warm_up:.2f} s  "
-        f"floor {floor:.3f} s: {floor / median:.0%}{beside}  peak {peak / 1e9:.1f} GB",
+        f"floor {floor:.3f} s: {floor / median:.0%}{beside}  peak {peak / 1e9:.1f} GB"
+        + (f"  {late} captures or compiles came late" if late else ""),
         flush=True,
     )
     ordered = sorted(seconds)
@@ -169,7 +174,8 @@ def _measure(run: _Run, name: str, jobs: list[Job]) -> Row:
         n=len(seconds),
         foreign_cores=0.0,
         output_hash=hashlib.sha256(json.dumps(result).encode()).hexdigest()[:16],
-        where=run.where | {"floor": floor, "peer": peer, "peak bytes": peak, "warm-up": warm_up},
+        where=run.where
+        | {"floor": floor, "peer": peer, "peak bytes": peak, "warm-up": warm_up, "late": late},
     )
 
 

@@ -32,7 +32,7 @@ class NoRunner:
 
     device = torch.device("cpu")
     captured: tuple[str, ...] = ()
-    captures = 0
+    preparations = 0
     backend = SimpleNamespace(name="none")
     draw = None
 

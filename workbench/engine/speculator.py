@@ -64,7 +64,7 @@ class Speculator(Described):
         self.config = SpeculationConfig()
         self.control = Control(self.config)
         self._depth = 0  # of the drafts that were asked for last
-        self._captures = runner.captures
+        self._preparations = runner.preparations
         self._needs: tuple[str, ...] = ()
         self._states = StateStore()
         self._verified: dict[int, Verified] = {}  # of the latest step
@@ -172,9 +172,9 @@ class Speculator(Described):
 
     def _measure(self, plan: StepPlan, sampled: SampledTokens, seconds: float) -> None:
         """Tell the control of a step in which all rows decode, and nothing was made for later."""
-        captures, self._captures = self._captures, self.runner.captures
+        before, self._preparations = self._preparations, self.runner.preparations
         count = plan.num_decodes + len(plan.drafts)
-        if not count or count < len(plan.sequences) or captures != self._captures:
+        if not count or count < len(plan.sequences) or before != self._preparations:
             return
         if not self._depth:
             self.control.observe_plain(count, seconds)

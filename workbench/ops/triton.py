@@ -40,7 +40,8 @@ class TritonBackend(ReferenceBackend):
 
     `kernels` holds the specs by name and may be changed between steps: put your own `KernelSpec`
     there and the engine runs it. `prefill` says who attends from prompts that are whole in a step:
-    our "kernel", torch's "library", or which of them was "measured" to be faster.
+    our "kernel", torch's "library", or which of them was "measured" to be faster. `compilations`
+    are those of Triton since it was made.
     """
 
     name = "triton"
@@ -50,11 +51,13 @@ class TritonBackend(ReferenceBackend):
         """Raise `ConfigError` where the kernels cannot run, saying what would work."""
         super().__init__(device)
         require_triton(device)
+        from workbench.kernels.compilations import COMPILATIONS
         from workbench.kernels.launch import sm_count
         from workbench.kernels.paged_decode_splits import choose_splits
         from workbench.kernels.registry import SPECS
         from workbench.kernels.tuning import TunedTable
 
+        self.compilations = COMPILATIONS.watch()
         self.kernels: dict[str, KernelSpec] = dict(SPECS)
         named = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         self.tuned = TunedTable.load(named)
@@ -67,7 +70,8 @@ class TritonBackend(ReferenceBackend):
 
     def describe(self) -> dict[str, Any]:
         """Return where it runs and which tuned configurations it has used."""
-        return {**super().describe(), "prefill": self.prefill, "tuned": self.tuned.describe()}
+        own = {"prefill": self.prefill, "compiled": self.compilations.summary}
+        return {**super().describe(), **own, "tuned": self.tuned.describe()}
 
     def _run(self, kernel: str, dtype: torch.dtype, **inputs: Any) -> Any:
         spec = self.kernels[kernel]

@@ -189,6 +189,8 @@ class DecodeGraphs(Described):
         torch.cuda.synchronize(self.device)
         for key in stale:
             self._graphs.pop(key).graph.reset()
+        if not self._graphs:
+            self._pool = None  # nothing may be captured into a pool that its last graph has left
 
     def _make(self, size: Size) -> DecodeBuffers:
         rope_lens = self.model.needs_rope_lens

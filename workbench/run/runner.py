@@ -194,9 +194,14 @@ class Runner(Described):
                 replays.forget_inputs()
 
     @property
-    def captures(self) -> int:
-        """How many graphs were captured or tapes recorded: steps that did took longer for it."""
-        return sum(replays.captures for replays in (self.graphs, self.tapes) if replays is not None)
+    def preparations(self) -> int:
+        """How many graphs were captured, tapes recorded and kernels compiled: steps that did took
+        longer for it."""
+        replays = (self.graphs, self.tapes)
+        captures = sum(each.captures for each in replays if each is not None)
+        if isinstance(self.backend, TritonBackend):
+            return captures + len(self.backend.compilations)
+        return captures
 
     def close(self) -> None:
         """Drop the graphs, the tape, the model and the cache."""
