@@ -13,6 +13,7 @@ from workbench.kernels import (
     gemv,
     layer_norm,
     lora_expand,
+    lora_gain,
     lora_shrink,
     matmul,
     paged_decode_spec,
@@ -34,6 +35,7 @@ MODULES = (
     gemv,
     lora_shrink,
     lora_expand,
+    lora_gain,
     matmul,
     sample_spec,
 )

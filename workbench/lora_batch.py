@@ -50,6 +50,25 @@ class LoRATable(NamedTuple):
     widths: list[int]
 
 
+class LoRAGain(NamedTuple):
+    """What DoRA multiplies a layer's outputs with, adapter included, and adds to them then.
+
+    gain [G, outputs] float32; shift likewise, None where the layer has no bias.
+    """
+
+    gain: Tensor
+    shift: Tensor | None
+
+
+class LoRAGains(NamedTuple):
+    """Gains by layer, and the row that a variant has in each: rows [V] int32, negative for one that
+    has none. `places` are these as the host knows them."""
+
+    layers: Mapping[nn.Module, LoRAGain]
+    rows: Tensor
+    places: list[int]
+
+
 class LoRAGroup(NamedTuple):
     """The packed positions [n] int64 of all tokens of a variant, and its number of rank rows."""
 
@@ -84,6 +103,12 @@ class LoRABackend(Protocol):
         May write to `out`. Tokens of no variant keep every bit.
         """
 
+    def gain_lora(self, out: Tensor, gain: LoRAGain, batch: LoRABatch) -> Tensor:
+        """Return out [T, outputs] times the gain of each token's variant, plus its shift.
+
+        May write to `out`. Tokens of no variant, or of one without a gain, keep every bit.
+        """
+
 
 @dataclass(slots=True)
 class LoRABatch:
@@ -91,7 +116,8 @@ class LoRABatch:
 
     weights: by layer, for those that any adapter changes. replaced: by layer and variant, a whole
     matrix in the layer's place. variants: each token's, `NO_VARIANT` for none. embeds: whether any
-    of these changes the embedding. prepared: what the backend needs once a step.
+    of these changes the embedding. prepared: what the backend needs once a step. gains: what DoRA
+    adapters multiply with, None where there are none.
     """
 
     weights: Mapping[nn.Module, LoRAWeights]
@@ -101,6 +127,7 @@ class LoRABatch:
     replaced: Mapping[nn.Module, Mapping[int, Tensor]] = field(default_factory=dict)
     embeds: bool = False
     prepared: Any = None
+    gains: LoRAGains | None = None
     _groups: list[LoRAGroup] | None = None
 
     def refill(
@@ -134,11 +161,15 @@ class LoRABatch:
                 rows = backend.linear(x.index_select(0, group.positions), weight)
                 out = out.index_copy(0, group.positions, rows)
         weights = self.weights.get(layer)
-        return out if weights is None else backend.add_lora(out, x, weights, self)
+        if weights is not None:
+            out = backend.add_lora(out, x, weights, self)
+        gain = self._gain(layer)
+        return out if gain is None else backend.gain_lora(out, gain, self)
 
     def embed(self, layer: nn.Module, token_ids: Tensor, out: Tensor) -> Tensor:
         """Return an embedding's rows out [T, hidden] of token_ids [T] with what adapters change."""
         weights, replaced = self.weights.get(layer), self.replaced.get(layer, {})
+        gain = self._gain(layer)
         for group in self.groups if self.embeds else ():
             ids, rows = token_ids[group.positions], out[group.positions]
             if group.variant in replaced:
@@ -146,9 +177,21 @@ class LoRABatch:
             if weights is not None:
                 kept, scales, shifts = self.rank_rows(group)
                 inner = weights.a[kept, 0][:, ids].float() * scales[:, None] + shifts[:, None]
-                rows = (rows.float() + inner.T @ weights.b[kept].float()).to(out.dtype)
+                added = rows.float() + inner.T @ weights.b[kept].float()
+                rows = self.gained(group, gain, added).to(out.dtype)
             out = out.index_copy(0, group.positions, rows)
         return out
+
+    def _gain(self, layer: nn.Module) -> LoRAGain | None:
+        return None if self.gains is None else self.gains.layers.get(layer)
+
+    def gained(self, group: LoRAGroup, gain: LoRAGain | None, out: Tensor) -> Tensor:
+        """Return a group's outputs [n, outputs] with the gain of its variant, if it has one."""
+        place = -1 if self.gains is None or gain is None else self.gains.places[group.variant]
+        if gain is None or place < 0:
+            return out
+        out = out * gain.gain[place]
+        return out if gain.shift is None else out + gain.shift[place]
 
     def rank_rows(self, group: LoRAGroup) -> tuple[Tensor, Tensor, Tensor]:
         """Return a group's rank rows [r], their scales [r] and their shifts [r]."""
@@ -160,6 +203,7 @@ class LoRABatch:
         variants = [self.variants[position] for position in positions]
         tiles = make_tiles(variants, self.tiles.order.device)
         batch = LoRABatch(self.weights, self.table, variants, tiles, self.replaced)
+        batch.gains = self.gains
         batch.prepared = backend.prepare_lora(batch)
         return batch
 

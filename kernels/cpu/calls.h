@@ -20,3 +20,6 @@ EXPORT int lora(const void *x, const void *a, const void *b, void *y, const int3
                 const int32_t *ranks, const int32_t *order, const int32_t *tiles, long num_tiles,
                 long inputs, long outputs, long parts, long width, long x_stride, int is_bf16,
                 int threads);
+EXPORT void lora_gain(void *y, const float *gain, const float *shift, const int32_t *places,
+                      const int32_t *order, const int32_t *tiles, long num_tiles, long outputs,
+                      int is_bf16, int threads);

@@ -166,6 +166,38 @@ static int piece(const Lora *l, long number, long *part, long *begin, long *end)
     return 0;
 }
 
+INLINE void gain_row(char *restrict y, const float *restrict gain, const float *restrict shift,
+                     long size, const int is_bf16) {
+    if (shift)
+        for (long i = 0; i < size; i++)
+            put(y, i, get(y, i, is_bf16) * gain[i] + shift[i], is_bf16);
+    else
+        for (long i = 0; i < size; i++) put(y, i, get(y, i, is_bf16) * gain[i], is_bf16);
+}
+
+/* y = gain y + shift (or NULL) for the tokens of each variant that has a place in gain, shift:
+ * [places, outputs]; it is negative for those that have none. */
+EXPORT void lora_gain(void *y, const float *gain, const float *shift, const int32_t *places,
+                      const int32_t *order, const int32_t *tiles, long num_tiles, long outputs,
+                      int is_bf16, int threads) {
+    const Tile *tile = (const Tile *)tiles;
+    long used = 0, tokens = 0;
+    for (; used < num_tiles && tile[used].count; used++)
+        if (places[tile[used].variant] >= 0) tokens += tile[used].count;
+    if (!tokens) return;
+    const long bytes = outputs * (is_bf16 ? 2 : 4);
+#pragma omp parallel for num_threads(team(tokens *outputs, LEAST, threads)) schedule(static)
+    for (long unit = 0; unit < used * TILE; unit++) {
+        const Tile t = tile[unit / TILE];
+        const long at = places[t.variant] * outputs, number = unit % TILE;
+        if (at < 0 || number >= t.count) continue;
+        char *row = (char *)y + order[t.first + number] * bytes;
+        const float *added = shift ? shift + at : NULL;
+        if (is_bf16) gain_row(row, gain + at, added, outputs, 1);
+        else gain_row(row, gain + at, added, outputs, 0);
+    }
+}
+
 static _Thread_local float *kept; /* by each thread that calls, for the next time */
 static _Thread_local long kept_size;
 

@@ -6,7 +6,7 @@
  */
 #include "calls.h"
 
-enum { EMBEDDING, ANGLES, LINEAR, RMS_NORM, SILU_MUL, ATTENTION, LORA };
+enum { EMBEDDING, ANGLES, LINEAR, RMS_NORM, SILU_MUL, ATTENTION, LORA, GAIN };
 
 typedef struct {
     long kind;
@@ -73,6 +73,15 @@ typedef struct {
     int is_bf16;
 } LoraCall;
 
+typedef struct {
+    long kind;
+    void *y;
+    const float *gain, *shift;
+    const int32_t *places, *order, *tiles;
+    long num_tiles, outputs;
+    int is_bf16;
+} GainCall;
+
 static int call(const long *record, long tokens, int threads) {
     switch (*record) {
     case EMBEDDING: {
@@ -107,6 +116,12 @@ static int call(const long *record, long tokens, int threads) {
         return lora(c->x, c->a, c->b, c->y, c->starts, c->rows, c->scales, c->shifts, c->ranks,
                     c->order, c->tiles, tokens * c->num_tiles, c->inputs, c->outputs, c->parts,
                     c->width, c->x_stride, c->is_bf16, threads);
+    }
+    case GAIN: {
+        const GainCall *c = (const void *)record;
+        lora_gain(c->y, c->gain, c->shift, c->places, c->order, c->tiles, tokens * c->num_tiles,
+                  c->outputs, c->is_bf16, threads);
+        return 0;
     }
     default: {
         const AttentionCall *c = (const void *)record;

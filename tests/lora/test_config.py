@@ -71,7 +71,8 @@ def test_ranks_and_scales_are_peft_s(use_rslora: bool) -> None:
     ("changes", "says"),
     [
         ({"peft_type": "LOHA"}, "peft_type='LOHA': only LORA"),
-        ({"use_dora": True}, "use_dora=True: is not supported"),
+        ({"use_dora": "yes"}, "use_dora='yes': must be true or false"),
+        ({"use_dora": True, "lora_bias": True}, "use_dora=True: goes with no lora_bias"),
         ({"target_parameters": ["experts.gate"]}, r"target_parameters=\['experts.gate'\]"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"megatron_config": {"a": 1}}, "megatron_config"),
@@ -104,7 +105,7 @@ def test_what_is_refused(changes: dict[str, Any], says: str) -> None:
 
 def test_every_fault_is_told_at_once() -> None:
     with pytest.raises(AdapterError) as raised:
-        parse(r=-1, use_dora=True, bias=7)
+        parse(r=-1, use_qalora=True, bias=7)
     assert len(raised.value.problems) == 3
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from drive import drawn, greedy
+from peft_adapters import write_adapter
 from tiny import random_prompts
 
 from workbench.engine import Engine
@@ -18,9 +19,19 @@ from workbench.ops import get_backend
 from workbench.sampling_params import SamplingParams
 
 MakeEngine = Callable[..., Engine]
-NAMES = ("all linear", "patterns", "head", "embedding", "lora_bias", "saved head")
+NAMES = (
+    "all linear",
+    "patterns",
+    "head",
+    "embedding",
+    "lora_bias",
+    "saved head",
+    "dora",
+    "dora, some",
+)
 # What the rows of a batch go through; `None` is the base.
 MIXED = ["a0", None, "a1", "a2", "a0:0.5", "a3", None, "a4", "a5", "a0:0.7+a1:-0.4", "a2:1.5"]
+MIXED += ["a6", "a7:-0.5", "a6:0.5"]
 BACKENDS = ["reference", "sdpa", "native"]
 
 
@@ -110,7 +121,7 @@ def test_however_it_is_scheduled(
 def test_with_room_for_few_adapters(
     loaded: MakeEngine, merged: Callable[..., Any], num_rows: int
 ) -> None:
-    """Ranks are 4, 7, 3, 3, 3 and 2: sequences wait for room, and all come to their end."""
+    """Ranks are 4, 7, 3, 3, 3, 2, 4 and 5: sequences wait for room, and all come to their end."""
     lora = [uses for uses in MIXED if uses is None or "+" not in uses] * 2
     engine = loaded(num_rows=num_rows)
     check(engine, merged, lora, all_greedy(len(lora), 6))
@@ -132,21 +143,61 @@ def test_decodes_are_replayed_and_only_the_embedding_keeps_them_from_it(
     assert tapes is not None
     assert tapes.replays >= 10
     assert set(tapes.eager) == {"not every row decodes"}
+    captures = tapes.captures
+    engine.generate(random_prompts(4, 1), greedy(12), lora=["a0", "a6", None, "a6:0.3"])
+    assert tapes.captures == captures + 1, "one for all, from the first gain on"
+    engine.generate(random_prompts(4, 1), greedy(12), lora=["a0", None, "a2", "a1:0.3"])
+    assert tapes.captures == captures + 1
+    assert tapes.eager == {"not every row decodes": 3}
     engine.generate(random_prompts(2, 1), greedy(4), lora=["a3", None])
     assert tapes.eager["an adapter changes the embedding"] == 3
+    engine.generate(random_prompts(1, 3), greedy(3), lora="a7")
+    assert tapes.eager["an adapter changes the embedding"] == 5
     replays, engine.runner.backend = tapes.replays, get_backend("native")  # record anew
     engine.generate(random_prompts(2, 2), greedy(12), lora=["a0", "a1"])
     assert tapes.replays >= replays + 10, "one on the device keeps others from replays"
+
+
+def test_a_tape_that_was_recorded_without_dora_takes_it(loaded: MakeEngine) -> None:
+    engine, prompts = loaded(backend="native"), random_prompts(2, 1)
+    expected = engine.generate(prompts, greedy(8), lora="a6")
+    engine.runner.backend = get_backend("native")  # record anew
+    engine.generate(prompts, greedy(8), lora="a0")
+    found = engine.generate(prompts, greedy(8), lora="a6")
+    assert [o.outputs[0].token_ids for o in found] == [o.outputs[0].token_ids for o in expected]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dora_leaves_biases_as_large_as_they_are(
+    make_engine: MakeEngine,
+    checkpoint: Callable[..., Path],
+    model_of: Callable[..., DecoderLM],
+    tmp_path: Path,
+    backend: str,
+) -> None:
+    """Trained ones too, times the request's factor."""
+    settings = {"target_modules": ["q_proj", "v_proj"], "r": 2, "bias": "all", "use_dora": True}
+    folder = write_adapter(tmp_path / "a", checkpoint("qwen2"), 3, **settings)
+    model, prompt, params = model_of("qwen2"), random_prompts(2, 3)[1], greedy(8, logprobs=0)
+    undo = merge(model, {read_adapter(folder, model): 0.5})
+    expected = make_engine("qwen2").generate([prompt], params)[0].outputs[0]
+    undo()
+    engine = make_engine("qwen2", backend=backend)
+    engine.loras.load("a", folder)
+    found = engine.generate([prompt], params, lora="a:0.5")[0].outputs[0]
+    assert found.token_ids == expected.token_ids
+    for a, b in zip(found.logprobs or (), expected.logprobs or (), strict=True):
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-5, rel=1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_without_an_adapter_keep_every_bit(
     loaded: MakeEngine, make_engine: MakeEngine, backend: str
 ) -> None:
-    prompts = random_prompts(6, 7)
+    prompts = random_prompts(8, 7)
     params = SamplingParams(max_tokens=1, hidden_states=True, temperature=0)
     plain = make_engine(backend=backend, prefix_reuse=False).generate(prompts, params)
-    lora = ["a0", None, "a3", None, "a1", None]
+    lora = ["a0", None, "a3", None, "a6", None, "a7", None]
     mixed = loaded(backend=backend, prefix_reuse=False).generate(prompts, params, lora=lora)
     for uses, a, b in zip(lora, plain, mixed, strict=True):
         first, second = a.outputs[0].hidden_states, b.outputs[0].hidden_states
@@ -157,9 +208,9 @@ def test_rows_without_an_adapter_keep_every_bit(
 
 def test_an_adapter_s_rows_do_not_depend_on_neighbours_bitwise(loaded: MakeEngine) -> None:
     """On the native backend no bit depends on who else is in the batch, nor on its order."""
-    prompts = random_prompts(6, 8)
+    prompts = random_prompts(8, 8)
     params = SamplingParams(max_tokens=4, hidden_states=True, temperature=0, ignore_eos=True)
-    lora = ["a0", "a1", "a0", None, "a0:0.5", "a5"]
+    lora = ["a0", "a1", "a0", None, "a0:0.5", "a5", "a6", "a6:0.5"]
     engine = loaded(backend="native", prefix_reuse=False)
     together = engine.generate(prompts, params, lora=lora)
     turned = engine.generate(prompts[::-1], params, lora=lora[::-1])[::-1]

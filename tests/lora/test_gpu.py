@@ -14,8 +14,16 @@ from workbench.lora import merge
 from workbench.models import DecoderLM
 
 pytestmark = pytest.mark.gpu
-# rank, head, embedding
-KINDS = ((4, False, False), (7, False, False), (3, True, False), (1, False, False), (3, True, True))
+# rank, and the head, the embedding, DoRA
+KINDS: tuple[tuple[int, dict[str, bool]], ...] = (
+    (4, {}),
+    (7, {}),
+    (3, {"head": True}),
+    (1, {}),
+    (3, {"head": True, "embedding": True}),
+    (4, {"head": True, "dora": True}),
+    (2, {"head": True, "embedding": True, "dora": True}),
+)
 
 
 def test_mixed_batches_in_graphs_are_their_merged_models(
@@ -23,10 +31,7 @@ def test_mixed_batches_in_graphs_are_their_merged_models(
 ) -> None:
     """Few rank rows: adapters come and go, and captured graphs go on being right."""
     model = model_of("llama", "cuda")
-    adapters = [
-        random_adapter(model, i, rank, head=head, embedding=embedding)
-        for i, (rank, head, embedding) in enumerate(KINDS)
-    ]
+    adapters = [random_adapter(model, i, rank, **kind) for i, (rank, kind) in enumerate(KINDS)]
     prompts = random_prompts(len(KINDS) + 1, seed=5)
     expected = []
     for prompt, adapter in zip(prompts, [*adapters, None], strict=True):

@@ -209,6 +209,33 @@ def test_one_that_stores_modules_whole_goes_alone(
     engine.generate([PROMPT], greedy(2), lora="w")
 
 
+def test_dora_is_scaled_but_not_combined(engine: Engine, adapter_of: Callable[..., Path]) -> None:
+    engine.loras.load("d", adapter_of("dora"))
+    with pytest.raises(RequestError, match=r"lora='a\+d:0.5': d is a DoRA adapter.*not combined"):
+        engine.add(PROMPT, lora="a+d:0.5")
+    engine.generate([PROMPT], greedy(2), lora="d:0.5")
+
+
+def test_gains_have_rows_for_all_variants_at_once(
+    make_engine: MakeEngine, adapter_of: Callable[..., Path]
+) -> None:
+    """More than there are at first; and what is gone gives its row to another."""
+    engine = make_engine(backend="native")
+    for seed in range(3):
+        engine.loras.load(f"d{seed}", adapter_of("dora", seed=seed))
+    lora = [f"d{seed}:{factor}" for factor in (1, 0.5, 1.5, -1) for seed in range(3)]
+    together = engine.generate([PROMPT] * 12, greedy(6), lora=lora)
+    gains = engine.loras.slots.table.gains
+    assert len(gains.tensors.layers) == 8
+    assert gains.num_bytes == 16 * 4 * sum(g.gain.shape[1] for g in gains.tensors.layers.values())
+    for uses, output in zip(lora, together, strict=True):
+        alone = engine.generate([PROMPT], greedy(6), lora=uses)[0]
+        assert alone.outputs[0].token_ids == output.outputs[0].token_ids, uses
+    for name in ("d0", "d1"):
+        engine.loras.unload(name)
+    assert sum(place >= 0 for place in gains.tensors.places) == 4
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "..", "-x", "a" * 65, None, "a b", "a:b", "a+b"])
 def test_names_that_are_none(model: DecoderLM, adapter_of: Callable[..., Path], name: Any) -> None:
     with pytest.raises(ConfigError, match="is no name for an adapter"):

@@ -59,16 +59,20 @@ def test_a_merged_adapter_computes_what_peft_does(
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
+@pytest.mark.parametrize("use_dora", [False, True])
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 def test_trained_biases(
     checkpoint: Callable[..., Path],
     model_of: Callable[..., DecoderLM],
     tmp_path: Path,
     bias: str,
+    use_dora: bool,
 ) -> None:
     """Qwen2 has biases at q, k and v."""
     model, prompts = model_of("qwen2"), random_prompts(3, 1)
-    settings = {"target_modules": ["q_proj", "v_proj"], "r": 2, "bias": bias}
+    settings = {"target_modules": ["q_proj", "v_proj"], "r": 2, "bias": bias} | {
+        "use_dora": use_dora
+    }
     folder = write_adapter(tmp_path / "a", checkpoint("qwen2"), 3, **settings)
     theirs = peft_logits(peft_model(checkpoint("qwen2"), 3, **settings), prompts)
     adapter = read_adapter(folder, model)
@@ -77,6 +81,30 @@ def test_trained_biases(
     ours = logits_of(model, prompts)
     undo()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize("name", ["all linear", "dora", "dora, some"])
+def test_a_factor_is_peft_s_scale(
+    checkpoint: Callable[..., Path], adapter_of: Callable[..., Path], model: DecoderLM, name: str
+) -> None:
+    """Of DoRA too: the lengths of its rows depend on it."""
+    from peft.tuners.lora import LoraLayer
+
+    theirs, prompts = peft_model(checkpoint(), 0, **CONFIGS[name]), random_prompts(3, 1)
+    for module in theirs.modules():
+        if isinstance(module, LoraLayer):
+            for key in module.scaling:  # `scale_layer` leaves embeddings out
+                module.scaling[key] *= 0.5
+    undo = merge(model, {read_adapter(adapter_of(name), model): 0.5})
+    ours = logits_of(model, prompts)
+    undo()
+    torch.testing.assert_close(ours, peft_logits(theirs, prompts), rtol=1e-5, atol=3e-5)
+
+
+def test_dora_is_not_merged_with_others(adapter_of: Callable[..., Path], model: DecoderLM) -> None:
+    one, two = (read_adapter(adapter_of(name), model) for name in ("dora", "list"))
+    with pytest.raises(ConfigError, match="DoRA adapter scales outputs, and is not combined"):
+        merge(model, {one: 0.5, two: 0.5})
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -141,7 +169,7 @@ A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         (lambda t: t.update({A.replace(".0.", ".9."): t[A].clone()}), "no such place"),
         (
             lambda t: t.update({A.replace("lora_A.weight", "lora_magnitude_vector"): t[A].clone()}),
-            "DoRA is not supported",
+            "has a lora_magnitude_vector, and use_dora=False",
         ),
         (lambda t: t.clear(), "both A and B missing"),
     ],

@@ -205,7 +205,7 @@ def _all_new(tokens: list[int], prompt: list[int]) -> bool:
 
 
 def _adapter(model: DecoderLM) -> Adapter:
-    return random_adapter(model, 3, head=True)
+    return random_adapter(model, 3, head=True, dora=True)
 
 
 def _load_adapter(run: Run) -> None:
@@ -382,7 +382,7 @@ FEATURES = [
     Feature("native", "the compiled CPU backend", engine={"backend": "native"}),
     Feature(
         "lora",
-        "half of an adapter of every linear layer; its plain counterpart has it merged",
+        "half of a DoRA adapter of every linear layer; its plain counterpart has it merged",
         add={"lora": "loud:0.5"},
         prepare=_load_adapter,
         happened=lambda run: run.engine.loras.info("loud").num_requests == len(PROMPTS),

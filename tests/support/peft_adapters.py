@@ -32,6 +32,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "head": {"target_modules": ["lm_head", "q_proj"], "r": 3},
     "embedding": {"target_modules": ["embed_tokens", "v_proj"], "r": 3},
     "lora_bias": {"target_modules": ["q_proj", "down_proj"], "r": 2, "lora_bias": True},
+    "dora": {"target_modules": "all-linear", "r": 4, "use_dora": True, "lora_alpha": 6},
+    "dora, some": {
+        "target_modules": ["q_proj", "v_proj", "down_proj", "lm_head", "embed_tokens"],
+        "r": 3,
+        "use_dora": True,
+        "use_rslora": True,
+        "rank_pattern": {"down_proj": 5},
+    },
     "saved head": {"target_modules": ["q_proj"], "r": 2, "modules_to_save": ["lm_head"]},
     "saved embedding": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "r": 2},
 }
@@ -49,7 +57,9 @@ def peft_model(folder: Path, seed: int, **settings: Any) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             trained = "lora_" in name or "modules_to_save" in name or parameter.requires_grad
-            if trained:
+            if "magnitude" in name:  # as long as before, each by another factor
+                parameter.mul_(1 + 0.3 * torch.rand(parameter.shape, generator=generator))
+            elif trained:
                 noise = torch.randn(parameter.shape, generator=generator)
                 whole = "modules_to_save" in name
                 embeds = "embed_tokens" in name

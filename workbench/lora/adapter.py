@@ -31,6 +31,7 @@ class LoRAPair:
     """One module's a [r, inputs] and b [outputs, r]: it adds scale * b (a x), and scale * bias.
 
     bias [outputs] is `lora_bias`'s. of_embedding: a is [r, vocab], and a token takes a column.
+    magnitude [outputs]: DoRA's, the lengths that the rows of W + scale * b a are given.
     """
 
     a: Tensor
@@ -38,6 +39,7 @@ class LoRAPair:
     scale: float
     bias: Tensor | None = None
     of_embedding: bool = False
+    magnitude: Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -72,6 +74,11 @@ class Adapter(Described):
         """Whether the last of its rank rows holds what it adds whatever the input."""
         return self.rank > max((pair.rank for pair in self.pairs.values()), default=0)
 
+    @property
+    def rescales(self) -> bool:
+        """Whether it is DoRA: it scales outputs as well, and so is no sum with another."""
+        return any(pair.magnitude is not None for pair in self.pairs.values())
+
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its name in the file."""
@@ -82,6 +89,8 @@ class Adapter(Described):
             found[f"{stem}embedding_B" if pair.of_embedding else f"{stem}B.weight"] = pair.b
             if pair.bias is not None:
                 found[f"{stem}B.bias"] = pair.bias
+            if pair.magnitude is not None:
+                found[f"{stem}magnitude_vector"] = pair.magnitude
         for path, bias in self.biases.items():
             inner = ".base_layer" if path in self.pairs else ""
             found[f"{PREFIX}{path}{inner}.bias"] = bias

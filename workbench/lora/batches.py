@@ -16,7 +16,15 @@ from torch import nn
 
 from workbench.batch import Backend, StepPlan
 from workbench.lora.slots import DeviceSlots
-from workbench.lora_batch import NO_VARIANT, TILE, LoRABatch, Tiles, make_tiles, tile_numbers
+from workbench.lora_batch import (
+    NO_VARIANT,
+    TILE,
+    LoRABatch,
+    LoRAGains,
+    Tiles,
+    make_tiles,
+    tile_numbers,
+)
 
 
 class AdapterBatches:
@@ -34,12 +42,18 @@ class AdapterBatches:
         batch = self.batch(tokens, make_tiles(tokens, self.slots.table.device))
         batch.replaced = self.replaced(plan, rows)
         batch.embeds = self._embeds(plan)
+        batch.gains = self.gains(rows)
         batch.prepared = backend.prepare_lora(batch)
         return batch
 
     def batch(self, variants: list[int], tiles: Tiles) -> LoRABatch:
         """Return a batch of tokens of these variants."""
         return LoRABatch(self.slots.pool.weights, self.slots.table.tensors, variants, tiles)
+
+    def gains(self, variants: list[int]) -> LoRAGains | None:
+        """Return the gains of DoRA variants; None where none of these has any."""
+        table = self.slots.table.gains
+        return table.tensors if any(map(table.scales, variants)) else None
 
     def variants(self, plan: StepPlan) -> list[int] | None:
         """Return each row's place in the table of variants; None where no row has adapters."""
@@ -106,9 +120,9 @@ class ReplayedAdapters:
         self.batch.prepared = backend.prepare_lora(self.batch)
 
     @property
-    def launches(self) -> tuple[Hashable, int]:
+    def launches(self) -> tuple[Hashable, int, bool]:
         """What decides the launches, and what they read: a graph is one of these."""
-        return self.generation, self.batch.tiles.num_used
+        return self.generation, self.batch.tiles.num_used, self.batch.gains is not None
 
     def fill(self, plan: StepPlan) -> bool:
         """Write a plan's tokens; those beyond it go through no adapter. False, with nothing
@@ -122,7 +136,16 @@ class ReplayedAdapters:
         if padded != self.batch.variants:  # from one decode to the next they usually stay
             self._write(padded)
         self.batch.refill(padded, self._batches.replaced(plan, rows))
+        self.batch.gains = self._gains(rows)
         return True
+
+    def _gains(self, rows: list[int]) -> LoRAGains | None:
+        """Return the gains that a captured pass reads: a graph is one of those with or without; a
+        tape is one for all, and has them as soon as there are any."""
+        held = self._batches.slots.table.gains.tensors
+        if self._moved is None:
+            return held if held.layers else None
+        return self._batches.gains(rows)
 
     def _write(self, variants: list[int]) -> None:
         self.batch.variants = ()  # what an interrupt leaves half written is written again

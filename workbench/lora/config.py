@@ -34,7 +34,7 @@ _READ = frozenset(
     {
         *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules"),
         *("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias"),
-        "lora_bias",
+        *("lora_bias", "use_dora"),
     }
 )
 # Initialisations that write into the base as well; converted when saved, they are plain LoRA.
@@ -62,6 +62,7 @@ class LoRAConfig:
     modules_to_save: tuple[str, ...] = ()
     bias: str = "none"
     lora_bias: bool = False
+    use_dora: bool = False
     base_model: str | None = None
 
     def rank(self, path: str) -> int:
@@ -113,6 +114,7 @@ class LoRAConfig:
             "modules_to_save": list(self.modules_to_save) or None,
             "bias": self.bias,
             "lora_bias": self.lora_bias,
+            "use_dora": self.use_dora,
             "lora_dropout": 0.0,
         }
 
@@ -150,10 +152,13 @@ def parse_config(content: Any, folder: Path) -> LoRAConfig:
         modules_to_save=tuple(reader.names("modules_to_save", pattern=False)),
         bias=reader.bias(),
         lora_bias=reader.flag("lora_bias"),
+        use_dora=reader.flag("use_dora"),
         base_model=reader.text("base_model_name_or_path"),
     )  # fmt: skip
     if not config.target_modules and not config.modules_to_save:
         reader.wrong("target_modules", "names no module")
+    if config.use_dora and config.lora_bias:
+        reader.wrong("use_dora", "goes with no lora_bias, in PEFT neither")
     if reader.problems:
         raise AdapterError(folder, reader.problems, FIX)
     return config

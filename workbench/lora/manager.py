@@ -2,7 +2,7 @@
 
     loras = wb.LoRAManager(model)                 # or engine.loras, llm.loras
     loras.load("sql", "adapters/tinypy/lora/sql") # a folder that PEFT wrote
-    engine.add(prompt, params, lora="sql:0.5")    # "sql:0.7+json:0.3" adds two up
+    engine.add(prompt, params, lora="sql:0.5")    # "sql:0.7+json:0.3" adds two up; not DoRA's
 
 Weights are in three tiers: rank rows on the device (`slots`), host memory and disk (`store`). The
 scheduler asks `gate` before it starts a sequence, the runner takes a batch from `batches` for each
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from workbench.config import require_positive
 from workbench.describe import Described, human_bytes
-from workbench.errors import AdapterInUse, ConfigError, RequestError
+from workbench.errors import AdapterInUse, ConfigError
 from workbench.events import (
     AdapterLoaded,
     AdapterMoved,
@@ -31,14 +31,15 @@ from workbench.lora.batches import AdapterBatches
 from workbench.lora.facts import Facts
 from workbench.lora.gate import AdapterGate
 from workbench.lora.info import AdapterInfo, info_of
-from workbench.lora.names import check_name, parse_uses
+from workbench.lora.names import check_name
 from workbench.lora.packing import Packer
 from workbench.lora.reader import read_adapter
 from workbench.lora.slots import DeviceSlots
 from workbench.lora.store import AdapterStore, Entry
 from workbench.lora.table import Uses
+from workbench.lora.uses import check_uses, resolve_uses
 from workbench.models import DecoderLM
-from workbench.request import AdapterUse, Request, Sequence
+from workbench.request import Request, Sequence
 
 Sequences = list[Sequence]
 
@@ -113,7 +114,7 @@ class LoRAManager(Described):
             raise ConfigError("adapter", name, f"takes {adapter.rank} of {rows} rank rows", fix)
         packed = self.store.packer.pack(adapter)
         sizes = adapter.digest, adapter.rank, packed.num_bytes
-        entry = Entry(name, *sizes, folder, packed, stores_whole=bool(adapter.saved))
+        entry = Entry(name, *sizes, folder, packed, bool(adapter.saved), adapter.rescales)
         self.store.add(entry)
         entry.seconds["read"] = time.perf_counter() - begin
         facts = entry.digest, entry.rank, entry.num_bytes, entry.seconds["read"]
@@ -154,18 +155,13 @@ class LoRAManager(Described):
 
     def _check_pin(self, entry: Entry) -> None:
         """Raise `ConfigError` if requests could not run any more beside one more pinned adapter."""
-        left = self._spare_rows({entry.name})
+        left = self.slots.spare_rows({entry.name})
         for request in self.unfinished() if self.slots.bounded else ():
             needed = {use.name for use in request.lora} - {entry.name}
             ranks = [e.rank for n in needed if not (e := self.store.entries[n]).pinned]
             if sum(ranks) > left:
                 problem = f"request {request.request_id!r} would find no room beside it"
                 raise ConfigError("adapter", entry.name, problem, "Let it end, or unpin another.")
-
-    def _spare_rows(self, besides: set[str]) -> int:
-        """Return how many rank rows are left beside pinned adapters and these."""
-        held = [e.rank for e in self.store.entries.values() if e.pinned or e.name in besides]
-        return self.slots.pool.num_rows - sum(held)
 
     def unpin(self, name: str) -> None:
         """Let an adapter leave the device again when others need its room."""
@@ -217,43 +213,16 @@ class LoRAManager(Described):
 
         Raises `RequestError` for a name that is not loaded, or a combination that cannot run.
         """
-        if text is None:
-            return ()
-        scales = {name: scale for name, scale in parse_uses(text).items() if scale}
-        for name in parse_uses(text):
-            entry = self.store.entries.get(name)
-            if entry is None or entry.leaving:
-                problem = "is being unloaded" if entry else "is not loaded"
-                known = ", ".join(sorted(self.store.entries)) or "none"
-                raise RequestError("lora", name, problem, f"Loaded: {known}.")
-        self.check_room(text, scales)
-        uses = [AdapterUse(n, s, self.store.entries[n].digest) for n, s in scales.items()]
-        return tuple(sorted(uses))
+        return resolve_uses(text, self.store, self.slots)
 
     def count(self, uses: Uses) -> None:
         """Note that a request came that goes through these adapters."""
         for use in uses:
             self.store.entries[use.name].num_requests += 1
 
-    def check_room(self, text: str, scales: dict[str, float]) -> None:
-        """Raise `RequestError` unless these adapters can be used at once."""
-        entries = [self.store.entries[name] for name in scales]
-        rows, taken = self._spare_rows(set()), sum(e.rank for e in entries if not e.pinned)
-        if self.slots.bounded and taken > rows:
-            problem = f"takes {taken} of {rows} rank rows that are not pinned"
-            raise RequestError("lora", text, problem, "Name fewer, or unpin some.")
-        whole = [e.name for e in entries if e.stores_whole]
-        if whole and (len(scales) > 1 or scales[whole[0]] != 1.0):
-            problem = f"{whole[0]} stores modules whole: it is neither scaled nor combined"
-            raise RequestError("lora", text, problem, "Name it alone.")
-
     def check_uses(self, uses: Uses) -> None:
         """Raise `RequestError` unless a request of another time finds its adapters as they were."""
-        for use in uses:
-            entry = self.store.entries.get(use.name)
-            if entry is None or entry.digest != use.digest:
-                problem = "is not loaded" if entry is None else "has other weights now"
-                raise RequestError("lora", use.name, problem, "Load the adapter it was made with.")
+        check_uses(uses, self.store)
 
     # ------------------------------------------------------------------------------------------
 
@@ -265,7 +234,7 @@ class LoRAManager(Described):
             "adapters": len(tiers),
             **{tier: tiers.count(tier) for tier in ("device", "host", "disk")},
             "rank rows": f"{pool.num_rows - pool.num_free}/{pool.num_rows}",
-            "device bytes": human_bytes(pool.num_bytes),
+            "device bytes": human_bytes(pool.num_bytes + self.slots.table.gains.num_bytes),
             "host bytes": human_bytes(self.store.num_host_bytes),
         }
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import ConfigError
-from workbench.lora.adapter import Adapter
+from workbench.lora.adapter import Adapter, LoRAPair
+from workbench.lora.dora import row_lengths
 from workbench.lora.targets import targets_of
 from workbench.models import DecoderLM
 
@@ -24,11 +25,15 @@ def merge(model: DecoderLM, adapters: Mapping[Adapter, float] | Adapter) -> Unme
     """Add adapters, each times a factor, to a model's weights; return what takes them out again.
 
     New weights are made in float32 and rounded once. A tied head that an adapter changes alone gets
-    a weight of its own. No engine may be running over the model.
+    a weight of its own. No engine may be running over the model. Raises `ConfigError` for one that
+    stores modules whole, or is DoRA, beside others.
     """
     factors = {adapters: 1.0} if isinstance(adapters, Adapter) else dict(adapters)
     if sum(bool(adapter.saved) for adapter in factors) and len(factors) > 1:
         problem = "an adapter that stores modules whole is not combined with others"
+        raise ConfigError("adapters", list(factors), problem, "Merge it alone.")
+    if any(adapter.rescales for adapter in factors) and len(factors) > 1:
+        problem = "a DoRA adapter scales outputs, and is not combined with others"
         raise ConfigError("adapters", list(factors), problem, "Merge it alone.")
     merger = _Merger(model)
     for adapter, factor in factors.items():
@@ -48,13 +53,24 @@ class _Merger:
             self._change(path, "weight", tensor, 0.0)
         for path, pair in adapter.pairs.items():
             delta = factor * pair.delta()
-            self._change(path, "weight", delta.T if pair.of_embedding else delta)
+            kept = self._gain(path, pair, factor)
+            added = kept * delta
+            parts = (added.T, kept.T) if pair.of_embedding else (added, kept)
+            self._change(path, "weight", *parts)
             if pair.bias is not None:
                 self._change(path, "bias", factor * pair.scale * pair.bias)
         for path, bias in adapter.biases.items():
             self._change(path, "bias", factor * bias, 1.0 - factor)
 
-    def _change(self, path: str, leaf: str, added: Tensor, kept: float = 1.0) -> None:
+    def _gain(self, path: str, pair: LoRAPair, factor: float) -> Tensor:
+        """Return what a module's outputs are multiplied with [outputs, 1]."""
+        if pair.magnitude is None:
+            return torch.ones(1, 1)
+        target = self.targets[path]
+        weight = self.model.get_parameter(f"{target.layer}.weight")[target.rows]
+        return row_lengths(weight, pair).gain(factor).unsqueeze(1)
+
+    def _change(self, path: str, leaf: str, added: Tensor, kept: Tensor | float = 1.0) -> None:
         """Make a module's weight or bias `kept` times what it was, plus `added`."""
         target = self.targets[path]
         owner = self.model.get_submodule(target.layer)
@@ -63,6 +79,7 @@ class _Merger:
         weight: Tensor = owner.weight  # type: ignore[assignment]
         new = weight.new_zeros(len(weight)) if old is None else old.detach().clone()
         rows = new[target.rows]
+        kept = kept.to(rows.device) if isinstance(kept, Tensor) else kept
         rows.copy_(kept * rows.float() + added.float().to(rows.device))
         setattr(owner, leaf, nn.Parameter(new, requires_grad=False))
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from workbench.lora.adapter import Adapter
+from workbench.lora.dora import RowLengths, plain_lengths, row_lengths
 from workbench.lora.targets import Target, bounds_of, dtype_of, targets_of
 from workbench.models import DecoderLM
 
@@ -41,7 +42,7 @@ class LayerShape(NamedTuple):
 class Packed(NamedTuple):
     """An adapter's rank rows: for each layer in turn a [rank, parts, num_read], then b [rank,
     outputs], one after the other in `flat`. constant: the last rank row adds whatever the input.
-    saved: modules stored whole, by path."""
+    saved: modules stored whole, by path. lengths: DoRA's, by layer."""
 
     rank: int
     constant: bool
@@ -49,11 +50,13 @@ class Packed(NamedTuple):
     layers: tuple[str, ...]
     flat: Tensor
     saved: Mapping[str, Tensor]
+    lengths: Mapping[str, RowLengths]
 
     @property
     def num_bytes(self) -> int:
         """Bytes in host memory."""
-        return self.flat.nbytes + sum(tensor.nbytes for tensor in self.saved.values())
+        whole = sum(tensor.nbytes for tensor in self.saved.values())
+        return self.flat.nbytes + whole + sum(some.num_bytes for some in self.lengths.values())
 
 
 class Packer:
@@ -113,14 +116,44 @@ class Packer:
                 self._fill(a, b, bounds, adapter, target)
         embeds = any(pair.of_embedding for pair in adapter.pairs.values())
         saved = {path: tensor.to(dtype) for path, tensor in adapter.saved.items()}
-        return Packed(rank, adapter.adds_constants, embeds, layers, flat, saved)
+        lengths = self._lengths(adapter)
+        return Packed(rank, adapter.adds_constants, embeds, layers, flat, saved, lengths)
+
+    def _lengths(self, adapter: Adapter) -> dict[str, RowLengths]:
+        """Return the lengths of the rows of each layer that a DoRA adapter changes."""
+        scaled = [path for path, pair in adapter.pairs.items() if pair.magnitude is not None]
+        found: dict[str, RowLengths] = {}
+        for path in scaled:
+            target, pair = self.targets[path], adapter.pairs[path]
+            whole = found.get(target.layer)
+            if whole is None:
+                whole = found[target.layer] = self._plain(target)
+            weight = self.model.get_parameter(f"{target.layer}.weight")
+            own = row_lengths(weight[target.rows], pair)
+            for into, its in zip(whole[:4], own[:4], strict=True):
+                into[self._span(target)] = its
+            if whole.bias_change is not None and path in adapter.biases:
+                whole.bias_change[target.rows] = self._bias_change(adapter, target)
+        return found
+
+    def _plain(self, target: Target) -> RowLengths:
+        lengths = plain_lengths(self.shapes[target.layer].num_outputs)
+        if not target.has_bias:
+            return lengths
+        bias = self.model.get_parameter(f"{target.layer}.bias").detach().float().cpu()
+        return lengths._replace(bias=bias, bias_change=torch.zeros_like(bias))
+
+    @staticmethod
+    def _span(target: Target) -> slice:
+        """Return which of its layer's outputs are a target's."""
+        begin = 0 if target.is_embedding else target.rows.start
+        return slice(begin, begin + target.num_added)
 
     def _fill(
         self, a: Tensor, b: Tensor, bounds: tuple[int, ...], adapter: Adapter, target: Target
     ) -> None:
         pair = adapter.pairs.get(target.path)
-        begin = 0 if target.is_embedding else target.rows.start
-        span = slice(begin, begin + target.num_added)
+        span = self._span(target)
         if pair is not None:
             for part, bound in enumerate(bounds[:-1]):
                 if span.start <= bound < span.stop:
@@ -137,10 +170,13 @@ class Packer:
         if pair is not None and pair.bias is not None:
             added = pair.scale * pair.bias.float()
         if bias is not None:
-            own = self.model.get_parameter(f"{target.layer}.bias")[target.rows].float().cpu()
-            change = bias.float() - own
+            change = self._bias_change(adapter, target)
             added = change if added is None else added + change
         return added
+
+    def _bias_change(self, adapter: Adapter, target: Target) -> Tensor:
+        own = self.model.get_parameter(f"{target.layer}.bias")[target.rows].detach()
+        return adapter.biases[target.path].float() - own.float().cpu()
 
 
 def unpack(

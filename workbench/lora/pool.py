@@ -13,19 +13,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from workbench.lora.dora import RowLengths
 from workbench.lora.packing import Packed, Packer, unpack
 from workbench.lora.targets import dtype_of
 from workbench.lora_batch import LoRAWeights
 
 
 class Resident(NamedTuple):
-    """An adapter on the device: its rank rows, whether the last adds a constant, whether it changes
-    the embedding, and the modules that stand whole in place of the model's, by layer."""
+    """An adapter on the device: its rank rows, whether the last adds a constant, and whether it
+    changes the embedding. By layer: modules that stand whole in place of the model's, and DoRA's
+    lengths of rows."""
 
     rows: tuple[int, ...]
     constant: bool
     embeds: bool
     replaced: Mapping[nn.Module, Tensor]
+    lengths: Mapping[nn.Module, RowLengths]
 
 
 class RankPool:
@@ -87,7 +90,9 @@ class RankPool:
             else:  # what others left there
                 weights.b.index_fill_(0, index, 0)
                 weights.a.index_fill_(0, index, 0)
-        return Resident(rows, packed.constant, packed.embeds, self._replaced(packed))
+        lengths = {self.model.get_submodule(name): its for name, its in packed.lengths.items()}
+        replaced = self._replaced(packed)
+        return Resident(rows, packed.constant, packed.embeds, replaced, lengths)
 
     def free(self, resident: Resident) -> None:
         """Take an adapter's rows back."""

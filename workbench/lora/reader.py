@@ -26,8 +26,11 @@ _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _NAME = re.compile(
     r"(?P<path>.+?)\.(?:modules_to_save\.)?"
     r"(?P<kind>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
+    r"|lora_magnitude_vector(?:\.weight)?"
     r"|base_layer\.weight|weight|base_layer\.bias|bias)$"
 )
+_MAGNITUDE = "lora_magnitude_vector"
+_HALVES = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B")
 Shapes = dict[tuple[str, str], tuple[str, tuple[int, ...]]]
 
 
@@ -95,12 +98,12 @@ class _Reader:
         found = _NAME.match(name.removeprefix(PREFIX))
         path, kind = (found["path"], found["kind"]) if found else ("", "")
         if found is None or not name.startswith(PREFIX) or path not in self.targets:
-            what = "DoRA is not supported" if "magnitude" in name else "the model has no such place"
-            self._wrong(name, f"{what} (shape {list(header.get_shape())})")
+            self._wrong(name, f"the model has no such place (shape {list(header.get_shape())})")
         elif header.get_dtype() not in _FLOATS:
             self._wrong(name, f"is {header.get_dtype()}, not a float")
         else:
             kind = "bias" if kind == "base_layer.bias" else kind  # of a module with a pair
+            kind = _MAGNITUDE if kind.startswith(_MAGNITUDE) else kind  # older files say .weight
             self.shapes[path, kind] = name, tuple(header.get_shape())
 
     def _check_complete(self) -> None:
@@ -109,10 +112,15 @@ class _Reader:
             asked = {"is_head": target.is_head, "is_embedding": target.is_embedding}
             wanted, saved = self.config.targets(path, **asked), self.config.saves(path)
             kinds = [kind for p, kind in self.shapes if p == path]
-            halves = [kind for kind in kinds if kind.startswith("lora_") and kind != "lora_B.bias"]
+            halves = [kind for kind in kinds if kind in _HALVES]
             if wanted and len(halves) != 2:
                 lacks = "both A and B" if not halves else f"the other half of {halves[0]}"
                 self._wrong(path, f"{lacks} missing, and the config targets it")
+            if bool(halves or _MAGNITUDE in kinds) and self.config.use_dora != (
+                _MAGNITUDE in kinds
+            ):
+                has = "lacks its" if self.config.use_dora else "has a"
+                self._wrong(path, f"{has} {_MAGNITUDE}, and use_dora={self.config.use_dora}")
             if halves and not wanted:
                 self._wrong(path, "is adapted, and the config does not target it")
             if saved and "weight" not in kinds:
@@ -140,6 +148,7 @@ class _Reader:
             "lora_embedding_A": (rank, target.outputs),
             "lora_embedding_B": (target.inputs, rank),
             "bias": (target.outputs,),
+            _MAGNITUDE: (target.num_added,),
         }.get(kind, (target.outputs, target.inputs))
         if shape != wanted:
             self._wrong(name, f"has shape {list(shape)}, config and model make it {list(wanted)}")
@@ -163,7 +172,9 @@ class _Reader:
                 first, second = (self._tensor(path, f"lora_embedding_{half}") for half in "AB")
             if first is not None and second is not None:
                 bias, embeds = self._tensor(path, "lora_B.bias"), self.targets[path].is_embedding
-                pairs[path] = LoRAPair(first, second, self.config.scale(path), bias, embeds)
+                magnitude = self._tensor(path, _MAGNITUDE)
+                scale = self.config.scale(path)
+                pairs[path] = LoRAPair(first, second, scale, bias, embeds, magnitude)
         return pairs
 
     def _saved(self) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ held by a request that is gone. Called by the manager.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from workbench.lora.packing import Packed, Packer
 from workbench.lora.pool import RankPool, Resident
@@ -35,6 +35,11 @@ class DeviceSlots:
     def need(self, names: Iterable[str]) -> None:
         """Say which adapters must stay: those of the sequences that run."""
         self.needed = set(names)
+
+    def spare_rows(self, besides: Collection[str] = ()) -> int:
+        """Return how many rank rows are left beside pinned adapters and these."""
+        held = [e.rank for e in self.store.entries.values() if e.pinned or e.name in besides]
+        return self.pool.num_rows - sum(held)
 
     def has_room(self, entry: Entry) -> bool:
         """Whether an adapter is on the device, or others can make way for it."""

@@ -22,7 +22,7 @@ from workbench.lora.reader import read_adapter
 @dataclass(slots=True)
 class Entry:
     """An adapter under its name. packed: None where only the folder has it; resident: None where
-    it is not on the device. `leaving`: it goes as soon as nobody uses it."""
+    it is not on the device. `leaving`: it goes as soon as nobody uses it. rescales: it is DoRA."""
 
     name: str
     digest: str
@@ -31,6 +31,7 @@ class Entry:
     folder: Path | None
     packed: Packed | None
     stores_whole: bool = False
+    rescales: bool = False
     resident: Resident | None = None
     pinned: bool = False
     leaving: bool = False

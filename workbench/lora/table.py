@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 
 import torch
 
+from workbench.lora.gains import GainTable
 from workbench.lora.pool import Resident
 from workbench.lora_batch import LoRATable
 from workbench.request import AdapterUse
@@ -19,12 +20,18 @@ _WIDTH = 16  # rank rows that a kernel's program takes at once
 
 
 class VariantTable:
-    """Rows by variant on a device. `generation` counts how often the tensors were replaced."""
+    """Rows by variant on a device, and the `gains` of those that are DoRA's."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.generation = device, 0
+        self.device, self._moves = device, 0
+        self.gains = GainTable(device)
         self._places: dict[Uses, int] = {}
         self._make(16, _WIDTH)
+
+    @property
+    def generation(self) -> int:
+        """How often the tensors were replaced."""
+        return self._moves + self.gains.generation
 
     def _make(self, num_variants: int, width: int) -> None:
         shape, device = (num_variants, width), self.device
@@ -37,7 +44,8 @@ class VariantTable:
             [0] * num_variants,
         )
         self._places.clear()
-        self.generation += 1
+        self.gains.clear(num_variants)
+        self._moves += 1
 
     def places(self, wanted: list[Uses], find: Callable[[str], Resident]) -> dict[Uses, int]:
         """Return where these variants are, written first where they are not.
@@ -56,11 +64,8 @@ class VariantTable:
 
     def forget(self, name: str) -> None:
         """Drop the variants that an adapter is part of: its rows are another's from now on."""
-        self._places = {
-            uses: place
-            for uses, place in self._places.items()
-            if all(use.name != name for use in uses)
-        }
+        for uses in [uses for uses in self._places if any(use.name == name for use in uses)]:
+            self.gains.free(self._places.pop(uses))
 
     def _vacant(self, wanted: Collection[Uses]) -> int:
         """Return a free place; that of a variant that is not wanted now where there is none."""
@@ -69,6 +74,7 @@ class VariantTable:
             if place not in taken:
                 return place
         stale = next(uses for uses in self._places if uses not in wanted)
+        self.gains.free(self._places[stale])
         return self._places.pop(stale)
 
     def _write(self, place: int, uses: Uses, residents: list[Resident]) -> None:
@@ -86,4 +92,6 @@ class VariantTable:
         table.shifts[place, :rank] = torch.tensor(shifts)
         table.ranks[place] = rank
         table.widths[place] = rank
+        if residents[0].lengths:  # such a one is never combined
+            self.gains.write(place, residents[0].lengths, uses[0].scale)
         self._places[uses] = place

@@ -30,6 +30,7 @@ SIGNATURES: dict[str, Signature] = {
     "silu_mul": Signature((*[_POINTER] * 2, _LONG, _LONG, _INT, _INT), 2),
     "attention": Signature((*[_POINTER] * 8, *[_LONG] * 4, _FLOAT, _LONG, _INT), None),
     "lora": Signature((*[_POINTER] * 11, *[_LONG] * 6, _INT, _INT), 11),
+    "lora_gain": Signature((*[_POINTER] * 6, *[_LONG] * 2, _INT, _INT), 6),
 }
 _KINDS = {name: kind for kind, name in enumerate(SIGNATURES)}
 

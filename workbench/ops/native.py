@@ -19,8 +19,9 @@ from torch import Tensor
 
 from workbench.batch import ForwardContext, TreeMasks
 from workbench.errors import ConfigError
-from workbench.lora_batch import LoRABatch, LoRAWeights
+from workbench.lora_batch import LoRABatch, LoRAGain, LoRAWeights
 from workbench.ops.calls import Batch, check, functions
+from workbench.ops.native_lora import add_lora, gain_lora
 from workbench.ops.sdpa import SDPABackend
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -56,7 +57,7 @@ class NativeBackend(SDPABackend):
         """Take what is called by name: the C functions."""
         self._embedding, self._angles, self._attention = c["embedding"], c["angles"], c["attention"]
         self._linear, self._rms_norm, self._silu_mul = c["linear"], c["rms_norm"], c["silu_mul"]
-        self._lora = c["lora"]
+        self._lora, self._lora_gain = c["lora"], c["lora_gain"]
 
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return memory for a result."""
@@ -154,26 +155,17 @@ class NativeBackend(SDPABackend):
 
     def add_lora(self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Tensor:
         """Add to out, in place, what each token's variant makes of x; see `Backend.add_lora`."""
-        dtype, table, (order, tiles, *_) = x.dtype, batch.table, batch.tiles
-        if dtype not in _DTYPES or not dtype == weights.a.dtype == out.dtype:
+        if x.dtype not in _DTYPES or not x.dtype == weights.a.dtype == out.dtype:
             return super().add_lora(out, x, weights, batch)
         if torch.is_grad_enabled():
             _refuse_gradients(x, out)
-        x = x if x.stride(1) == 1 else x.contiguous()
-        pointers = x, weights.a, weights.b, out, weights.starts
-        failure = self._lora(
-            *(tensor.data_ptr() for tensor in (*pointers, *table[:4], order, tiles)),
-            x.shape[0],  # no tile is without a token
-            weights.a.shape[2],
-            out.shape[1],
-            weights.a.shape[1],
-            table.rows.shape[1],
-            x.stride(0),
-            dtype is torch.bfloat16,
-            torch.get_num_threads(),
-        )
-        check(failure)
-        return out
+        return add_lora(self._lora, out, x, weights, batch)
+
+    def gain_lora(self, out: Tensor, gain: LoRAGain, batch: LoRABatch) -> Tensor:
+        """Multiply out, in place, by what each token's variant says; see `Backend.gain_lora`."""
+        if out.dtype not in _DTYPES or batch.gains is None:
+            return super().gain_lora(out, gain, batch)
+        return gain_lora(self._lora_gain, out, gain, batch.gains.rows, batch.tiles)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Return x over its root mean square, times weight; rounded once, at the end."""

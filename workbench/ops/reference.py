@@ -17,7 +17,7 @@ from torch import Tensor
 from workbench.batch import ForwardContext
 from workbench.config import ModelConfig
 from workbench.describe import Described
-from workbench.lora_batch import LoRABatch, LoRAWeights
+from workbench.lora_batch import LoRABatch, LoRAGain, LoRAWeights
 from workbench.ops.paging import gather, write
 
 
@@ -157,6 +157,14 @@ class ReferenceBackend(Described):
                 inner = inputs @ weights.a[rows, part].float().T * scales + shifts  # [n, r]
                 added[:, begin:end] += inner @ weights.b[rows, begin:end].float()
             out[group.positions] = added.to(out.dtype)
+        return out
+
+    def gain_lora(self, out: Tensor, gain: LoRAGain, batch: LoRABatch) -> Tensor:
+        """Return out times each token's gains, plus its shifts, in float32; see `Backend`."""
+        out = out.clone()
+        for group in batch.groups:
+            at = group.positions
+            out[at] = batch.gained(group, gain, out[at].float()).to(out.dtype)
         return out
 
 

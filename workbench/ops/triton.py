@@ -19,12 +19,12 @@ from torch import Tensor
 from workbench.batch import ForwardContext
 from workbench.config import ModelConfig
 from workbench.errors import KernelFailed
-from workbench.lora_batch import LoRABatch, LoRAWeights
+from workbench.lora_batch import LoRABatch, LoRAGain, LoRAWeights
 from workbench.ops.library_prefill import attend_whole_prompts, why_not
 from workbench.ops.limits import check_model
 from workbench.ops.reference import ReferenceBackend
 from workbench.ops.requirements import lacks_fp8, refuse_fp8, require_triton
-from workbench.ops.triton_lora import add_lora
+from workbench.ops.triton_lora import add_lora, gain_lora
 from workbench.ops.triton_rows import Prepared, Rows, split_rows
 
 if TYPE_CHECKING:
@@ -224,6 +224,10 @@ class TritonBackend(ReferenceBackend):
     def add_lora(self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Tensor:
         """Add to out, in place, in two kernels; see `Backend.add_lora`."""
         return add_lora(self._run, self._num_sms, out, x, weights, batch)
+
+    def gain_lora(self, out: Tensor, gain: LoRAGain, batch: LoRABatch) -> Tensor:
+        """Multiply out, in place, in one kernel; see `Backend.gain_lora`."""
+        return gain_lora(self._run, out, gain, batch)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Return x over its root mean square, times weight; see `Backend.rms_norm`."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.lora_batch import LoRABatch, LoRAWeights
+from workbench.lora_batch import LoRABatch, LoRAGain, LoRAWeights
 
 
 def add_lora(
@@ -47,6 +47,15 @@ def add_lora(
     factors = {"scales": table.scales, "shifts": table.shifts, "starts": weights.starts}
     given = {"inner": inner, "b": weights.b, "y": out, "bounds": weights.bounds}
     run("lora_expand", x.dtype, **given, **factors, **which)
+    return out
+
+
+def gain_lora(run: Callable[..., Any], out: Tensor, gain: LoRAGain, batch: LoRABatch) -> Tensor:
+    """Multiply out [T, outputs], in place, by the gain of each token's variant, if it has one."""
+    tiles, gains = batch.tiles, batch.gains
+    if gains is not None and tiles.num_used:
+        which = {"order": tiles.order, "tiles": tiles.tiles[: tiles.num_used], "tile": tiles.size}
+        run("lora_gain", out.dtype, y=out, **gain._asdict(), places=gains.rows, **which)
     return out
 
 
