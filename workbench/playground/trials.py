@@ -23,11 +23,11 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from workbench.bench.gpu import num_rotations
+from workbench.errors import telling_line
 from workbench.kernels.launch import INTERPRETED, Config, Plan
 from workbench.playground.checking import OK, Oracle
 from workbench.playground.subject import Subject, Trial, config_key
 from workbench.playground.timing import Graph, time_together
-
 
 # Said by torch and Triton of a context that is of no more use; torch's allocator after a capture.
 _LOST = ("CUDA error", "[CUDA]", "INTERNAL ASSERT FAILED")
@@ -184,11 +184,9 @@ def resources_of(plan: Plan) -> list[dict[str, Any]]:
 
 def failure(error: Exception) -> tuple[str, str]:
     """Return status and reason of a candidate that raised."""
-    lines = str(error).strip().splitlines() or [""]
-    lost = [line for line in lines if any(sign in line for sign in _LOST)]
-    text = f"{type(error).__name__}: {(lost or lines[-1:])[0][:200]}"
+    text = f"{type(error).__name__}: {telling_line(error)[:200]}"
     if isinstance(error, OutOfResources):
         return "out of resources", text
     if isinstance(error, CompilationError | PTXASError) or "PassManager" in str(error):
         return "does not compile", text
-    return ("crashed" if lost else "failed"), text
+    return ("crashed" if any(sign in str(error) for sign in _LOST) else "failed"), text
