@@ -117,6 +117,15 @@ class ProcessorFailed(WorkbenchError, RuntimeError):
         )
 
 
+def telling_line(error: BaseException) -> str:
+    """Return the line of an error's text that says most: a compiler's last, CUDA's own words.
+
+    torch puts general advice behind those.
+    """
+    lines = str(error).strip().splitlines() or [""]
+    return next((line for line in lines if "CUDA error" in line), lines[-1])
+
+
 class KernelFailed(WorkbenchError, RuntimeError):
     """A kernel raised in a step; `kernel` and `shapes` say which, and on what.
 
@@ -127,10 +136,9 @@ class KernelFailed(WorkbenchError, RuntimeError):
 
     def __init__(self, kernel: str, shapes: str, error: BaseException) -> None:
         self.kernel, self.shapes = kernel, shapes
-        said = str(error).strip().splitlines() or [""]
         super().__init__(
-            f"kernel {kernel}({shapes}): {type(error).__name__}: {said[-1][:300]}. "
-            'Put the shipped one back, or `engine.swap(backend="sdpa")`.'
+            f"kernel {kernel}({shapes}): {type(error).__name__}: {telling_line(error)[:300]}. "
+            f'`engine.swap(kernel="{kernel}")` puts the shipped one back; or swap the backend.'
         )
 
 

@@ -174,7 +174,7 @@ def test_a_kernel_that_raises_is_named_and_the_engine_goes_on(
 
         return Plan((launch,), good.plan(**inputs).outputs)  # type: ignore[arg-type]
 
-    backend.kernels["silu_mul"] = replace(good, plan=broken)
+    engine.swap(kernel=replace(good, plan=broken))
     said = r"kernel silu_mul\(gate_up float32\[5, 192\]\): Fault: out of shared memory"
     with pytest.raises(KernelFailed, match=said) as caught:
         engine.generate(prompts, params)
@@ -182,9 +182,10 @@ def test_a_kernel_that_raises_is_named_and_the_engine_goes_on(
     assert engine.requests == {}
     engine.cache.check()
     assert len(engine.cache.blocks.tables) == 0
-    engine.swap(backend="sdpa")
-    outputs = engine.generate(prompts, params)
-    assert [output.outputs[0].token_ids for output in outputs] == expected
+    for other in ({"kernel": "silu_mul"}, {"backend": "sdpa"}):
+        engine.swap(**other)
+        outputs = engine.generate(prompts, params)
+        assert [output.outputs[0].token_ids for output in outputs] == expected
     engine.close()
     again = make_engine(backend="triton", device=device)
     outputs = again.generate(prompts, params)

@@ -5,12 +5,16 @@ On a GPU the same tests run natively, and candidates are timed.
 
 from __future__ import annotations
 
+import weakref
+from contextlib import nullcontext
+
 import pytest
 import torch
 
-from workbench.playground import jobs, tuner
+from workbench.playground import jobs, timing, tuner
 from workbench.playground.client import Worker, WorkerLost
 from workbench.playground.subject import Subject, Trial
+from workbench.playground.trials import failure
 from workbench.playground.tuner import prepare, try_config
 
 CONFIG = {"BLOCK": 128, "num_warps": 1}
@@ -77,6 +81,62 @@ def test_what_cheats_or_fails_is_a_row_that_says_why(
     assert (trial.status, trial.us) == (status, None)
     assert reason in trial.reason
     assert tried(worker, None).ok
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (
+            "CUDA error: an illegal memory access was encountered\nSearch for it\nCompile with X",
+            "crashed",
+            "an illegal memory access was encountered",
+        ),
+        ("it->second->use_count > 0 INTERNAL ASSERT FAILED at C.cpp:2799", "crashed", "use_count"),
+        ("no CUDA\nno such shape", "failed", "no such shape"),
+    ],
+)
+def test_a_lost_context_is_a_crash_and_named_by_its_first_words(
+    error: str, status: str, reason: str
+) -> None:
+    found, text = failure(RuntimeError(error))
+    assert found == status
+    assert text.startswith("RuntimeError: ")
+    assert reason in text
+
+
+def test_a_graph_keeps_the_memory_that_it_writes_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Replayed:
+        def replay(self) -> None:
+            pass
+
+        def wait_stream(self, _: object) -> None:
+            pass
+
+    monkeypatch.setattr(torch.cuda, "Stream", Replayed)
+    monkeypatch.setattr(torch.cuda, "current_stream", Replayed)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(timing, "captured", lambda calls, rounds: Replayed())
+    monkeypatch.setattr(timing, "_events", lambda: (None, None))
+    monkeypatch.setattr(timing, "_elapsed", lambda timed: [100.0])
+    output = torch.zeros(3)
+    kept = weakref.ref(output)
+    graph = timing.Graph([output.zero_])
+    del output
+    assert kept() is not None
+    assert graph.num_calls == 4
+    del graph
+    assert kept() is None
+
+
+@pytest.mark.gpu
+def test_a_default_is_timed_again_after_others_were_captured(worker: Worker) -> None:
+    subject = Subject("rms_norm", "llama-8b decode 1", "bfloat16")
+    configs = prepare(subject, worker)["configs"][:4]
+    trials = [try_config(subject, config, worker, seconds=0.05) for config in configs]
+    assert [trial.status for trial in trials] == ["ok"] * len(configs), trials
+    figures, others = worker.ask(jobs.Finals(subject, tuple(configs), 0.1), 60)
+    assert len(figures) == len(configs)
+    assert others["default"]["p50"] > 0
 
 
 @pytest.mark.gpu

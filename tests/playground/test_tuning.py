@@ -126,6 +126,32 @@ def test_a_crash_among_several_compilations_is_blamed_on_the_right_one() -> None
     assert len(sweep.timed) == len(CONFIGS) - 1
 
 
+def test_one_that_is_lost_in_the_finals_becomes_a_row_and_the_others_are_timed() -> None:
+    guilty = CONFIGS[0]
+
+    def play(job: Any) -> Any:
+        if isinstance(job, jobs.Finals) and guilty in job.configs:
+            return jobs.Failed("crashed", "CUDA error: an illegal memory access")
+        return timed(job)
+
+    sweep = tune(SUBJECT, worker=FakeWorker(play))
+    (lost,) = (trial for trial in sweep.trials.values() if not trial.ok)
+    assert (lost.config, lost.status) == (guilty, "crashed")
+    assert "illegal memory access" in lost.reason
+    assert guilty not in [entry["config"] for entry in sweep.finals["candidates"]]
+    assert tuned_row(sweep).latency_us["p50"] == 16.0
+
+
+def test_finals_that_fail_for_nobody_s_fault_are_told() -> None:
+    def play(job: Any) -> Any:
+        if isinstance(job, jobs.Finals) and len(job.configs) > 1:
+            raise WorkerLost("hung", "Finals took more than 120 s")
+        return timed(job)
+
+    with pytest.raises(WorkerLost, match="hung"):
+        tune(SUBJECT, worker=FakeWorker(play))
+
+
 def test_failures_are_rows_and_a_budget_ends_the_search() -> None:
     def play(job: Any) -> Any:
         if isinstance(job, jobs.Try) and job.config["A"] == 2:

@@ -15,7 +15,7 @@ from workbench.errors import ConfigError
 from workbench.kernels import silu_mul
 from workbench.playground.client import Worker
 from workbench.playground.magics import KernelMagic
-from workbench.playground.writing import check_kernel, compare_in_engine, swap_kernel
+from workbench.playground.writing import check_kernel, compare_in_engine
 
 KERNEL = inspect.getsource(silu_mul).partition("@triton.jit\n")[2].partition("\n\n\n")[0]
 CELL = "from workbench.kernels.early import await_previous\n\n@triton.jit\n" + KERNEL.replace(
@@ -97,7 +97,7 @@ def test_a_kernel_is_swapped_into_a_running_engine(engine: Any, workers: dict[st
     plain = wb.get_backend("sdpa", engine.runner.device)
     engine.runner.backend = plain
     with pytest.raises(ConfigError, match="does not run Triton kernels"):
-        swap_kernel(engine, report.spec)
+        engine.swap(kernel=report.spec)
 
 
 class Shell:

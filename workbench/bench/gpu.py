@@ -77,9 +77,13 @@ def graph_timing(calls: Sequence[Call], seconds: float) -> Timing:
 
 
 def captured(calls: Sequence[Call], rounds: int) -> torch.cuda.CUDAGraph:
-    """Return the calls, gone through `rounds` times, as one CUDA graph."""
+    """Return the calls, gone through `rounds` times, as one CUDA graph.
+
+    It writes where the calls write: they, and so their outputs, must live as long as it does.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads may compile, and load what they compiled, meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         for _ in range(rounds):
             for call in calls:
                 call()

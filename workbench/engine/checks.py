@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor
 
 from workbench.cache import KVCache
@@ -21,12 +20,11 @@ from workbench.errors import ConfigError, RequestError
 from workbench.errors import RequestFinished as AlreadyFinished
 from workbench.lora import LoRAManager
 from workbench.models import DecoderLM
-from workbench.ops import Backend, get_backend
 from workbench.request import Prompt, Request, Sequence
 from workbench.run import Runner
 from workbench.sample import check_params
 from workbench.sampling_params import SamplingParams
-from workbench.scheduler import Policy, Scheduler, get_policy
+from workbench.scheduler import Scheduler
 
 
 def check_parts(
@@ -58,18 +56,6 @@ def check_seed(seed: int | None) -> None:
     """Raise `ConfigError` unless `seed` is None or a whole number from 0."""
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
         raise ConfigError("seed", seed, "must be a whole number of at least 0", "Or leave it out.")
-
-
-def swapped(
-    policy: str | Policy | None, backend: str | None, sampler: object, device: torch.device
-) -> tuple[Policy | None, Backend | None]:
-    """Return what `swap` was given, None where it was not; `ConfigError` if any is unknown."""
-    if sampler is not None and not callable(sampler):
-        raise ConfigError("sampler", sampler, "is not callable", "Pass a `Sampler`.")
-    return (
-        None if policy is None else get_policy(policy),
-        None if backend is None else get_backend(backend, device),
-    )
 
 
 def check_fork(

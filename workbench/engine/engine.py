@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.cache import DroppingPolicy, EvictionPolicy, KVCache
 from workbench.config import SchedulerConfig
@@ -45,6 +45,9 @@ from workbench.sample import Sampler
 from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Policy, Scheduler, added
 from workbench.speculation import Proposer, SpeculationConfig
+
+if TYPE_CHECKING:
+    from workbench.kernels.spec import KernelSpec
 
 
 class Engine(Described):
@@ -337,6 +340,7 @@ class Engine(Described):
         scheduler_config: SchedulerConfig | None = None,
         sampler: Sampler | None = None,
         backend: str | None = None,
+        kernel: str | KernelSpec | None = None,
         eviction: str | EvictionPolicy | None = None,
         dropping: str | DroppingPolicy | None = None,
         proposer: Proposer | Literal["off"] | None = None,
@@ -345,11 +349,13 @@ class Engine(Described):
         """Replace parts between two steps, while requests run; what is left out stays.
 
         scheduler_config: other budgets, say `replace(engine.scheduler.config, max_sequences=4)`.
-        proposer: "off" speculates no more. Raises `ConfigError`, with nothing replaced, for what is
-        unknown, or would keep a request from its end.
+        kernel: takes the place of the backend's of its name (a name: the shipped one); CUDA graphs
+        that hold the old one are captured anew. proposer: "off" speculates no more. Raises
+        `ConfigError`, with nothing replaced, for what is unknown, or would keep a request from its
+        end.
         """
         self._require_between_steps("swap")
-        put_in = replacing(self, scheduler_policy, sampler, backend, eviction, dropping)
+        put_in = replacing(self, scheduler_policy, sampler, backend, eviction, dropping, kernel)
         checks.check_limits(self._book.records, scheduler_config, self.cache, self.model)
         self.speculator.swap(proposer, speculation)
         if scheduler_config is not None:

@@ -7,13 +7,17 @@ Names are looked up, and what cannot be used here is refused, before anything is
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from workbench.cache import DroppingPolicy, EvictionPolicy, KVCache, get_dropping, get_eviction
+from workbench.engine.overlap import Overlap
 from workbench.errors import ConfigError
 from workbench.run import Runner
 from workbench.sample import Sampler
 from workbench.scheduler import Policy, Scheduler, check_droppable, get_policy
+
+if TYPE_CHECKING:
+    from workbench.kernels.spec import KernelSpec
 
 
 class HasParts(Protocol):
@@ -23,6 +27,7 @@ class HasParts(Protocol):
     scheduler: Scheduler
     runner: Runner
     sampler: Sampler
+    overlap: Overlap
 
 
 def replacing(
@@ -32,11 +37,14 @@ def replacing(
     backend: str | None,
     eviction: str | EvictionPolicy | None,
     dropping: str | DroppingPolicy | None,
+    kernel: str | KernelSpec | None,
 ) -> Callable[[], None]:
     """Return what puts these parts in (None: the old one stays); raise `ConfigError` for what is
     unknown or cannot be used here."""
     policy = None if scheduler_policy is None else get_policy(scheduler_policy)
     new_backend = None if backend is None else engine.runner.backend_named(backend)
+    kernels_of = new_backend or engine.runner.backend
+    new_kernel = None if kernel is None else engine.runner.kernel_named(kernel, kernels_of)
     new_eviction = None if eviction is None else get_eviction(eviction)
     new_dropping = None if dropping is None else get_dropping(dropping)
     if new_dropping is not None:
@@ -53,5 +61,8 @@ def replacing(
             engine.cache.eviction = new_eviction
         engine.sampler = sampler or engine.sampler
         engine.runner.backend = new_backend or engine.runner.backend
+        if new_kernel is not None:
+            engine.overlap.drop()  # a pass that the old one has run
+            engine.runner.replace_kernel(new_kernel)
 
     return put_in

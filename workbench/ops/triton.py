@@ -10,7 +10,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Hashable
 from functools import lru_cache
-from operator import is_not
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -20,6 +19,7 @@ from workbench.batch import ForwardContext
 from workbench.config import ModelConfig
 from workbench.errors import KernelFailed
 from workbench.lora_batch import LoRABatch, LoRAGain, LoRAWeights
+from workbench.ops.kernel_set import KernelSet, shapes_of
 from workbench.ops.library_prefill import attend_whole_prompts, why_not
 from workbench.ops.limits import check_model
 from workbench.ops.reference import ReferenceBackend
@@ -38,10 +38,16 @@ _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 class TritonBackend(ReferenceBackend):
     """`Backend` on `workbench.kernels`, with the tuned configurations of the GPU it runs on.
 
-    `kernels` holds the specs by name and may be changed between steps: put your own `KernelSpec`
-    there and the engine runs it. `prefill` says who attends from prompts that are whole in a step:
-    our "kernel", torch's "library", or which of them was "measured" to be faster. `compilations`
-    are those of Triton since it was made.
+    <<<<<<< HEAD
+        `kernels` holds the specs by name and may be changed between steps: put your own `KernelSpec`
+        there and the engine runs it. `prefill` says who attends from prompts that are whole in a step:
+        our "kernel", torch's "library", or which of them was "measured" to be faster. `compilations`
+        are those of Triton since it was made.
+    =======
+        `kernels` holds the specs by name; `Engine.swap(kernel=…)` puts your own `KernelSpec` in.
+        `prefill` says who attends from prompts that are whole in a step: our "kernel", torch's
+        "library", or which of them was "measured" to be faster.
+    >>>>>>> a45b571
     """
 
     name = "triton"
@@ -58,14 +64,12 @@ class TritonBackend(ReferenceBackend):
         from workbench.kernels.tuning import TunedTable
 
         self.compilations = COMPILATIONS.watch()
-        self.kernels: dict[str, KernelSpec] = dict(SPECS)
+        self.kernels = KernelSet(SPECS)
         named = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         self.tuned = TunedTable.load(named)
         self._choose_splits = lru_cache(choose_splits)
         self._num_sms = sm_count(device)
         self._lacks_fp8 = lacks_fp8(device)
-        self._known: list[KernelSpec] = []
-        self._generation = 0
         self.capturable = device.type == "cuda"
 
     def describe(self) -> dict[str, Any]:
@@ -115,11 +119,8 @@ class TritonBackend(ReferenceBackend):
         return _SPLITS[bisect_right(_SPLITS, chosen) - 1]
 
     def graph_key(self, kv_lens: list[int], kv: Tensor) -> Hashable:
-        """Return the number of splits, and which kernels there are: replaced ones differ."""
-        kernels = list(self.kernels.values())
-        if len(kernels) != len(self._known) or any(map(is_not, kernels, self._known)):
-            self._known, self._generation = kernels, self._generation + 1
-        return self._splits(kv_lens, kv), self._generation
+        """Return the number of splits."""
+        return self._splits(kv_lens, kv)
 
     def attention(
         self,
@@ -212,11 +213,14 @@ class TritonBackend(ReferenceBackend):
         return self.prefill == "library" or self.tuned.library_is_faster(spec, dtype, inputs)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return x W^T + b; by `gemv` for few rows where it was measured to beat the library."""
-        if self.tuned.rows and x.dim() == 2 and 1 <= len(x) <= 16 and weight.stride(1) == 1:
+        """Return x W^T + b.
+
+        Few rows go to `gemv` where it was measured to beat the library, or is one that was put in.
+        """
+        if x.dim() == 2 and 1 <= len(x) <= 16 and weight.stride(1) == 1:
             spec, inputs = self.kernels["gemv"], {"x": x, "weight": weight, "bias": bias}
             config = self.tuned.better_than_library(spec, x.dtype, inputs)
-            if config is not None:
+            if config is not None or "gemv" in self.kernels.replaced:
                 out: Tensor = self._launch(spec, inputs, config)
                 return out
         return super().linear(x, weight, bias)
@@ -288,12 +292,3 @@ class TritonWithLibrary(TritonBackend):
 
     name = "triton+sdpa"
     prefill = "library"
-
-
-def shapes_of(inputs: Inputs) -> str:
-    """Return a kernel's tensors with dtypes and shapes, in a line."""
-    tensors = {name: x for name, x in inputs.items() if isinstance(x, Tensor)}
-    return ", ".join(
-        f"{name} {str(x.dtype).removeprefix('torch.')}{list(x.shape)}"
-        for name, x in tensors.items()
-    )

@@ -47,6 +47,7 @@ class Worker:
         self._prepared: Any = None
         self.kept: dict[Any, Any] = {}  # what was compiled; outlives the process
         self.started = 0  # how many processes there have been
+        self.suspects: set[Any] = set()  # what was being compiled when a process was lost
 
     def start(self) -> None:
         """Start the process if it does not run, and wait until it has imported everything."""

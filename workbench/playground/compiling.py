@@ -14,6 +14,7 @@ import re
 import time
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,7 +137,12 @@ def compile_here(subject: Subject, config: Mapping[str, int] | None, target: str
         inputs = _inputs(spec, subject)
         chosen = dict(spec.default(**inputs) if config is None else config)
         plan = spec.plan(**inputs, config=chosen)
-        launches = tuple(_compile_one(launch, target) for launch in plan.launches)
+        with ThreadPoolExecutor(1) as reader:  # disassembles one while the next is compiled
+            read = [
+                reader.submit(_read, launch, compile_for(launch, target), target)
+                for launch in plan.launches
+            ]
+            launches = tuple(each.result() for each in read)
     seconds = round(time.perf_counter() - started, 3)
     return Compiled(subject.kernel, subject.case, chosen, target, launches, seconds)
 
@@ -151,8 +157,8 @@ def _inputs(spec: KernelSpec, subject: Subject) -> Inputs:
         ) from error  # fmt: skip
 
 
-def _compile_one(launch: Launch, target: str) -> CompiledLaunch:
-    compiled = compile_for(launch, target)
+def _read(launch: Launch, compiled: Any, target: str) -> CompiledLaunch:
+    """Return what Triton's compiled kernel of a launch says and takes."""
     code = machine_code(compiled)
     name = launch.kernel.__name__
     path = inspect.getsourcefile(launch.kernel.fn) or ""

@@ -24,9 +24,14 @@ _BATCH = 20  # samples between two looks at the clock
 
 
 class Graph:
-    """Calls captured in a CUDA graph, often enough to fill a sample; `once`: captured once each."""
+    """Calls captured in a CUDA graph, often enough to fill a sample; `once`: captured once each.
+
+    calls: kept, because a replay writes where they wrote. Were their outputs freed, the next
+    capture would give that memory back to the driver, and the next replay end the process.
+    """
 
     def __init__(self, calls: Sequence[Call]) -> None:
+        self.calls = tuple(calls)
         stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # capture wants everything compiled and allocated

@@ -23,10 +23,14 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from workbench.bench.gpu import num_rotations
+from workbench.errors import telling_line
 from workbench.kernels.launch import INTERPRETED, Config, Plan
 from workbench.playground.checking import OK, Oracle
 from workbench.playground.subject import Subject, Trial, config_key
 from workbench.playground.timing import Graph, time_together
+
+# Said by torch and Triton of a context that is of no more use; torch's allocator after a capture.
+_LOST = ("CUDA error", "[CUDA]", "INTERNAL ASSERT FAILED")
 
 
 class Rig:
@@ -74,6 +78,11 @@ class Rig:
             trial = self._tried(dict(config), seconds)
         except Exception as error:  # noqa: BLE001 - a candidate may raise anything; that is its row
             trial = Trial(dict(config), *failure(error))
+        if self.timed:
+            try:  # a fault that is reported late must not be the next one's
+                torch.cuda.synchronize()
+            except RuntimeError as error:
+                trial = Trial(dict(config), *failure(error))
         return replace(trial, seconds=round(time.perf_counter() - started, 3))
 
     def _tried(self, config: dict[str, int], seconds: float) -> Trial:
@@ -175,12 +184,9 @@ def resources_of(plan: Plan) -> list[dict[str, Any]]:
 
 def failure(error: Exception) -> tuple[str, str]:
     """Return status and reason of a candidate that raised."""
-    lines = str(error).strip().splitlines() or [""]
-    text = f"{type(error).__name__}: {lines[-1][:200]}"
+    text = f"{type(error).__name__}: {telling_line(error)[:200]}"
     if isinstance(error, OutOfResources):
         return "out of resources", text
     if isinstance(error, CompilationError | PTXASError) or "PassManager" in str(error):
         return "does not compile", text
-    if "CUDA error" in str(error) or "[CUDA]" in str(error):
-        return "crashed", text
-    return "failed", text
+    return ("crashed" if any(sign in str(error) for sign in _LOST) else "failed"), text

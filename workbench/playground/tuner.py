@@ -20,12 +20,12 @@ from workbench.kernels.tuning import TunedRow
 from workbench.playground import jobs
 from workbench.playground.checking import OK
 from workbench.playground.client import Worker, WorkerLost
-from workbench.playground.search import Search, make_search
+from workbench.playground.search import make_search
 from workbench.playground.subject import Subject, Trial, config_key
 from workbench.playground.sweep import Sweep, header_of, open_sweep
 
 PREPARE_SECONDS, TRIAL_SECONDS = 180.0, 30.0
-FINALISTS = 4
+FINALISTS, FINALS_SECONDS = 4, 1.5
 _AHEAD = 16
 
 Progress = Callable[[Trial, int, int], None]
@@ -60,14 +60,13 @@ def tune(
     for trial in sweep.trials.values():
         order.tell(trial)
     total = min(len(facts["configs"]), max_trials or len(facts["configs"]))
-    crowd = _Crowd(subject, worker, order, seconds)
     while len(sweep.trials) < total:
         if sweep.trials and time.monotonic() - started > budget:
             break
         config = order.next()
         if config is None:
             break
-        trial = crowd.tried(config)
+        trial = try_config(subject, config, worker, seconds, order.ahead(_AHEAD))
         if trial.status == "cancelled":
             break
         if not on_gpu and compiler is not None:
@@ -89,31 +88,6 @@ def prepare(subject: Subject, worker: Worker) -> dict[str, Any]:
     return facts
 
 
-class _Crowd:
-    """Tries configurations one by one while the next ones are compiled beside them.
-
-    A compiler that takes the process with it may have been at another one's: after a crash all that
-    were under way are tried alone, so that the right one is blamed.
-    """
-
-    def __init__(self, subject: Subject, worker: Worker, order: Search, seconds: float) -> None:
-        self._subject, self._worker, self._order = subject, worker, order
-        self._seconds = seconds
-        self._suspects: set[str] = set()
-
-    def tried(self, config: dict[str, int]) -> Trial:
-        """Return the trial of a configuration, whatever became of the process."""
-        ahead: tuple[dict[str, int], ...] = ()
-        if config_key(config) not in self._suspects:
-            coming = self._order.ahead(_AHEAD)
-            ahead = tuple(c for c in coming if config_key(c) not in self._suspects)
-        trial = try_config(self._subject, config, self._worker, self._seconds, ahead)
-        if trial.status == "crashed" and ahead:
-            self._suspects |= {config_key(c) for c in ahead}
-            trial = try_config(self._subject, config, self._worker, self._seconds)
-        return trial
-
-
 def try_config(
     subject: Subject,
     config: dict[str, int],
@@ -121,11 +95,27 @@ def try_config(
     seconds: float = 0.4,
     ahead: tuple[dict[str, int], ...] = (),
 ) -> Trial:
-    """Try one configuration; a worker that dies or hangs is the trial's reason."""
+    """Try one configuration while those in `ahead` are compiled beside it.
+
+    A worker that dies or hangs is the trial's reason. It may have died of another one's
+    compilation: then this one is tried again alone, and so are those, each when its turn comes.
+    """
+    ahead = tuple(c for c in ahead if (subject, config_key(c)) not in worker.suspects)
+    if (subject, config_key(config)) in worker.suspects:
+        ahead = ()
+    trial = _trial(jobs.Try(subject, config, seconds, ahead), worker)
+    if trial.status == "crashed" and ahead:
+        worker.suspects |= {(subject, config_key(c)) for c in ahead}
+        trial = _trial(jobs.Try(subject, config, seconds), worker)
+    return trial
+
+
+def _trial(job: jobs.Try, worker: Worker) -> Trial:
+    subject, config = job.subject, job.config
     try:
         if not worker.knows(subject):  # what making the inputs takes is not the candidate's fault
             prepare(subject, worker)
-        answer = worker.ask(jobs.Try(subject, config, seconds, ahead), TRIAL_SECONDS + seconds)
+        answer = worker.ask(job, TRIAL_SECONDS + job.seconds)
     except WorkerLost as lost:
         return Trial(dict(config), lost.status, lost.reason)
     except WorkbenchError as error:
@@ -151,17 +141,44 @@ def _with_resources(subject: Subject, trial: Trial, compiler: Worker, target: st
 
 
 def _finals(subject: Subject, worker: Worker, sweep: Sweep) -> dict[str, Any]:
-    """Time the best few together, with the default and the library."""
+    """Time the best few together, with the default and the library.
+
+    Where that ends the process, those that do so alone as well become rows that say it.
+    """
     best = [trial.config for trial in sweep.timed[:FINALISTS]]
-    if not worker.knows(subject):
-        prepare(subject, worker)
-    answer = worker.ask(jobs.Finals(subject, tuple(best), 1.5), 120.0)
-    if isinstance(answer, jobs.Failed):
-        raise WorkerLost(answer.status, answer.reason)
-    figures, others = answer
+    try:
+        figures, others = _timed_together(subject, worker, best)
+    except WorkerLost as lost:
+        if lost.status == "cancelled":
+            raise
+        guilty = [trial for config in best if (trial := _alone(subject, worker, config))]
+        for trial in guilty:
+            sweep.add(trial)
+        if not guilty or not sweep.timed:
+            raise
+        return _finals(subject, worker, sweep)
     place = min(range(len(best)), key=lambda k: figures[k]["p50"])
     entries = [{"config": c, "us": us} for c, us in zip(best, figures, strict=True)]
     return {"best": entries[place], "candidates": entries, **others}
+
+
+def _alone(subject: Subject, worker: Worker, config: dict[str, int]) -> Trial | None:
+    """Time one configuration as in the finals; return what it failed by, None if by nothing."""
+    try:
+        _timed_together(subject, worker, [config])
+    except WorkerLost as lost:
+        return Trial(config, lost.status, f"timed once more: {lost.reason}")
+    return None
+
+
+def _timed_together(subject: Subject, worker: Worker, configs: list[dict[str, int]]) -> Any:
+    """Return `Rig.finals` of these configurations; raise `WorkerLost` if there is no answer."""
+    if not worker.knows(subject):
+        prepare(subject, worker)
+    answer = worker.ask(jobs.Finals(subject, tuple(configs), FINALS_SECONDS), 120.0)
+    if isinstance(answer, jobs.Failed):
+        raise WorkerLost(answer.status, answer.reason)
+    return answer
 
 
 def tuned_row(sweep: Sweep) -> TunedRow:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from triton.runtime.cache import triton_key
 
 from workbench.bench.gpu import Ceilings, measure_ceilings
 from workbench.errors import WorkbenchError
+from workbench.kernels.launch import INTERPRETED
 from workbench.playground import jobs
 from workbench.playground.checking import check_case
 from workbench.playground.compiling import compile_here
@@ -94,12 +97,18 @@ def main(descriptor: int) -> None:
     """Serve jobs from the connection until the other side closes it."""
     client = Connection(descriptor)
     server = Server()
+    # Triton's first compilation reads all of Triton, to know what its cache is of.
+    hashing = threading.Thread(target=triton_key, daemon=True)
+    if not INTERPRETED:
+        hashing.start()
     client.send(None)  # ready
     while True:
         try:
             job = client.recv()
         except (EOFError, ConnectionResetError):
             os._exit(0)  # at once: threads may still be compiling
+        if not INTERPRETED:
+            hashing.join()
         try:
             reply = server.answer(job)
         except WorkbenchError as error:

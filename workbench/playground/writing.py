@@ -19,7 +19,6 @@ from workbench.engine import Engine
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.kernels.registry import get_spec
 from workbench.kernels.spec import KernelSpec
-from workbench.ops import TritonBackend
 from workbench.playground import jobs
 from workbench.playground.cells import spec_of_cell
 from workbench.playground.checking import OK, Checked
@@ -225,32 +224,13 @@ class Swapped:
         )
 
 
-def swap_kernel(engine: Engine, spec: KernelSpec) -> None:
-    """Put a kernel into a running engine between two steps; weights and requests stay.
-
-    CUDA graphs that held the old one are captured anew when their next step comes. Raises
-    `ConfigError` where the engine does not run our kernels, `EngineClosed` after its end.
-    """
-    engine.require_open()
-    backend = engine.runner.backend
-    if not isinstance(backend, TritonBackend):
-        fix = (
-            'engine.swap(backend="triton") first (on a CPU: start Python with TRITON_INTERPRET=1).'
-        )
-        raise ConfigError("backend", backend.name, "does not run Triton kernels", fix)
-    if spec.name not in backend.kernels:
-        known = ", ".join(backend.kernels)
-        raise ConfigError("kernel", spec.name, "the engine has none", f"It has: {known}.")
-    backend.kernels[spec.name] = spec
-
-
 def compare_in_engine(
     engine: Engine, spec: KernelSpec, prompt: str | list[int], max_tokens: int = 16
 ) -> Swapped:
-    """Run a prompt greedily, swap a kernel in, run it again; the new kernel stays."""
+    """Run a prompt greedily, `Engine.swap` a kernel in, run it again; the new kernel stays."""
     before = _timed_run(engine, prompt, max_tokens)
     started = time.perf_counter()
-    swap_kernel(engine, spec)
+    engine.swap(kernel=spec)
     swap_ms = 1e3 * (time.perf_counter() - started)
     return Swapped(spec.name, before, _timed_run(engine, prompt, max_tokens), swap_ms)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,6 +27,8 @@ from workbench.describe import Described
 from workbench.layers.probe import holding
 from workbench.lora import AdapterBatches, ReplayedAdapters
 from workbench.models import DecoderLM
+from workbench.ops import TritonBackend
+from workbench.ops.kernel_set import KernelSet
 from workbench.run.capture import captured
 from workbench.run.decode_buffers import DecodeBuffers
 from workbench.run.decodes import PlainDecodes
@@ -41,13 +43,14 @@ _SELDOM = 2  # so often a mixed size runs eagerly before it is captured
 @dataclass(slots=True)
 class DecodeGraph:
     """A captured pass. hidden [size, hidden] is where its replays leave their result; held: reads
-    what they leave at points of the model."""
+    what they leave at points of the model; kernels: the names of those that the pass asked for."""
 
     graph: torch.cuda.CUDAGraph
     hidden: Tensor
     ctx: ForwardContext
     held: dict[str, Callable[[], Tensor]]
     buffers: DecodeBuffers
+    kernels: set[str]
 
 
 class Filled(NamedTuple):
@@ -143,7 +146,7 @@ class DecodeGraphs(Described):
         held = self._graphs.get(key)
         if held is None:
             if place is not None:
-                self._drop_stale(place[0])
+                self._drop(lambda key, _: key[0] and key[0][0] != place[0])  # they lie elsewhere
             try:
                 held = self._graphs[key] = self._capture(filled, backend)
             except RuntimeError as error:
@@ -183,11 +186,14 @@ class DecodeGraphs(Described):
         lora = self.adapters.refill(*into) if self.adapters else None
         return Filled(buffers, lora, [1] if plan.drafts else lens[: size.rows])
 
-    def _drop_stale(self, generation: Hashable) -> None:
-        """Drop the graphs whose adapters lie elsewhere now."""
-        stale = [key for key in self._graphs if key[0] and key[0][0] != generation]
+    def drop_kernel(self, name: str) -> None:
+        """Drop the graphs that hold a kernel: another one has its place."""
+        self._drop(lambda _, held: name in held.kernels)
+
+    def _drop(self, stale: Callable[[Any, DecodeGraph], Any]) -> None:
+        keys = [key for key, held in self._graphs.items() if stale(key, held)]
         torch.cuda.synchronize(self.device)
-        for key in stale:
+        for key in keys:
             self._graphs.pop(key).graph.reset()
         if not self._graphs:
             self._pool = None  # nothing may be captured into a pool that its last graph has left
@@ -235,12 +241,13 @@ class DecodeGraphs(Described):
         ctx, token_ids = self._context(filled, backend), filled.buffers.views["token_ids"]
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        with holding(self.model, self.points) as held:
+        kernels = backend.kernels if isinstance(backend, TritonBackend) else KernelSet({})
+        with holding(self.model, self.points) as held, kernels.noting() as names:
             run = partial(self.model, token_ids, ctx)
             graph, hidden = captured(run, self.device, self._pool)
         self.captures += 1
         self.capture_seconds += time.perf_counter() - begin
-        return DecodeGraph(graph, hidden, ctx, held, filled.buffers)
+        return DecodeGraph(graph, hidden, ctx, held, filled.buffers, names)
 
     def forget_inputs(self) -> None:
         """Fill the next inputs as if none had been before."""

@@ -8,7 +8,7 @@ only through the attention op; sequences and blocks it just reads.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,6 +30,9 @@ from workbench.run.inputs import InputBuilder
 from workbench.run.reports import make_reports, points_of
 from workbench.run.tapes import DecodeTapes, resolve_tape
 from workbench.run.watch import hooks_of
+
+if TYPE_CHECKING:
+    from workbench.kernels.spec import KernelSpec
 
 
 class Runner(Described):
@@ -82,6 +85,23 @@ class Runner(Described):
         backend = get_backend(name, self.device, batch_invariant=self.batch_invariant)
         backend.check_model(self.model.config, self.cache.block_size)
         return backend
+
+    def kernel_named(self, kernel: str | KernelSpec, backend: Backend) -> KernelSpec:
+        """Return the kernel to put into a backend: a spec, or the shipped one of a name.
+
+        Raises `ConfigError` for an unknown one, and where the backend runs none of our kernels.
+        """
+        if not isinstance(backend, TritonBackend):
+            fix = 'engine.swap(backend="triton") first; on a CPU start with TRITON_INTERPRET=1.'
+            raise ConfigError("backend", backend.name, "does not run Triton kernels", fix)
+        return backend.kernels.named(kernel)
+
+    def replace_kernel(self, spec: KernelSpec) -> None:
+        """Put one of `kernel_named` into the backend; graphs that hold the old one go."""
+        assert isinstance(self.backend, TritonBackend), "`kernel_named` was asked"
+        self.backend.kernels.replace(spec)
+        if self.graphs is not None:
+            self.graphs.drop_kernel(spec.name)
 
     def _check_invariance(self, backend: Backend) -> None:
         if not self.batch_invariant:
