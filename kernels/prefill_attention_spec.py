@@ -31,6 +31,7 @@ def reference(
     ancestors: Tensor | None = None,
     kv_scales: Tensor | None = None,
     num_tokens: int | None = None,
+    num_splits: int = 1,
     **settings: Any,
 ) -> Tensor:
     """Return attention [T, H, D], row by row in float32; tokens of no row give zeros."""
@@ -67,6 +68,7 @@ def make_inputs(
     sinks: bool = False,
     alibi: bool = False,
     tree: bool = False,
+    splits: int = 1,
 ) -> Inputs:
     """Return packed queries for rows of (new tokens, context with them).
 
@@ -100,6 +102,8 @@ def make_inputs(
         inputs["alibi"] = 2.0 ** -(1 + torch.arange(heads, device=device).float())
     if tree:
         inputs["ancestors"] = random_tree(num_new).to(device)
+    if splits > 1:
+        inputs["num_splits"] = splits
     return inputs
 
 
@@ -218,6 +222,9 @@ SPEC = KernelSpec(
         "soft cap, sinks": Case({**_MIXED, "soft_cap": 2.0, "sinks": True, **_SMALL}),
         "alibi": Case({**_MIXED, "alibi": True, **_SMALL}),
         "a token tree": Case({"rows": [(1, 40), (37, 100), (9, 9)], "tree": True, **_SMALL}),
+        "split": Case({**_MIXED, "splits": 3, "sinks": True, **_SMALL}),
+        "split window": Case({**_MIXED, "splits": 4, "window": 20, **_SMALL}),
+        "split tree": Case({"rows": [(1, 400), (9, 300)], "tree": True, "splits": 4, **_SMALL}),
         "blocks of 1": Case({"rows": [(2, 9), (3, 3)], "block_size": 1, **_SMALL}),
         "blocks of 3": Case({"rows": [(2, 40), (3, 3)], "block_size": 3, **_SMALL}),
         "blocks of 64": Case({"rows": [(2, 150), (66, 66)], "block_size": 64, **_SMALL}),
@@ -254,6 +261,9 @@ SPEC = KernelSpec(
         "llama-8b verify 32x8 at 4k": Case(
             {"rows": [(8, 4096)] * 32, "tree": True, **_8B}, small=False
         ),
+        "llama-8b verify 1x6 at 16k": Case(
+            {"rows": [(6, 16384)], "tree": True, "splits": 16, **_8B}, small=False
+        ),
     },
     space={
         "BLOCK_M": (16, 32, 64, 128, 256),
@@ -278,7 +288,9 @@ SPEC = KernelSpec(
     sources=(
         "prefill_hopper.py",
         "prefill_warpgroup.py",
+        "prefill_fold.py",
         "prefill_tiles.py",
+        "prefill_splits.py",
         "attention_math.py",
     ),
 )

@@ -44,8 +44,11 @@ class Backend(LoRABackend, Protocol):
     def prepare(self, ctx: ForwardContext) -> Any:
         """Return what attention needs once per step (indices, masks); kept in `ctx.prepared`."""
 
-    def graph_key(self, kv_lens: list[int], kv: Tensor) -> Hashable:
-        """Return what else decides the launches for decodes of these lengths over a layer's `kv`.
+    def graph_key(
+        self, kv_lens: list[int], kv: Tensor, chunk_lens: Tokens[int] = (), num_tokens: int = 0
+    ) -> Hashable:
+        """Return what else decides the launches for decodes of these lengths over a layer's `kv`,
+        and for rows of these lengths behind them with room for `num_tokens` new tokens.
 
         A graph is replayed for batches of an equal key alone. Asked of capturable backends only.
         """

@@ -285,6 +285,9 @@ def test_the_number_of_splits_is_part_of_a_graph_s_key(device: str) -> None:
     key = backend.graph_key([100, 0], kv)
     assert backend.graph_key([90, 30], kv) == key
     assert backend.graph_key([9000, 9000], kv) != key  # split
+    draft = backend.graph_key([], kv, [100, 0], 8)
+    assert backend.graph_key([], kv, [90, 30], 8) == draft
+    assert backend.graph_key([], kv, [9000, 0], 8) != draft
 
 
 @pytest.mark.parametrize("device", [kernel_device()])
@@ -293,6 +296,7 @@ def test_few_numbers_of_splits(device: str) -> None:
     backend: Any = get_backend("triton", device)
     kv = torch.empty(2, 4, 16, 8, 64)
     assert len({backend.graph_key([n], kv) for n in range(1, 32768, 64)}) <= 14
+    assert len({backend.graph_key([], kv, [n], 8) for n in range(1, 32768, 64)}) <= 6
 
 
 # --- who runs eagerly -------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from workbench.errors import ConfigError
 from workbench.ops.reference import ReferenceBackend, attend, row_mask
 from workbench.ops.triton import TritonBackend
 from workbench.ops.triton_rows import Prepared, Rows
+from workbench.ops.triton_splits import Uncut
 
 if TYPE_CHECKING:
     from workbench.kernels.launch import Config
@@ -87,6 +88,7 @@ class InvariantTriton(TritonBackend):
     """
 
     batch_invariant = True
+    _cuts = Uncut
 
     def _config(self, spec: KernelSpec, dtype: torch.dtype, inputs: Inputs) -> Config | None:
         if spec.name != "prefill_attention":
@@ -107,9 +109,6 @@ class InvariantTriton(TritonBackend):
             count = len(ctx.query_lens) + 1
             ctx.query_starts = torch.arange(count, dtype=torch.int32, device=self.device)
         return super().prepare(ctx)
-
-    def _splits(self, lens: list[int], kv: Tensor) -> int:
-        return 1
 
     def _decode(
         self, q: Tensor, kv: Tensor | None, prepared: Prepared, settings: Any, out: Tensor

@@ -6,7 +6,7 @@ over the rows. Slow, short, differentiable without a cache.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -44,7 +44,9 @@ class ReferenceBackend(Described):
         """Nothing to prepare: every row is worked out where it is needed."""
         return None
 
-    def graph_key(self, kv_lens: list[int], kv: Tensor) -> Hashable:
+    def graph_key(
+        self, kv_lens: list[int], kv: Tensor, chunk_lens: Sequence[int] = (), num_tokens: int = 0
+    ) -> Hashable:
         """Never asked: see `capturable`."""
         raise NotImplementedError(f"{self.name} cannot be captured")
 

@@ -7,9 +7,7 @@ call waits for the GPU. It has no gradients: training uses `reference` or `sdpa`
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Hashable
-from functools import lru_cache
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -26,32 +24,27 @@ from workbench.ops.reference import ReferenceBackend
 from workbench.ops.requirements import lacks_fp8, refuse_fp8, require_triton
 from workbench.ops.triton_lora import add_lora, gain_lora
 from workbench.ops.triton_rows import Prepared, Rows, split_rows
+from workbench.ops.triton_splits import Splits
 
 if TYPE_CHECKING:
     from workbench.kernels.launch import Config
     from workbench.kernels.spec import Inputs, KernelSpec
 
 Prefill = Literal["kernel", "library", "measured"]
-_SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 class TritonBackend(ReferenceBackend):
     """`Backend` on `workbench.kernels`, with the tuned configurations of the GPU it runs on.
 
-    <<<<<<< HEAD
-        `kernels` holds the specs by name and may be changed between steps: put your own `KernelSpec`
-        there and the engine runs it. `prefill` says who attends from prompts that are whole in a step:
-        our "kernel", torch's "library", or which of them was "measured" to be faster. `compilations`
-        are those of Triton since it was made.
-    =======
-        `kernels` holds the specs by name; `Engine.swap(kernel=…)` puts your own `KernelSpec` in.
-        `prefill` says who attends from prompts that are whole in a step: our "kernel", torch's
-        "library", or which of them was "measured" to be faster.
-    >>>>>>> a45b571
+    `kernels` holds the specs by name; `Engine.swap(kernel=…)` puts your own `KernelSpec` in.
+    `prefill` says who attends from prompts that are whole in a step: our "kernel", torch's
+    "library", or which of them was "measured" to be faster. `compilations` are those of Triton
+    since it was made.
     """
 
     name = "triton"
     prefill: Prefill = "kernel"
+    _cuts = Splits
 
     def __init__(self, device: torch.device) -> None:
         """Raise `ConfigError` where the kernels cannot run, saying what would work."""
@@ -59,7 +52,6 @@ class TritonBackend(ReferenceBackend):
         require_triton(device)
         from workbench.kernels.compilations import COMPILATIONS
         from workbench.kernels.launch import sm_count
-        from workbench.kernels.paged_decode_splits import choose_splits
         from workbench.kernels.registry import SPECS
         from workbench.kernels.tuning import TunedTable
 
@@ -67,8 +59,7 @@ class TritonBackend(ReferenceBackend):
         self.kernels = KernelSet(SPECS)
         named = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         self.tuned = TunedTable.load(named)
-        self._choose_splits = lru_cache(choose_splits)
-        self._num_sms = sm_count(device)
+        self._splits = self._cuts(sm_count(device))
         self._lacks_fp8 = lacks_fp8(device)
         self.capturable = device.type == "cuda"
 
@@ -105,22 +96,18 @@ class TritonBackend(ReferenceBackend):
         if self._lacks_fp8 and ctx.kv is not None:
             refuse_fp8(ctx.any_kv.dtype, self.device)
         decodes = ctx.num_decodes if ctx.kv is not None else 0
-        lens = ctx.kv_lens[:decodes]
-        return split_rows(ctx, self._splits(lens, ctx.any_kv) if lens else 1)
+        if ctx.kv is None:
+            return split_rows(ctx, 1, 1)
+        num_tokens, kv = sum(ctx.query_lens[decodes:]), ctx.any_kv
+        parts = self._splits.of_chunks(ctx.kv_lens[decodes:], kv, num_tokens)
+        return split_rows(ctx, self._splits.of_decodes(ctx.kv_lens[:decodes], kv), parts)
 
-    def _splits(self, lens: list[int], kv: Tensor) -> int:
-        """Return into how many parts decodes are cut: one of few numbers, as each is a graph's.
-
-        Lengths are rounded up a little, so that most steps find the choice made.
-        """
-        rows, heads = len(lens), kv.shape[3]
-        longest, mean = (64 * -(-n // 64) for n in (max(lens), -(-sum(lens) // rows)))
-        chosen = self._choose_splits(rows, heads, longest, rows * mean, self._num_sms)
-        return _SPLITS[bisect_right(_SPLITS, chosen) - 1]
-
-    def graph_key(self, kv_lens: list[int], kv: Tensor) -> Hashable:
-        """Return the number of splits."""
-        return self._splits(kv_lens, kv)
+    def graph_key(
+        self, kv_lens: list[int], kv: Tensor, chunk_lens: Sequence[int] = (), num_tokens: int = 0
+    ) -> Hashable:
+        """Return into how many parts the keys of either kind of rows are cut."""
+        chunks = self._splits.of_chunks(chunk_lens, kv, num_tokens)
+        return self._splits.of_decodes(kv_lens, kv), chunks
 
     def attention(
         self,
@@ -149,13 +136,14 @@ class TritonBackend(ReferenceBackend):
         make = torch.zeros if ctx.padded else torch.empty
         out = make(q.shape, dtype=q.dtype, device=q.device)
         settings: dict[str, Any] = {"scale": scale, "window": window}
+        cut = {**settings, "num_splits": prepared.splits}
         if prepared.num_decodes:
             self._decode(q, kv, prepared, {**settings, "kv_scales": scales}, out)
         if prepared.trees.num_tokens:
-            seen = {**settings, "ancestors": prepared.ancestors}
+            seen = {**cut, "ancestors": prepared.ancestors}
             self._chunks(q, k, v, kv, scales, prepared.trees, False, seen, out)
         if prepared.chunks.num_tokens:
-            self._chunks(q, k, v, kv, scales, prepared.chunks, prepared.fresh, settings, out)
+            self._chunks(q, k, v, kv, scales, prepared.chunks, prepared.fresh, cut, out)
         return out
 
     def _decode(
@@ -227,7 +215,7 @@ class TritonBackend(ReferenceBackend):
 
     def add_lora(self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Tensor:
         """Add to out, in place, in two kernels; see `Backend.add_lora`."""
-        return add_lora(self._run, self._num_sms, out, x, weights, batch)
+        return add_lora(self._run, self._splits.num_sms, out, x, weights, batch)
 
     def gain_lora(self, out: Tensor, gain: LoRAGain, batch: LoRABatch) -> Tensor:
         """Multiply out, in place, in one kernel; see `Backend.gain_lora`."""

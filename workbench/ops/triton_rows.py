@@ -33,8 +33,9 @@ class Rows:
 class Prepared:
     """num_decodes rows go to the decode kernel in num_splits parts; then come trees, then chunks.
 
-    fresh: no chunk has an older context, so its keys are the new tokens' own. ancestors [T, W]: the
-    trees' masks at their packed positions; None where there are no trees.
+    splits: parts that the keys of trees and chunks are cut into. fresh: no chunk has an older
+    context, so its keys are the new tokens' own. ancestors [T, W]: the trees' masks at their packed
+    positions; None where there are no trees.
     """
 
     num_decodes: int
@@ -42,12 +43,13 @@ class Prepared:
     decodes: Rows
     trees: Rows
     chunks: Rows
+    splits: int
     fresh: bool
     ancestors: Tensor | None
 
 
-def split_rows(ctx: ForwardContext, num_splits: int) -> Prepared:
-    """Return a batch's decodes, trees and chunks, in that order."""
+def split_rows(ctx: ForwardContext, num_splits: int, splits: int) -> Prepared:
+    """Return a batch's decodes, trees and chunks, in that order, and how they are cut."""
     cached = ctx.kv is not None
     decodes = ctx.num_decodes if cached else 0
     first, ancestors = decodes, None
@@ -63,6 +65,7 @@ def split_rows(ctx: ForwardContext, num_splits: int) -> Prepared:
         _rows(ctx, slice(0, decodes)),
         _rows(ctx, slice(decodes, first)),
         _rows(ctx, slice(first, None)),
+        splits,
         fresh,
         ancestors,
     )

@@ -70,6 +70,13 @@ class DecodeBuffers:
         self._filled = rows  # how many rows hold something, or once did
         self._latest: tuple[int, list[Sequence], list[Any]] | None = None
 
+    chunk_tokens = 0  # room for tokens of rows that have several
+
+    def by_kind(self, lens: list[int]) -> tuple[list[int], list[int]]:
+        """Return the lengths that decide launches, of what `fill` returned: of decodes, and of all
+        rows behind them."""
+        return lens, []
+
     def fill(self, plan: StepPlan, cache: KVCache) -> list[int]:
         """Write the rows of a plan of decodes; return the context length of each row, empty ones 0.
 

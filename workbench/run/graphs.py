@@ -54,11 +54,13 @@ class DecodeGraph:
 
 
 class Filled(NamedTuple):
-    """A plan in static buffers, its adapters, and lengths that decide how it is computed."""
+    """A plan in static buffers, its adapters, and lengths that decide how it is computed: of its
+    decodes, and of its other rows."""
 
     buffers: DecodeBuffers
     lora: ReplayedAdapters | None
     lens: list[int]
+    chunk_lens: list[int]
 
 
 class DecodeGraphs(Described):
@@ -140,9 +142,10 @@ class DecodeGraphs(Described):
     def _replay(self, plan: StepPlan, backend: Backend) -> DecodeGraph | None:
         """Start a plan's pass and return its graph; None if it cannot be captured."""
         filled = self._fill(plan, backend)
-        buffers, lora, lens = filled
+        buffers, lora, lens, chunk_lens = filled
         place = None if lora is None else lora.launches
-        key = place, buffers, self.points, backend.graph_key(lens, self.cache.layers[0])
+        own = lens, self.cache.layers[0], chunk_lens, buffers.chunk_tokens
+        key = place, buffers, self.points, backend.graph_key(*own)
         held = self._graphs.get(key)
         if held is None:
             if place is not None:
@@ -174,8 +177,7 @@ class DecodeGraphs(Described):
         return _asked(plan, hidden, filled.buffers), ctx
 
     def _fill(self, plan: StepPlan, backend: Backend) -> Filled:
-        """Return a plan's inputs, padded and on their way; lengths of decodes alone decide how they
-        are computed, as those of drafts are read on the device."""
+        """Return a plan's inputs, padded and on their way."""
         size = padded_size(plan, self.cache, self.sizes)
         buffers = self._buffers.get(size)
         if buffers is None:
@@ -184,7 +186,7 @@ class DecodeGraphs(Described):
         buffers.upload(plan)
         into = self._loras, plan, backend, buffers.tokens
         lora = self.adapters.refill(*into) if self.adapters else None
-        return Filled(buffers, lora, [1] if plan.drafts else lens[: size.rows])
+        return Filled(buffers, lora, *buffers.by_kind(lens))
 
     def drop_kernel(self, name: str) -> None:
         """Drop the graphs that hold a kernel: another one has its place."""
@@ -209,13 +211,13 @@ class DecodeGraphs(Described):
         return PackedBuffers(size.tokens, size.width, self.device, **sizes, rope_lens=rope_lens)
 
     def _context(self, filled: Filled, backend: Backend) -> ForwardContext:
-        buffers, lora, lens = filled
+        buffers, lora, lens, chunk_lens = filled
         batch = None if lora is None else lora.batch
         if isinstance(buffers, PackedBuffers):
-            ctx = buffers.context(backend, self.cache.layers)
+            ctx = buffers.context(backend, self.cache.layers, chunk_lens)
             return replace(ctx, kv_scales=self.cache.layer_scales, lora=batch)
         if isinstance(buffers, MixedBuffers):
-            ctx = buffers.context(backend, self.cache.layers, lens)
+            ctx = buffers.context(backend, self.cache.layers, lens, chunk_lens)
             return replace(ctx, kv_scales=self.cache.layer_scales)
         views = buffers.views
         ctx = ForwardContext(

@@ -84,15 +84,25 @@ class MixedBuffers(DecodeBuffers):
         arrays["logit_rows"][: len(asked)] = asked
         return lens
 
-    def context(self, backend: Backend, kv: list[torch.Tensor], lens: list[int]) -> ForwardContext:
-        """Return a context for as much as there is room for; `lens` of the decodes decide how
-        these are computed, and all others are read on the device."""
+    def by_kind(self, lens: list[int]) -> tuple[list[int], list[int]]:
+        """Return the lengths of decodes, and of the rows behind: there may be older tokens."""
+        return lens[: self.decodes], [max(n, self.chunk_tokens + 1) for n in lens[self.decodes :]]
+
+    def context(
+        self,
+        backend: Backend,
+        kv: list[torch.Tensor],
+        lens: list[int],
+        chunk_lens: list[int],
+    ) -> ForwardContext:
+        """Return a context for as much as there is room for; lengths as of `by_kind` decide what is
+        launched, and all are read on the device."""
         views, rows, tokens = self.views, self.rows - self.decodes, self.chunk_tokens
         ctx = ForwardContext(
             backend=backend,
             positions=views["positions"],
             query_lens=[1] * self.decodes + [tokens] + [0] * (rows - 1),
-            kv_lens=lens[: self.decodes] + [tokens + 1] * rows,  # there may be older tokens
+            kv_lens=lens + chunk_lens,
             num_decodes=self.decodes,
             query_starts=views["query_starts"],
             context_lens=views["context_lens"],

@@ -41,6 +41,7 @@ class PackedBuffers(DecodeBuffers):
         super().__init__(rows, width, device, rope_lens=rope_lens, tokens=tokens, more=more)
         self._arrays["query_starts"][:] = np.arange(rows + 1)
         self._ragged = False  # whether rows of several tokens were written last
+        self.chunk_tokens = tokens
 
     def fill(self, plan: StepPlan, cache: KVCache) -> list[int]:
         """Write the rows of a plan; return how many keys each has, its new tokens counted.
@@ -54,16 +55,27 @@ class PackedBuffers(DecodeBuffers):
             self._ragged = False
         return super().fill(plan, cache)[: len(plan.sequences)]
 
-    def context(self, backend: Backend, kv: list[torch.Tensor]) -> ForwardContext:
-        """Return a context for as much as there is room for: what it launches depends on that
-        alone, and lengths are read on the device."""
+    @property
+    def _query_lens(self) -> list[int]:
+        return [1] * (self.rows - 1) + [self.tokens - self.rows + 1]
+
+    def by_kind(self, lens: list[int]) -> tuple[list[int], list[int]]:
+        """Return no decodes, and for every row that there is room for a length: all rows have older
+        tokens, however few new ones there are."""
+        padded = [*lens, *[0] * (self.rows - len(lens))]
+        return [], [max(n, new + 1) for n, new in zip(padded, self._query_lens, strict=True)]
+
+    def context(
+        self, backend: Backend, kv: list[torch.Tensor], chunk_lens: list[int]
+    ) -> ForwardContext:
+        """Return a context for as much as there is room for: what it launches depends on that and
+        `chunk_lens`, of `by_kind`; lengths are read on the device."""
         views, rows = self.views, self.rows
-        query_lens = [1] * (rows - 1) + [self.tokens - rows + 1]
         ctx = ForwardContext(
             backend=backend,
             positions=views["positions"],
-            query_lens=query_lens,
-            kv_lens=[count + 1 for count in query_lens],  # all rows have older tokens
+            query_lens=self._query_lens,
+            kv_lens=chunk_lens,
             query_starts=views["query_starts"],
             context_lens=views["context_lens"],
             slot_mapping=views["slot_mapping"],

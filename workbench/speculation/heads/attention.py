@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,9 @@ class BackendShell:
         """Nothing to prepare: the rows came with the backend."""
         return None
 
-    def graph_key(self, kv_lens: list[int], kv: Tensor) -> Hashable:
+    def graph_key(
+        self, kv_lens: list[int], kv: Tensor, chunk_lens: Sequence[int] = (), num_tokens: int = 0
+    ) -> Hashable:
         """Never asked: see `capturable`."""
         raise NotImplementedError(f"{self.name} cannot be captured")
 
