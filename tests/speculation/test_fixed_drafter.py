@@ -23,7 +23,6 @@ from workbench.speculation.heads.eagle import EagleHead
 from workbench.speculation.heads.eagle3 import Eagle3Head
 
 SHAPES = [TreeShape(1, 1, 1), TreeShape(4, 4, 1), TreeShape(9, 4, 3), TreeShape(5, 1, 6)]
-REFERENCE = get_backend("reference", "cpu")
 
 
 class Both:
@@ -102,7 +101,7 @@ def test_kernels_draft_what_masks_do(shape: TreeShape, device: str) -> None:
     model = LlamaForCausalLM(config).to(device)
     model.init_weights(std=0.3)
     head = make_head("eagle", model.requires_grad_(False))
-    backend = get_backend("triton", model.device)
+    backend, reference = (get_backend(name, model.device) for name in ("triton", "reference"))
     drafter = FixedDrafter(head, shape, backend, graphs=device == "cuda")
     old, new = [5, 14, 29, 15], [1, 2, 3, 1]
     cache, other = new_cache(head, 4), new_cache(head, 4)
@@ -112,9 +111,9 @@ def test_kernels_draft_what_masks_do(shape: TreeShape, device: str) -> None:
     first, rest = slice(0, sum(old)), slice(sum(old), None)
     rows = range(4)
     for each in (cache, other):
-        commit(head, each, rows, tokens[first], states[first], old, REFERENCE)
-    out = commit(head, other, rows, tokens[rest], states[rest], new, REFERENCE)
-    expected = draft_tree(head, other, rows, out, shape, REFERENCE)
+        commit(head, each, rows, tokens[first], states[first], old, reference)
+    out = commit(head, other, rows, tokens[rest], states[rest], new, reference)
+    expected = draft_tree(head, other, rows, out, shape, reference)
     given = New(rows, new, tokens[rest].tolist(), states[rest], [shape.depth] * 4)
     for repeated in range(2):  # the second time over what the first left behind
         found = drafter.draft(cache, given, scratch=4)
