@@ -32,6 +32,7 @@ from workbench.models import DecoderLM
 from workbench.sampling_params import SamplingParams
 from workbench.speculation import ProposalContext, SpeculationConfig
 from workbench.speculation.eagle import EagleProposer
+from workbench.speculation.heads import TreeShape
 from workbench.speculation.heads.eagle3 import Eagle3Flags, Eagle3Head, default_aux_layers
 from workbench.speculation.heads.vocabulary import DraftVocabulary
 
@@ -115,7 +116,7 @@ def random_head(model: DecoderLM) -> Eagle3Head:
 
 
 def variants_of(head: Eagle3Head, depth: int, length: float, *, alone: bool) -> Variants:
-    """Return what is measured; alone: also the tree of 60 nodes, and drafts switched off."""
+    """Return what is measured; alone: also trees of 60 nodes, and drafts switched off."""
     synthetic = SpeculationConfig(synthetic_acceptance=rate_of(length, depth), max_depth=depth)
     chain = tuple(range(-1, depth - 1))
     found: dict[str, tuple[Any, SpeculationConfig | None]] = {
@@ -128,6 +129,8 @@ def variants_of(head: Eagle3Head, depth: int, length: float, *, alone: bool) -> 
         parents = tuple(max(-1, node - _TREE_WIDTH) for node in range(_TREE_NODES))
         none = SpeculationConfig(synthetic_acceptance=0.0)
         found["tree of 60 nodes"] = Fixed("tree", parents), none
+        shape = TreeShape(_TREE_NODES, depth, _TREE_WIDTH)
+        found["eagle3, tree of 60"] = EagleProposer(head, shape=shape), synthetic
         off = SpeculationConfig(lengths=((1, 0),))
         found["eagle3, off"] = EagleProposer(head, length=depth), off
     return found

@@ -13,7 +13,7 @@ from workbench.describe import Described
 from workbench.draft import Draft
 from workbench.ops import get_backend
 from workbench.speculation.eagle import check_target
-from workbench.speculation.head_rows import HeadRows, drafts_of
+from workbench.speculation.head_rows import HeadRows, drafts_of, packed_states
 from workbench.speculation.heads import DFlashHead, DraftTree, HeadCache
 from workbench.speculation.proposer import ProposalContext
 
@@ -49,7 +49,7 @@ class DFlashProposer(Described):
         assert cache is not None
         fresh = [item for item in news if item.token_ids]
         if fresh:
-            states = torch.cat([item.states for item in fresh])
+            states = packed_states(fresh)
             counts = [len(item.token_ids) for item in fresh]
             numbers = [item.row.number for item in fresh]
             self.head.commit(cache, numbers, states, counts, self.backend)

@@ -6,6 +6,7 @@ from the last of them it drafts a tree (EAGLE-2's dynamic one), or a chain.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +18,14 @@ from workbench.describe import Described
 from workbench.draft import Draft
 from workbench.errors import ConfigError
 from workbench.ops import get_backend
-from workbench.speculation.chain_drafter import ChainDrafter
-from workbench.speculation.head_rows import HeadRows, News, drafts_of
+from workbench.speculation.fixed_drafter import FixedDrafter, New
+from workbench.speculation.head_rows import (
+    HeadRows,
+    News,
+    chains_of,
+    drafts_of,
+    packed_states,
+)
 from workbench.speculation.heads import (
     SequentialHead,
     TreeShape,
@@ -27,7 +34,8 @@ from workbench.speculation.heads import (
     new_cache,
 )
 from workbench.speculation.heads.cache import HeadCache
-from workbench.speculation.proposer import ProposalContext
+from workbench.speculation.heads.tree import DraftTree
+from workbench.speculation.proposer import Candidate, ProposalContext
 from workbench.speculation.windows import check_window
 
 if TYPE_CHECKING:
@@ -47,7 +55,7 @@ class EagleProposer(Described):
         backend: str = "auto",
         fixed: bool | None = None,
     ) -> None:
-        """fixed: whether chains are drafted in passes of one shape (None: on a GPU, where they are
+        """fixed: whether drafts are made in passes of one shape (None: where these can be
         captured). Raise `ConfigError` for a length below 1, or beside a shape."""
         if length is not None:
             require_positive("EagleProposer.length", length)
@@ -60,10 +68,10 @@ class EagleProposer(Described):
         device = next(head.parameters()).device
         self.backend: Backend = get_backend(backend, device)
         self.rows = HeadRows(head.needs, new_cache(head, 1))
-        on_gpu = device.type == "cuda"
-        self.chains: ChainDrafter | None = None
-        if self.shape.top_k == 1 and (on_gpu if fixed is None else fixed):
-            self.chains = ChainDrafter(head, self.shape.depth, self.backend, graphs=on_gpu)
+        graphs = device.type == "cuda" and self.backend.capturable
+        self.drafter: FixedDrafter | None = None
+        if graphs if fixed is None else fixed:
+            self.drafter = FixedDrafter(head, self.shape, self.backend, graphs=graphs)
 
     def bind(self, model: DecoderLM, cache: KVCache) -> None:
         """Start afresh for a model. Raise `ConfigError` unless it is the head's own target, or for
@@ -75,8 +83,8 @@ class EagleProposer(Described):
     def close(self) -> None:
         """Forget every sequence."""
         self.rows = HeadRows(self.head.needs, new_cache(self.head, 1))
-        if self.chains is not None:
-            self.chains.clear()
+        if self.drafter is not None:
+            self.drafter.clear()
 
     @torch.inference_mode()
     def propose(self, context: ProposalContext) -> list[Draft | None]:
@@ -87,57 +95,58 @@ class EagleProposer(Described):
             return answers
         cache = self.rows.cache
         assert cache is not None
-        if self.chains is not None and all(item.token_ids for item in news):
-            for item, draft in zip(
-                news, self._chains(self.chains, cache, news, context), strict=True
-            ):
-                answers[item.place] = draft
-            return answers
+        candidates = [context.candidates[item.place] for item in news]
+        if self.drafter is not None and all(item.token_ids for item in news):
+            tree = self._in_one(self.drafter, cache, news, candidates)
+        else:
+            tree = self._stepwise(cache, news, candidates)
+        make = chains_of if self.shape.top_k == 1 else drafts_of
+        for item, draft in zip(news, make(tree, candidates, self.name), strict=True):
+            answers[item.place] = draft
+        return answers
+
+    def _stepwise(
+        self, cache: HeadCache, news: list[News], candidates: list[Candidate]
+    ) -> DraftTree:
+        """Return what is drafted level by level."""
         self._commit(cache, [item for item in news if item.token_ids])
         last_outs = torch.stack([_kept(item.row.kept) for item in news])
         numbers = [item.row.number for item in news]
-        candidates = [context.candidates[item.place] for item in news]
         depths = torch.tensor([c.max_depth for c in candidates])
-        shape = self._within(int(depths.max()))
-        tree = draft_tree(self.head, cache, numbers, last_outs, shape, self.backend, depths)
-        for item, draft in zip(news, drafts_of(tree, candidates, self.name), strict=True):
-            answers[item.place] = draft
-        return answers
+        shape = replace(self.shape, depth=min(self.shape.depth, int(depths.max())))
+        return draft_tree(self.head, cache, numbers, last_outs, shape, self.backend, depths)
 
     def _commit(self, cache: HeadCache, fresh: list[News]) -> None:
         """Give rows what is new of them, and keep what the head says of the last."""
         if not fresh:
             return
         tokens = torch.tensor([i for item in fresh for i in item.token_ids])
-        states = torch.cat([item.states for item in fresh])
+        states = packed_states(fresh)
         numbers, counts = _rows_and_counts(fresh)
         tokens = tokens.to(states.device)
         out = commit(self.head, cache, numbers, tokens, states, counts, self.backend)
         for item, last in zip(fresh, out, strict=True):
             self.rows.took(item, last)
 
-    def _chains(
-        self, chains: ChainDrafter, cache: HeadCache, news: list[News], context: ProposalContext
-    ) -> list[Draft | None]:
-        """Return chains behind rows that all have something new; a prompt goes in before."""
-        pairs = [_parted(item, chains.width) for item in news]
+    def _in_one(
+        self,
+        drafter: FixedDrafter,
+        cache: HeadCache,
+        news: list[News],
+        candidates: list[Candidate],
+    ) -> DraftTree:
+        """Return what is drafted in one pass, behind rows that all have something new; what is
+        too long for it, a prompt, goes in before."""
+        pairs = [_parted(item, drafter.width) for item in news]
         self._commit(cache, [before for before, _ in pairs if before.token_ids])
         last = [item for _, item in pairs]
-        numbers, counts = _rows_and_counts(last)
         tokens = [i for item in last for i in item.token_ids]
-        states = torch.cat([item.states for item in last])
-        found, logprobs = chains.draft(cache, numbers, counts, tokens, states, self.rows.unused)
-        drafts: list[Draft | None] = []
-        for item, ids, own in zip(last, found, logprobs, strict=True):
+        depths = [min(c.max_depth, self.shape.depth) for c in candidates]
+        new = New(*_rows_and_counts(last), tokens, packed_states(last), depths)
+        tree = drafter.draft(cache, new, self.rows.unused)
+        for item in last:
             self.rows.took(item, None)
-            candidate = context.candidates[item.place]
-            depth = min(candidate.max_depth, candidate.max_tokens)
-            drafts.append(Draft(tuple(ids[:depth]), (), own[:depth].exp(), self.name))
-        return drafts
-
-    def _within(self, max_depth: int) -> TreeShape:
-        shape = self.shape
-        return TreeShape(shape.num_nodes, min(shape.depth, max_depth), shape.top_k)
+        return tree
 
     def describe(self) -> dict[str, Any]:
         """Return the head, the shape and who is followed."""
@@ -154,10 +163,10 @@ def check_target(name: str, target: DecoderLM, model: DecoderLM) -> None:
 
 def _parted(news: News, width: int) -> tuple[News, News]:
     """Return what goes in before, and the rest: the last pair where there are more than `width`."""
-    at = len(news.token_ids) - 1 if len(news.token_ids) > width else 0
-    ids, states = news.token_ids, news.states
-    before = news._replace(token_ids=ids[:at], states=states[:at])
-    return before, news._replace(token_ids=ids[at:], states=states[at:])
+    if len(news.token_ids) <= width:
+        return news._replace(token_ids=[]), news
+    at = len(news.token_ids) - 1
+    return news.span(0, at), news.span(at, None)
 
 
 def _rows_and_counts(news: list[Any]) -> tuple[list[int], list[int]]:

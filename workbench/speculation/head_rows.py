@@ -19,7 +19,6 @@ from workbench.request import Sequence
 from workbench.speculation.heads.cache import HeadCache
 from workbench.speculation.heads.tree import DraftTree
 from workbench.speculation.proposer import Candidate
-from workbench.speculation.states import States
 
 
 @dataclass(slots=True)
@@ -44,13 +43,25 @@ class Row:
 class News(NamedTuple):
     """What a candidate's row is to be given before it can be drafted for.
 
-    place: the candidate's. token_ids [n] are those one after the positions of states [n, width].
+    place: the candidate's. token_ids [n] are those one after the positions of states, [n, …] of
+    each point that the head needs.
     """
 
     place: int
     row: Row
     token_ids: list[int]
-    states: Tensor
+    states: tuple[Tensor, ...]
+
+    def span(self, begin: int, end: int | None) -> News:
+        """Return some of the pairs."""
+        states = tuple(rows[begin:end] for rows in self.states)
+        return self._replace(token_ids=self.token_ids[begin:end], states=states)
+
+
+def packed_states(news: Tokens[News]) -> Tensor:
+    """Return the states of all, one after the other, their points side by side: [T, width]."""
+    points = [torch.cat(rows) for rows in zip(*(item.states for item in news), strict=True)]
+    return torch.cat(points, dim=-1) if len(points) > 1 else points[0]
 
 
 class HeadRows:
@@ -100,32 +111,23 @@ class HeadRows:
         if same < len(row.tokens) or row.stop > end:
             self._cut(row, min(same, max(0, end - row.start)))
         if candidate.states is None:
-            return None if row.kept is None or row.stop < end else self._nothing(place, row)
-        begin, states = candidate.states.start, self._joined(candidate.states)
+            return None if row.kept is None or row.stop < end else News(place, row, [], ())
+        begin, states = candidate.states.start, candidate.states
         if begin > row.stop or not row.tokens:
             self._cut(row, 0)
             row.start = begin
-        if begin + len(states) < end:
+        if states.stop < end:
             return None
-        span = slice(row.stop - begin, end - begin)
-        return News(place, row, ids[row.stop + 1 : end + 1], states[span])
-
-    def _nothing(self, place: int, row: Row) -> News:
-        assert row.kept is not None
-        return News(place, row, [], row.kept.new_zeros(0, 0))
-
-    def _joined(self, states: States) -> Tensor:
-        return torch.cat([states.rows[point] for point in self.needs], dim=-1)
+        rows = tuple(states.rows[point] for point in self.needs)
+        if begin < row.stop or states.stop > end:
+            rows = tuple(part[row.stop - begin : end - begin] for part in rows)
+        return News(place, row, ids[row.stop + 1 : end + 1], rows)
 
     def _number(self) -> int:
-        if self._free:
-            number = self._free.pop()
-            if self.cache is not None:
-                self.cache.truncate(number, 0)
-            return number
-        number = len(self._rows)
+        number = self._free.pop() if self._free else len(self._rows)
         if self.cache is not None:
             self.cache.reserve_rows(number + 1)
+            self.cache.truncate(number, 0)
         return number
 
     def _cut(self, row: Row, length: int) -> None:
@@ -133,6 +135,17 @@ class HeadRows:
         row.kept = None
         if self.cache is not None:
             self.cache.truncate(row.number, length)
+
+
+def chains_of(tree: DraftTree, candidates: Tokens[Candidate], name: str) -> list[Draft | None]:
+    """Return a tree of one path for each candidate as chains within their bounds."""
+    scores = tree.scores.double().cpu()
+    own = torch.diff(scores, dim=1, prepend=scores.new_zeros(len(scores), 1)).exp()
+    drafts: list[Draft | None] = []
+    for candidate, ids, sure in zip(candidates, tree.token_ids.tolist(), own, strict=True):
+        length = min(candidate.max_depth, candidate.max_tokens, len(ids))
+        drafts.append(Draft(tuple(ids[:length]), (), sure[:length], name))
+    return drafts
 
 
 def drafts_of(tree: DraftTree, candidates: Tokens[Candidate], name: str) -> list[Draft | None]:

@@ -16,7 +16,7 @@ from workbench.draft import Draft
 from workbench.errors import ConfigError
 from workbench.ops import get_backend
 from workbench.speculation.eagle import check_target
-from workbench.speculation.head_rows import HeadRows, drafts_of
+from workbench.speculation.head_rows import HeadRows, drafts_of, packed_states
 from workbench.speculation.heads import (
     HeadCache,
     HydraHead,
@@ -140,7 +140,7 @@ class HydraProposer(_StaticProposer):
     def _prefixes(self, news: list[Any]) -> Tensor:
         """Return what the heads read of each row's last state: [R, hidden]."""
         counts = [len(item.token_ids) for item in news]
-        states = torch.cat([item.states for item in news]).to(self.head.dtype)
+        states = packed_states(news).to(self.head.dtype)
         ends = (torch.tensor(counts).cumsum(0) - 1).to(states.device)
         cache = self.rows.cache
         if cache is None:

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,37 +53,24 @@ def bare_context(backend: Backend) -> ForwardContext:
     return ForwardContext(backend, torch.empty(0, dtype=torch.int64), [], [])
 
 
-@dataclass(slots=True)
-class Rows:
-    """Where T packed tokens of R rows lie in `kv` [layers, 2, all rows, K, max_len, D].
+class Rows(NamedTuple):
+    """Where n new nodes of each of R rows lie in `kv` [layers, 2, all rows, max_len, K, D].
 
-    rows [R]: None where they are all of `kv`'s, in order. row_of, slot_of [T]. packed [R, n] bool:
-    which places of a padded batch the tokens fill; None: all. seen [R, 1, n, length] bool: which
-    slots each place looks at; None: all.
+    rows [R]; slots [R, n]; seen [R, 1, n, length] bool: which slots each node looks at.
     """
 
     kv: Tensor
-    rows: Tensor | None
-    row_of: Tensor
-    slot_of: Tensor
-    packed: Tensor | None
-    seen: Tensor | None
-    length: int
-    num_rows: int
+    rows: Tensor
+    slots: Tensor
+    seen: Tensor
 
 
 class RowsBackend(BackendShell):
-    """`Backend` whose attention writes to and reads from rows of a `HeadCache`."""
+    """`Backend` whose attention writes to rows of a `HeadCache` and sees what masks say."""
 
     def __init__(self, inner: Backend, layout: Rows) -> None:
         super().__init__(inner)
         self.layout = layout
-
-    def write(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """Put keys and values [T, K, D], already rotated, where the tokens lie."""
-        at = self.layout
-        for side, new in enumerate((k, v)):
-            at.kv[layer, side][at.row_of, :, at.slot_of] = new.to(at.kv.dtype)
 
     def attention(
         self,
@@ -102,21 +88,14 @@ class RowsBackend(BackendShell):
         assert window is None, "heads see everything"
         if rope is not None:
             q, k = self.inner.rope(q, k, *rope)
-        self.write(layer, k, v)
-        at = self.layout
-        stored = at.kv[layer, :, :, :, : at.length]
-        keys, values = stored if at.rows is None else stored.index_select(1, at.rows)
-        if at.packed is None:
-            padded = q.view(at.num_rows, -1, *q.shape[1:])
-        else:
-            padded = q.new_zeros(*at.packed.shape, *q.shape[1:])
-            padded[at.packed] = q
+        kv, rows, slots, seen = self.layout
+        for side, new in enumerate((k, v)):
+            new = new.to(kv.dtype).view(*slots.shape, *new.shape[1:])
+            kv[layer, side][rows.unsqueeze(1), slots] = new
+        stored = kv[layer, :, :, : seen.shape[3]].index_select(1, rows)
+        keys, values = stored.transpose(2, 3).to(q.dtype)
+        padded = q.view(*slots.shape, *q.shape[1:]).transpose(1, 2)
         out = F.scaled_dot_product_attention(
-            padded.transpose(1, 2),
-            keys.to(q.dtype),
-            values.to(q.dtype),
-            attn_mask=at.seen,
-            scale=scale,
-            enable_gqa=True,
-        ).transpose(1, 2)
-        return out.flatten(0, 1) if at.packed is None else out[at.packed]
+            padded, keys, values, attn_mask=seen, scale=scale, enable_gqa=True
+        )
+        return out.transpose(1, 2).flatten(0, 1)

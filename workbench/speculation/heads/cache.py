@@ -19,12 +19,14 @@ from workbench.config import ModelConfig
 from workbench.describe import Described, human_bytes
 from workbench.speculation.heads.attention import Rows, RowsBackend
 
+BLOCK = 16  # slots of a block, where a row is looked at as blocks
+
 
 class HeadCache(Described):
-    """Keys and values [layers, 2, rows, K, max_len, D]; `lens[row]` slots of a row are committed.
+    """Keys and values [layers, 2, rows, max_len, K, D]; `lens[row]` slots of a row are committed.
 
     Slot i of a row holds the pair (token i + 1, state of token i), at position i. `max_len` grows
-    as it must.
+    as it must, to multiples of `BLOCK`: then rows are runs of blocks, as in the engine's own cache.
     """
 
     def __init__(
@@ -36,7 +38,8 @@ class HeadCache(Described):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (config.num_layers, 2, num_rows, config.num_kv_heads, max_len, config.head_dim)
+        room = BLOCK * -(-max_len // BLOCK)
+        shape = (config.num_layers, 2, num_rows, room, config.num_kv_heads, config.head_dim)
         # Zeros, not whatever the memory held: a masked key weighs 0, and 0 times NaN is NaN.
         self.kv = torch.zeros(shape, dtype=dtype, device=device)
         self.lens = [0] * num_rows
@@ -61,7 +64,7 @@ class HeadCache(Described):
     def truncate(self, row: int, length: int) -> None:
         """Roll a row back to its first `length` pairs."""
         assert 0 <= length <= self.lens[row], "a row is rolled back to what it has"
-        self.kv[:, :, row, :, length:].zero_()
+        self.kv[:, :, row, length:].zero_()
         self.lens[row] = length
 
     def extend(
@@ -72,15 +75,30 @@ class HeadCache(Described):
         They come `ahead` slots after what is committed (the earlier tokens of a drafted chain).
         Nothing is committed by it: see `commit`.
         """
-        starts = torch.tensor([self.lens[row] + ahead for row in rows])
-        longest = max(counts)
-        steps = torch.arange(longest)
-        packed = steps < torch.tensor(counts).unsqueeze(1)  # [R, longest]
-        slots = starts.unsqueeze(1) + steps
-        length = int((starts + torch.tensor(counts)).max())
-        seen = torch.arange(length) <= slots.unsqueeze(2)  # [R, longest, length]
-        plain = len(rows) == 1 and longest == 1
-        return self._context(rows, slots, slots, packed, None if plain else seen, length, backend)
+        starts = [self.lens[row] + ahead for row in rows]
+        ends = [start + count for start, count in zip(starts, counts, strict=True)]
+        self.reserve_slots(max(ends))
+        max_len, device = self.kv.shape[3], self.kv.device
+        positions = torch.cat([torch.arange(*span) for span in zip(starts, ends, strict=True)])
+        row_of = torch.tensor(rows).repeat_interleave(torch.tensor(counts))
+        blocks = torch.arange(max_len // BLOCK, dtype=torch.int32)
+        tables = torch.tensor(rows, dtype=torch.int32).unsqueeze(1) * len(blocks) + blocks
+        bounds = torch.tensor([0, *counts]).cumsum(0), torch.tensor(ends)
+        query_starts, context_lens = (x.to(device, torch.int32) for x in bounds)
+        ctx = ForwardContext(
+            backend,
+            positions.to(device),
+            query_lens=list(counts),
+            kv_lens=ends,
+            num_decodes=len(rows) if max(counts) == 1 else 0,
+            query_starts=query_starts,
+            context_lens=context_lens,
+            slot_mapping=(row_of * max_len + positions).to(device),
+            block_tables=tables.to(device),
+            kv=blocks_of(self.kv),
+        )
+        ctx.prepared = backend.prepare(ctx)
+        return ctx
 
     def branch(
         self, rows: Sequence[int], ancestors: Tensor, depth: int | Tensor, backend: Backend
@@ -100,59 +118,39 @@ class HeadCache(Described):
         index = places.clamp(0, num_nodes - 1).unsqueeze(1).expand(-1, num_new, -1)
         tree = ancestors.cpu().gather(2, index) & ((places >= 0) & (places < num_nodes))[:, None]
         seen = tree | (places < 0)[:, None]
-        packed = torch.ones_like(slots, dtype=torch.bool)
-        return self._context(rows, slots, positions, packed, seen, length, backend)
+        self.reserve_slots(length)
+        device = self.kv.device
+        layout = Rows(
+            kv=self.kv,
+            rows=torch.tensor(rows, device=device),
+            slots=slots.to(device),
+            seen=seen.unsqueeze(1).to(device),
+        )
+        return ForwardContext(
+            backend=RowsBackend(backend, layout),
+            positions=positions.flatten().to(device),
+            query_lens=[num_new] * len(rows),
+            kv_lens=[self.lens[row] + num_nodes for row in rows],
+        )
 
     def commit(self, rows: Sequence[int], counts: Sequence[int]) -> None:
         """Count the tokens that the latest `extend` of these rows wrote as committed."""
         for row, count in zip(rows, counts, strict=True):
             self.lens[row] += count
 
-    def _context(
-        self,
-        rows: Sequence[int],
-        slots: Tensor,
-        positions: Tensor,
-        packed: Tensor,
-        seen: Tensor | None,
-        length: int,
-        backend: Backend,
-    ) -> ForwardContext:
-        self.reserve_slots(length)
-        device = self.kv.device
-        counts = packed.sum(1).tolist()
-        every_row = list(rows) == list(range(self.num_rows))
-        whole = bool(packed.all())
-        row_ids = torch.tensor(rows).unsqueeze(1).expand_as(slots)
-        layout = Rows(
-            kv=self.kv,
-            rows=None if every_row else torch.tensor(rows, device=device),
-            row_of=row_ids[packed].to(device),
-            slot_of=slots[packed].to(device),
-            packed=None if whole else packed.to(device),
-            seen=None if seen is None else seen.unsqueeze(1).to(device),
-            length=length,
-            num_rows=len(rows),
-        )
-        return ForwardContext(
-            backend=RowsBackend(backend, layout),
-            positions=positions[packed].to(device),
-            query_lens=counts,
-            kv_lens=[self.lens[row] + count for row, count in zip(rows, counts, strict=True)],
-        )
-
     def reserve_slots(self, length: int) -> None:
         """Make room for so many slots of each row, at least; what is there stays."""
-        have = self.kv.shape[4]
+        have = self.kv.shape[3]
         if length <= have:
             return
-        grown = self.kv.new_zeros(*self.kv.shape[:4], max(length, 2 * have), self.kv.shape[5])
-        grown[:, :, :, :, :have] = self.kv
+        room = BLOCK * -(-max(length, 2 * have) // BLOCK)
+        grown = self.kv.new_zeros(*self.kv.shape[:3], room, *self.kv.shape[4:])
+        grown[:, :, :, :have] = self.kv
         self.kv = grown
 
     def describe(self) -> dict[str, Any]:
         """Return shape, memory, and what is committed."""
-        layers, _, rows, heads, max_len, dim = self.kv.shape
+        layers, _, rows, max_len, heads, dim = self.kv.shape
         return {
             "layers": layers,
             "rows": rows,
@@ -161,3 +159,8 @@ class HeadCache(Described):
             "bytes": human_bytes(self.kv.numel() * self.kv.element_size()),
             "lens": self.lens,
         }
+
+
+def blocks_of(kv: Tensor) -> list[Tensor]:
+    """Return each layer of a head's cache as a layer of a paged one: [2, blocks, BLOCK, K, D]."""
+    return [layer.view(2, -1, BLOCK, *layer.shape[3:]) for layer in kv]

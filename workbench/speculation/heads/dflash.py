@@ -19,7 +19,7 @@ from workbench.config import ModelConfig
 from workbench.layers import DecoderLayer, Linear, RMSNorm, RotaryEmbedding
 from workbench.models.base import DecoderLM
 from workbench.models.weights import WeightRule
-from workbench.speculation.heads.attention import RowsBackend
+from workbench.ops.paging import write
 from workbench.speculation.heads.base import Head
 from workbench.speculation.heads.cache import HeadCache
 from workbench.speculation.heads.drive import DraftChain
@@ -105,12 +105,13 @@ class DFlashHead(Head):
         """
         ctx = cache.extend(rows, counts, backend)
         context, _ = self.state_norm(self.fc(states.to(self.dtype), ctx), None, ctx)
-        rope, store = self.rope(ctx.positions), ctx.backend
-        assert isinstance(store, RowsBackend), "a context of a HeadCache"
+        rope = self.rope(ctx.positions)
+        assert ctx.kv is not None
+        assert ctx.slot_mapping is not None
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, DFlashLayer)
             q, _, k, v = layer.attention.project(context, ctx)
-            store.write(i, ctx.backend.rope(q, k, *rope)[1], v)
+            write(ctx.kv[i], ctx.slot_mapping, ctx.backend.rope(q, k, *rope)[1], v, None)
         cache.commit(rows, counts)
 
     def forward(self, token_ids: Tensor, ctx: ForwardContext) -> Tensor:

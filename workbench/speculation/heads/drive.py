@@ -7,13 +7,14 @@ outputs that `commit` returned. Drafting leaves the cache's committed part as it
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from workbench.batch import Backend
+from workbench.batch import Backend, ForwardContext
 from workbench.speculation.heads.attention import bare_context
 from workbench.speculation.heads.base import SequentialHead
 from workbench.speculation.heads.cache import HeadCache
@@ -92,26 +93,16 @@ def draft_tree(
 
     max_depths [R]: see `grow`.
     """
-    grower = _Grower(head, cache, rows, shape.top_k, backend)
+    grower = _MaskedGrower(head, shape.top_k, backend, cache, list(rows))
     return grow(grower.candidates(out.unsqueeze(1)), grower.step, shape, max_depths)
 
 
-class _Grower:
-    """The step of a growing tree: the frontier's outputs, and who is whose ancestor."""
+class Grower:
+    """The step of growing trees over R rows: what may follow the frontier, from its outputs."""
 
-    def __init__(
-        self,
-        head: SequentialHead,
-        cache: HeadCache,
-        rows: Sequence[int],
-        top_k: int,
-        backend: Backend,
-    ) -> None:
-        self.head, self.cache, self.rows = head, cache, rows
-        self.top_k, self.backend = top_k, backend
-        # Of the latest frontier: outputs [R, m, hidden], ancestors [R, m, nodes so far].
-        self.out: Tensor | None = None
-        self.ancestors: Tensor | None = None
+    def __init__(self, head: SequentialHead, top_k: int, backend: Backend) -> None:
+        self.head, self.top_k, self.backend = head, top_k, backend
+        self.out: Tensor | None = None  # of the latest frontier, [R, m, hidden]
 
     def candidates(self, out: Tensor) -> Candidates:
         """Return the top_k tokens of outputs [R, m, hidden], and keep the outputs."""
@@ -125,6 +116,29 @@ class _Grower:
     def step(self, frontier: Frontier) -> Candidates:
         """Run the frontier's nodes and return what may follow each."""
         assert self.out is not None, "the root's candidates come first"
+        ctx = self.context(frontier)
+        index = frontier.parents.unsqueeze(2).expand(-1, -1, self.out.shape[2])
+        before = self.out.gather(1, index).flatten(0, 1)
+        out = self.head(frontier.token_ids.flatten(), self.head.carry(before, ctx), ctx)
+        return self.candidates(out.view(*frontier.token_ids.shape, -1))
+
+    @abstractmethod
+    def context(self, frontier: Frontier) -> ForwardContext:
+        """Return a context for the frontier's nodes, each of which sees what leads to it."""
+
+
+class _MaskedGrower(Grower):
+    """Every node lies in its row's cache, and masks say who sees whom."""
+
+    def __init__(
+        self, head: SequentialHead, top_k: int, backend: Backend, cache: HeadCache, rows: list[int]
+    ) -> None:
+        super().__init__(head, top_k, backend)
+        self.cache, self.rows = cache, rows
+        self.ancestors: Tensor | None = None  # of the latest frontier, [R, m, nodes so far]
+
+    def context(self, frontier: Frontier) -> ForwardContext:
+        """Return a context for the frontier's nodes, behind all that were before."""
         num_rows, num_new = frontier.token_ids.shape
         own = torch.eye(num_new, dtype=torch.bool).expand(num_rows, -1, -1)
         if self.ancestors is None:
@@ -132,8 +146,4 @@ class _Grower:
         else:
             index = frontier.parents.cpu().unsqueeze(2).expand(-1, -1, self.ancestors.shape[2])
             self.ancestors = torch.cat((self.ancestors.gather(1, index), own), dim=2)
-        ctx = self.cache.branch(self.rows, self.ancestors, frontier.depth, self.backend)
-        index = frontier.parents.unsqueeze(2).expand(-1, -1, self.out.shape[2])
-        before = self.out.gather(1, index).flatten(0, 1)
-        out = self.head(frontier.token_ids.flatten(), self.head.carry(before, ctx), ctx)
-        return self.candidates(out.view(num_rows, num_new, -1))
+        return self.cache.branch(self.rows, self.ancestors, frontier.depth, self.backend)
