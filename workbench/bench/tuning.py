@@ -171,13 +171,13 @@ def take_turns(engines: Mapping[str, Engine], rounds: int, steps: int) -> dict[s
         for name in order[number % len(order) :] + order[: number % len(order)]:
             if len(taken[name]) == rounds:
                 continue
-            engine, captures = engines[name], engines[name].runner.captures
+            engine, made = engines[name], engines[name].runner.preparations
             _synchronize(engine)
             begin = time.perf_counter()
             for _ in range(steps):
                 engine.advance()
             _synchronize(engine)
-            if engine.runner.captures == captures:
+            if engine.runner.preparations == made:
                 taken[name].append(1e6 * (time.perf_counter() - begin) / steps)
     return taken
 

@@ -38,16 +38,10 @@ _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 class TritonBackend(ReferenceBackend):
     """`Backend` on `workbench.kernels`, with the tuned configurations of the GPU it runs on.
 
-    <<<<<<< HEAD
-        `kernels` holds the specs by name and may be changed between steps: put your own `KernelSpec`
-        there and the engine runs it. `prefill` says who attends from prompts that are whole in a step:
-        our "kernel", torch's "library", or which of them was "measured" to be faster. `compilations`
-        are those of Triton since it was made.
-    =======
-        `kernels` holds the specs by name; `Engine.swap(kernel=…)` puts your own `KernelSpec` in.
-        `prefill` says who attends from prompts that are whole in a step: our "kernel", torch's
-        "library", or which of them was "measured" to be faster.
-    >>>>>>> a45b571
+    `kernels` holds the specs by name; `Engine.swap(kernel=…)` puts your own `KernelSpec` in.
+    `prefill` says who attends from prompts that are whole in a step: our "kernel", torch's
+    "library", or which of them was "measured" to be faster. `compilations` are those of Triton
+    since it was made.
     """
 
     name = "triton"
