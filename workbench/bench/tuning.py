@@ -75,7 +75,7 @@ def measure(
     rounds: turns of each engine; steps: in a turn. A row's median, low and high (10th and 90th
     percentile of the turns) are microseconds of a step.
     """
-    length = _PROMPT + _WARM + 2 * rounds * steps
+    length = _PROMPT + _WARM + 2 * rounds * steps + 8  # so that no request ends
     found = used_rows(model, table, count, length)
     variants: dict[str, list[TunedRow]] = {SHIPPED: [], AGAIN: []}
     for row in found:
