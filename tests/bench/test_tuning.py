@@ -8,6 +8,7 @@ import pytest
 from interpreter import kernel_device
 
 from workbench.bench import tuning
+from workbench.bench.measure import Row
 from workbench.config import ModelConfig
 from workbench.kernels.registry import get_spec
 from workbench.kernels.tuning import TunedRow, TunedTable
@@ -59,3 +60,27 @@ def test_each_kernel_s_rows_are_set_beside_the_shipped_ones(
     assert "rms_norm / float32 / width 16 rows 2: default: this bucket is not tuned" in shown
     assert "decode_b2: silu_mul" in shown
     assert "width 16 rows 2 4 -> 2" in shown
+    (*_, all_rows) = tuning.effects(found)
+    assert (all_rows["kernel"], all_rows["own"]) == (tuning.ALL, (-0.5, -0.5))
+
+
+def test_a_step_has_moved_where_it_did_more_than_the_same_step_again() -> None:
+    def made(name: str, median: float, *rows: dict[str, float]) -> Row:
+        ends = median - 1, median + 1
+        where = {"shipped": 1000.0, "rows": list(rows)}
+        return Row("tuning", f"decode_b1: {name}", "", "", median, *ends, 5, 0.0, "", where)
+
+    found = tuning.effects(
+        [
+            made(tuning.SHIPPED, 1000.0),
+            made(tuning.AGAIN, 1004.0),
+            made("gemv", 900.0),  # an older row of the same
+            made("gemv", 970.0, {"p50": 9.0, "before_us": 10.0}, {"p50": 7.0, "before_us": 10.0}),
+            made("silu_mul", 997.0, {"p50": 5.0, "before_us": 10.0}),
+        ]
+    )
+    assert [each["moved"] for each in found] == [False, False, True, False]
+    gemv, silu_mul = found[2:]
+    assert gemv["step"] == pytest.approx(-0.03)
+    assert gemv["own"] == pytest.approx((-0.3, -0.1))
+    assert silu_mul["noise"] == pytest.approx(0.004)

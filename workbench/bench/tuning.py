@@ -104,11 +104,38 @@ def measure(
     return made
 
 
+def effects(rows: list[Row]) -> list[dict[str, Any]]:
+    """Return a line for each batch and kernel, of the latest rows of each.
+
+    step: the change of the step's median, as a share. own: that of the kernel's own time, from what
+    the step has without the row (least and most over its rows). noise: what "as shipped" differs by
+    from itself: between the two engines, or half the spread of either's turns. moved: whether the
+    step's change is more than that.
+    """
+    latest = {row.case: row for row in rows if row.bench == "tuning"}
+    found = []
+    for case, row in latest.items():
+        batch, _, kernel = case.partition(": ")
+        same = [latest[f"{batch}: {name}"] for name in (SHIPPED, AGAIN)]
+        noise = max(
+            abs(same[1].median / same[0].median - 1),
+            *((each.high - each.low) / 2 / each.median for each in same),
+        )
+        step = row.median / row.where["shipped"] - 1
+        own = sorted(each["p50"] / each["before_us"] - 1 for each in row.where["rows"])
+        found.append(
+            {"batch": batch, "kernel": kernel, "us": row.median, "low": row.low, "high": row.high,
+             "step": step, "own": (own[0], own[-1]) if own else None, "noise": noise,
+             "moved": kernel not in (SHIPPED, AGAIN) and abs(step) > noise}
+        )  # fmt: skip
+    return found
+
+
 def line(row: Row) -> str:
     """Return a row in words."""
     change = row.median / row.where["shipped"] - 1
     kernels = ", ".join(
-        f"{each['bucket']} {each['default_us']:g} -> {each['p50']:g}" for each in row.where["rows"]
+        f"{each['bucket']} {each['before_us']:g} -> {each['p50']:g}" for each in row.where["rows"]
     )
     return (
         f"{row.case:<34}{row.median:8.1f} us a step [{row.low:.1f}..{row.high:.1f}] n={row.n} "
@@ -201,8 +228,10 @@ def _tokens(engines: Mapping[str, Engine]) -> dict[str, str]:
 
 
 def _short(row: TunedRow) -> dict[str, Any]:
+    """Return what a row changes; before_us: by what the step runs without it."""
     about = {"kernel": row.kernel, "bucket": row.bucket, "config": dict(row.config)}
-    return {**about, "default_us": row.default_us, "p50": row.latency_us["p50"]}
+    before = row.library_us if row.kernel == "gemv" else row.default_us
+    return {**about, "before_us": before, "p50": row.latency_us["p50"]}
 
 
 def _parser() -> argparse.ArgumentParser:
