@@ -187,7 +187,7 @@ SPEC = KernelSpec(
         ),
         "llama-1b 64x2k": Case({"lens": [2048] * 64, **_1B}, small=False),
         "llama-8b 1x1k": Case({"lens": [1024], **_8B}, small=False, quick=True),
-        "llama-8b 32x1k": Case({"lens": [1024] * 32, **_8B}, small=False),
+        "llama-8b 32x1k": Case({"lens": [1024] * 32, **_8B}, small=False, quick=True),
         "llama-8b 1x16k": Case({"lens": [16384], **_8B}, small=False, quick=True),
         "llama-8b 1x128k": Case({"lens": [131072], **_8B}, small=False),
         "llama-8b 16x8k": Case({"lens": [8192] * 16, **_8B}, small=False),

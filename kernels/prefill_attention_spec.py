@@ -245,7 +245,9 @@ SPEC = KernelSpec(
         "llama-8b 4x8k": Case(
             {"rows": [(8192, 8192)] * 4, "paged": False, **_8B}, small=False, quick=True
         ),
-        "llama-8b 16x2k": Case({"rows": [(2048, 2048)] * 16, "paged": False, **_8B}, small=False),
+        "llama-8b 16x2k": Case(
+            {"rows": [(2048, 2048)] * 16, "paged": False, **_8B}, small=False, quick=True
+        ),
         "llama-8b 1x32k": Case({"rows": [(32768, 32768)], "paged": False, **_8B}, small=False),
         "llama-8b 4x8k paged 16": Case({"rows": [(8192, 8192)] * 4, **_8B}, small=False),
         "llama-8b 4x8k paged 64": Case(

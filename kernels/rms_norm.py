@@ -138,6 +138,7 @@ SPEC = KernelSpec(
         "tinypy decode": Case({"rows": 16, "width": 512}),
         "llama-1b decode 64": Case({"rows": 64, "width": 2048}, small=False),
         "llama-8b decode 1": Case({"rows": 1, "width": 4096}, small=False, quick=True),
+        "llama-8b decode 32": Case({"rows": 32, "width": 4096}, small=False, quick=True),
         "llama-8b decode 256": Case({"rows": 256, "width": 4096}, small=False),
         "llama-8b prefill 8k": Case({"rows": 8192, "width": 4096}, small=False, quick=True),
     },

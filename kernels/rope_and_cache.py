@@ -260,6 +260,7 @@ SPEC = KernelSpec(
         "tinypy decode 16": Case({"tokens": 16, "heads": 8, "kv_heads": 2, "dim": 64}, small=False),
         "llama-1b decode 64": Case({"tokens": 64, **_LLAMA_1B}, small=False),
         "llama-8b decode 1": Case({"tokens": 1, **_LLAMA_8B}, small=False, quick=True),
+        "llama-8b decode 32": Case({"tokens": 32, **_LLAMA_8B}, small=False, quick=True),
         "llama-8b decode 256": Case({"tokens": 256, **_LLAMA_8B}, small=False),
         "llama-8b prefill 8k": Case({"tokens": 8192, **_LLAMA_8B}, small=False, quick=True),
         "llama-8b prefill 8k fp8": Case(

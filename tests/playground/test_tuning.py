@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,26 @@ def test_a_sweep_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     assert len(sweep.trials) == len(load_sweep(path).trials) == len(CONFIGS)
 
 
+def test_what_a_later_run_finds_is_in_the_finals(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+
+    def play(job: Any) -> Any:
+        """Time a configuration as 100 / (A * B): the default is the slowest."""
+        if isinstance(job, jobs.Finals):
+            each = [us(100 / (config["A"] * config["B"])) for config in job.configs]
+            return each, {"default": us(12.5)}
+        value = 100 / (job.config["A"] * job.config["B"])
+        return Trial(job.config, "ok", us=us(value), default_us=12.5, max_err=0.0, share=0.0)
+
+    first = tune(SUBJECT, worker=FakeWorker(play), path=path, max_trials=1)
+    assert first.finals["best"]["config"] == CONFIGS[0]
+    tune(SUBJECT, worker=FakeWorker(play), path=path)
+    assert load_sweep(path).finals["best"]["config"] == CONFIGS[-1]
+    worker = FakeWorker(play)
+    tune(SUBJECT, worker=worker, path=path)  # nothing is left to try
+    assert [type(job) for job in worker.asked] == [jobs.Prepare]
+
+
 @pytest.mark.parametrize(
     "changes", [{"source_hash": "1" * 16}, {"device": "NVIDIA H100"}, {"triton": "4"}]
 )
@@ -163,6 +184,19 @@ def test_failures_are_rows_and_a_budget_ends_the_search() -> None:
     assert len(tune(SUBJECT, worker=FakeWorker(play), budget=0).trials) == 1
 
 
+def test_a_budget_is_spread_over_what_is_left() -> None:
+    """Whoever takes its whole part leaves the others theirs; all parts together are all of it."""
+    kernels = ["rms_norm", "prefill_attention", "gemv", "silu_mul"]
+    shares = program.budget_shares([Subject(kernel, "case") for kernel in kernels])
+    assert [subject.kernel for subject, _ in shares] == kernels
+    left, taken = 80.0, []
+    for _, share in shares:
+        taken.append(share * left)
+        left -= taken[-1]
+    assert taken == pytest.approx([10, 40, 20, 10])
+    assert left == 0
+
+
 def test_without_a_gpu_nothing_is_timed_and_no_row_is_made() -> None:
     def play(job: Any) -> Any:
         return Trial(job.config, "ok", max_err=0.0, share=0.0)
@@ -235,8 +269,14 @@ def test_the_error_of_a_median() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="lifted by a machine without a GPU")
 def test_the_program_checks_and_compiles_without_a_gpu(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    worker: Worker,
+    compiler: Worker,
 ) -> None:
+    kept = {None: worker, False: compiler}  # its own would take seconds to start
+    monkeypatch.setattr(program, "Worker", lambda interpret=None: nullcontext(kept[interpret]))
     options = ["silu_mul", "--case", "odd width", "--sweeps", str(tmp_path), "--trials"]
     assert program.main([*options, "2"]) == 0
     assert "2 of 6 tried" in capsys.readouterr().out

@@ -24,9 +24,11 @@ def add_parser(commands: Commands) -> None:
             "gpu": run_gpu,
             "kernels": run_kernels,
             "lora": run_lora,
+            "playground": run_playground,
             "recording": run_recording,
             "scheduler": run_scheduler,
             "speculation": run_speculation,
+            "tuning": run_tuning,
             "views": run_views,
         },
     )
@@ -60,6 +62,13 @@ def run_lora(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def run_playground(arguments: list[str]) -> int:
+    """How long a user of the kernel playground waits, beside what is asked."""
+    from workbench.playground.bench import main
+
+    return main(arguments)
+
+
 def run_recording(arguments: list[str]) -> int:
     """What recording a trace costs, step by step."""
     from workbench.bench.recording import main
@@ -77,6 +86,13 @@ def run_scheduler(arguments: list[str]) -> int:
 def run_speculation(arguments: list[str]) -> int:
     """Proposers beside plain decoding: trained ones on a CPU, random weights on a GPU."""
     from workbench.bench.speculation import main
+
+    return main(arguments)
+
+
+def run_tuning(arguments: list[str]) -> int:
+    """What tuned kernels do to the engine's step on a GPU, kernel by kernel."""
+    from workbench.bench.tuning import main
 
     return main(arguments)
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from workbench.playground.subject import Subject, config_key
 
 COMPILE_SECONDS = 60.0
 _KEPT = 32  # by a worker
+_THREADS = 4
 _NOISE = re.compile(r"/\*[0-9a-f]{4,}\*/|//.*|;\s*\S+\.py:.*|\bloc\(#loc\d*\)|, !dbg !\d+")
 _REGISTER = re.compile(r"(?<![\w.])(%?[a-zA-Z]{1,2})\d+\b")  # which one is the allocator's whim
 _NOT_CODE = (".loc", "#loc", "!", "$L__tmp", ".Ltmp")
@@ -137,12 +139,8 @@ def compile_here(subject: Subject, config: Mapping[str, int] | None, target: str
         inputs = _inputs(spec, subject)
         chosen = dict(spec.default(**inputs) if config is None else config)
         plan = spec.plan(**inputs, config=chosen)
-        with ThreadPoolExecutor(1) as reader:  # disassembles one while the next is compiled
-            read = [
-                reader.submit(_read, launch, compile_for(launch, target), target)
-                for launch in plan.launches
-            ]
-            launches = tuple(each.result() for each in read)
+        with ThreadPoolExecutor(_THREADS) as pool:  # compilers work without Python's lock
+            launches = tuple(pool.map(partial(_compile_one, target=target), plan.launches))
     seconds = round(time.perf_counter() - started, 3)
     return Compiled(subject.kernel, subject.case, chosen, target, launches, seconds)
 
@@ -157,8 +155,8 @@ def _inputs(spec: KernelSpec, subject: Subject) -> Inputs:
         ) from error  # fmt: skip
 
 
-def _read(launch: Launch, compiled: Any, target: str) -> CompiledLaunch:
-    """Return what Triton's compiled kernel of a launch says and takes."""
+def _compile_one(launch: Launch, target: str) -> CompiledLaunch:
+    compiled = compile_for(launch, target)
     code = machine_code(compiled)
     name = launch.kernel.__name__
     path = inspect.getsourcefile(launch.kernel.fn) or ""

@@ -22,8 +22,7 @@ from workbench.playground.subject import DTYPES, Subject, Trial, config_key
 from workbench.playground.sweep import Sweep, sweep_name
 from workbench.playground.tuner import tune, tuned_row
 
-# Compiling their configurations takes longest, and they matter most: a larger part of the time.
-_SHARES = {"prefill_attention": 4, "paged_decode": 3, "gemv": 2}
+_WEIGHTS = {"prefill_attention": 4, "paged_decode": 3, "gemv": 2}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,10 +30,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     on_gpu = torch.cuda.is_available()
     subjects = chosen(arguments, on_gpu)
-    shares = [_SHARES.get(subject.kernel, 1) for subject in subjects]
     bad = 0
+    deadline = time.monotonic() + arguments.budget
     with Worker() as worker, Worker(interpret=False) as compiler:
-        for subject, share in zip(subjects, shares, strict=True):
+        for subject, share in budget_shares(subjects):
             started = time.monotonic()
             try:
                 sweep = tune(
@@ -44,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
                     target=arguments.target,
                     path=Path(arguments.sweeps) / sweep_name(subject),
                     search=arguments.search,
-                    budget=arguments.budget * share / sum(shares),
+                    budget=share * (deadline - started),
                     max_trials=arguments.trials,
                     progress=_print_trial if arguments.verbose else lambda *_: None,
                 )
@@ -94,6 +93,17 @@ def chosen(arguments: argparse.Namespace, on_gpu: bool) -> list[Subject]:
     return found
 
 
+def budget_shares(subjects: list[Subject]) -> list[tuple[Subject, float]]:
+    """Return which part of the time that is then left each may take: what one leaves, others have.
+
+    Compiling takes longest where it matters most, so those have larger parts.
+    """
+    weights = [_WEIGHTS.get(subject.kernel, 1) for subject in subjects]
+    return [
+        (subject, weights[place] / sum(weights[place:])) for place, subject in enumerate(subjects)
+    ]
+
+
 def _save(sweep: Sweep, folder: Path) -> None:
     """Put a sweep's winner into its GPU's table: what was found stays if a later case ends it."""
     table = TunedTable.load(sweep.header["device"], folder)
@@ -133,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--case", help="the cases of this name only")
     add("--quick", action="store_true", help="only the cases that matter most")
     add("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float16 in the interpreter")
-    add("--budget", type=float, default=330, help="seconds for all searches together")
+    add("--budget", type=float, default=330, help="seconds for all together, about")
     add("--trials", type=int, help="at most so many configurations a case")
     add("--search", choices=METHODS, default="auto")
     add("--target", default="cuda:90", help="without a GPU: what to compile for")

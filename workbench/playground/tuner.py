@@ -47,6 +47,7 @@ def tune(
 ) -> Sweep:
     """Sweep a subject's space for at most `budget` seconds or `max_trials`; return the sweep.
 
+    The default is tried however short the budget, and what was timed is timed once more together.
     worker tries; compiler (not interpreting) compiles for `target` where `worker` has no GPU; path
     is the file to write, and to go on with. seconds: of timing for each candidate. Raises
     `ConfigError` for a file of another sweep, and `WorkerLost` where the inputs cannot be made.
@@ -59,9 +60,11 @@ def tune(
     order = make_search(search, facts["configs"], subject.seed)
     for trial in sweep.trials.values():
         order.tell(trial)
+    reserved = FINALS_SECONDS if on_gpu else 0.0
+    known = len(sweep.trials)
     total = min(len(facts["configs"]), max_trials or len(facts["configs"]))
     while len(sweep.trials) < total:
-        if sweep.trials and time.monotonic() - started > budget:
+        if sweep.trials and time.monotonic() - started > budget - reserved:
             break
         config = order.next()
         if config is None:
@@ -74,7 +77,7 @@ def tune(
         order.tell(trial)
         sweep.add(trial)
         progress(trial, len(sweep.trials), total)
-    if on_gpu and sweep.timed and not sweep.finals:
+    if on_gpu and sweep.timed and (len(sweep.trials) > known or not sweep.finals):
         sweep.finish(_finals(subject, worker, sweep))
     return sweep
 
