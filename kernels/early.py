@@ -35,6 +35,15 @@ def await_previous(EARLY: tl.constexpr):
 
 
 @triton.jit
+def load_ahead(pointers, mask=None, other=None):
+    """Load what no kernel of a pass writes (weights, tables), also before `await_previous`.
+
+    It was there before the pass began, whose first kernel waits for all that was before it.
+    """
+    return tl.load(pointers, mask=mask, other=other)
+
+
+@triton.jit
 def prefetch(pointers):
     """Ask for the cache lines of pointers to be brought to L2; nothing waits for them."""
     tl.inline_asm_elementwise(

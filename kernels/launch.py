@@ -29,13 +29,15 @@ bf16 arithmetic wrongly (triton 3.7 to 3.9), so kernels that multiply tiles take
 class Launch:
     """One kernel, its grid and its arguments; `config` holds the tuning constants.
 
-    A true argument EARLY: it starts while the kernel before it runs (`kernels.early`).
+    A true argument EARLY: it lets the next kernel start while it runs, and itself starts while the
+    one before it runs (`kernels.early`), unless it `joins` several streams' kernels.
     """
 
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, Any]
     config: Config
+    joins: bool = False
 
     def __call__(self) -> None:
         """Launch it on the current stream."""
@@ -44,7 +46,8 @@ class Launch:
     @property
     def keywords(self) -> dict[str, Any]:
         """Return all that the kernel is called with: arguments, constants and options."""
-        options = {"launch_pdl": True} if self.arguments.get("EARLY") else {}
+        early = self.arguments.get("EARLY") and not self.joins
+        options = {"launch_pdl": True} if early else {}
         return {**self.arguments, **self.config, **options}
 
 

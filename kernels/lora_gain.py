@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from workbench.kernels.launch import Config, Launch, Plan, cdiv
-from workbench.kernels.lora_shrink import make_batch
+from workbench.kernels.lora_mixes import make_mix
 from workbench.kernels.spec import Case, Inputs, KernelSpec, check_limits
 
 LIMITS = {"tile": (1, 64)}
@@ -120,7 +120,7 @@ def make_inputs(
 ) -> Inputs:
     """Return a mixed batch in which every second variant, from the first on, has gains."""
     generator = torch.Generator(device).manual_seed(seed)
-    made = make_batch(device, generator, counts, [1] * len(counts), tile)
+    made = make_mix(device, generator, counts, [1] * len(counts), tile)
     num_tokens, rows = len(made["order"]), -(-len(counts) // 2)
 
     def noise(*shape: int) -> Tensor:
@@ -184,5 +184,5 @@ SPEC = KernelSpec(
         torch.bfloat16: (8e-3, 8e-3),
     },
     limits=LIMITS,
-    sources=("lora_shrink.py",),
+    sources=("lora_mixes.py",),
 )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 NO_VARIANT = -1
-TILE, WIDE_TILE = 16, 64  # tokens of one variant that a kernel takes at once: of few, of many
+_TILE, _WIDE_TILE = 16, 64  # tokens of one variant that a kernel takes at once: of few, of many
 _MANY = 512
 
 
@@ -48,6 +48,11 @@ class LoRATable(NamedTuple):
     shifts: Tensor
     ranks: Tensor
     widths: list[int]
+
+    @property
+    def width(self) -> int:
+        """How many rank rows a variant may have."""
+        return int(self.rows.shape[1])
 
 
 class LoRAGain(NamedTuple):
@@ -97,10 +102,17 @@ class LoRABackend(Protocol):
     def prepare_lora(self, batch: LoRABatch) -> Any:
         """Return what `add_lora` needs once per step; kept in `batch.prepared`."""
 
-    def add_lora(self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Tensor:
+    def start_lora(self, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Any:
+        """Begin what needs x [T, inputs] alone, beside what follows; `add_lora` takes the result
+        and must be called."""
+
+    def add_lora(
+        self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch, started: Any = None
+    ) -> Tensor:
         """Return out [T, outputs] plus what each token's variant makes of x [T, inputs].
 
-        May write to `out`. Tokens of no variant keep every bit.
+        May write to `out`. Tokens of no variant keep every bit. started: what `start_lora` returned
+        for the same arguments, if it was called.
         """
 
     def gain_lora(self, out: Tensor, gain: LoRAGain, batch: LoRABatch) -> Tensor:
@@ -116,8 +128,9 @@ class LoRABatch:
 
     weights: by layer, for those that any adapter changes. replaced: by layer and variant, a whole
     matrix in the layer's place. variants: each token's, `NO_VARIANT` for none. embeds: whether any
-    of these changes the embedding. prepared: what the backend needs once a step. gains: what DoRA
-    adapters multiply with, None where there are none.
+    of these changes the embedding. replayed: whether passes over it are captured and replayed.
+    prepared: what the backend needs once a step. gains: what DoRA adapters multiply with, None
+    where there are none.
     """
 
     weights: Mapping[nn.Module, LoRAWeights]
@@ -126,6 +139,7 @@ class LoRABatch:
     tiles: Tiles
     replaced: Mapping[nn.Module, Mapping[int, Tensor]] = field(default_factory=dict)
     embeds: bool = False
+    replayed: bool = False
     prepared: Any = None
     gains: LoRAGains | None = None
     _groups: list[LoRAGroup] | None = None
@@ -153,16 +167,18 @@ class LoRABatch:
             for v in np.unique(variants[variants != NO_VARIANT]).tolist()
         ]
 
-    def apply(self, layer: nn.Module, x: Tensor, out: Tensor, backend: LoRABackend) -> Tensor:
-        """Return a linear layer's out [T, outputs] for x [T, inputs] with what adapters change."""
+    def linear(self, layer: nn.Linear, x: Tensor, backend: LoRABackend) -> Tensor:
+        """Return a linear layer's outputs for x [T, inputs] with what adapters change."""
+        weights = self.weights.get(layer)
+        started = None if weights is None else backend.start_lora(x, weights, self)
+        out = backend.linear(x, layer.weight, layer.bias)
         for group in self.groups if layer in self.replaced else ():
             weight = self.replaced[layer].get(group.variant)
             if weight is not None:
                 rows = backend.linear(x.index_select(0, group.positions), weight)
                 out = out.index_copy(0, group.positions, rows)
-        weights = self.weights.get(layer)
         if weights is not None:
-            out = backend.add_lora(out, x, weights, self)
+            out = backend.add_lora(out, x, weights, self, started)
         gain = self._gain(layer)
         return out if gain is None else backend.gain_lora(out, gain, self)
 
@@ -208,8 +224,19 @@ class LoRABatch:
         return batch
 
 
+def tile_size(variants: Sequence[int], device: torch.device) -> int:
+    """Return how many tokens of a variant are best taken at once: on a GPU, where most variants
+    have one token, that one, by threads alone."""
+    if device.type == "cpu":
+        return _TILE
+    if len(variants) > _MANY:
+        return _WIDE_TILE
+    adapted = [variant for variant in variants if variant != NO_VARIANT]
+    return 1 if len(adapted) < 2 * len(set(adapted)) else _TILE
+
+
 def tile_numbers(
-    variants: Sequence[int], size: int = TILE
+    variants: Sequence[int], size: int
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], int]:
     """Return the order and the tiles of `Tiles` for each token's variant, as arrays of int32 on the
     host, and how many tiles have tokens."""
@@ -233,7 +260,7 @@ def make_tiles(variants: Sequence[int], device: torch.device) -> Tiles:
     """Return the tokens by variant, on a device."""
     import torch
 
-    size = WIDE_TILE if device.type == "cuda" and len(variants) > _MANY else TILE
+    size = tile_size(variants, device)
     order, tiles, count = tile_numbers(variants, size)
     packed = torch.from_numpy(np.concatenate((order, tiles.ravel())))
     moved = packed.to(device, non_blocking=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from interpreter import kernel_device
 from torch import Tensor, nn
 
 from workbench.lora_batch import (
@@ -15,9 +16,13 @@ from workbench.lora_batch import (
     LoRAGains,
     LoRATable,
     LoRAWeights,
+    Tiles,
     make_tiles,
+    tile_numbers,
+    tile_size,
 )
-from workbench.ops import get_backend
+from workbench.ops import TritonBackend, get_backend
+from workbench.ops.triton_lora import LoRAOrder
 
 RANKS = [3, 16, 1, 20]
 BOUNDS = (0, 40, 45, 96)
@@ -178,3 +183,43 @@ def test_the_triton_backend(variants: list[int], dtype: torch.dtype) -> None:
 def test_gains_of_the_triton_backend(shifted: bool, dtype: torch.dtype) -> None:
     out, _, _, batch = make_case(BATCHES["mixed"] * 70, dtype, "cuda")
     check_gains(get_backend("triton", "cuda"), out, batch, shifted)
+
+
+def tiled(batch: LoRABatch, size: int) -> None:
+    """Give a batch tiles of at most `size` tokens."""
+    order, tiles, count = tile_numbers(batch.variants, size)
+    device = batch.tiles.order.device
+    on_device = (torch.from_numpy(array).to(device) for array in (order, tiles))
+    batch.tiles = Tiles(*on_device, size, count)
+
+
+@pytest.mark.parametrize("size", [1, 16, 64])
+@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize("device", [kernel_device()])
+@torch.inference_mode()
+def test_the_order_of_launches_changes_no_bit(size: int, replayed: bool, device: str) -> None:
+    """A pass that is replayed begins beside the base product, which is what comes out of it."""
+    backend = get_backend("triton", device)
+    assert isinstance(backend, TritonBackend)
+    _, x, weights, batch = make_case(BATCHES["mixed"], torch.float32, device)
+    tiled(batch, size)
+    batch.replayed = replayed
+    [layer] = batch.weights
+    layer.weight, layer.bias = torch.randn(BOUNDS[-1], INPUTS, device=device), None
+    base = backend.linear(x, layer.weight)
+    found = {}
+    for order in get_args(LoRAOrder):
+        backend.lora.order = order
+        found[order] = batch.linear(layer, x, backend)
+    expected = by_definition(base, x, weights, batch)
+    torch.testing.assert_close(found["plain"].double(), expected, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(other, found["plain"]) for other in found.values())
+
+
+@pytest.mark.parametrize(
+    ("variants", "size"),
+    [([0, 1, 2], 1), ([0, 0, 1, NO_VARIANT], 1), ([0, 0, 1, 1], 16), ([0] * 513, 64), ([-1], 16)],
+)
+def test_tokens_alone_are_taken_alone_on_a_gpu(variants: list[int], size: int) -> None:
+    assert tile_size(variants, torch.device("cuda")) == size
+    assert tile_size(variants, torch.device("cpu")) == 16

@@ -20,5 +20,6 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:  # type: ignore[override]
         """Map x [T, in] to [T, out]; what replaces this layer may need the batch's `ctx` too."""
-        out = ctx.backend.linear(x, self.weight, self.bias)
-        return out if ctx.lora is None else ctx.lora.apply(self, x, out, ctx.backend)
+        if ctx.lora is not None:
+            return ctx.lora.linear(self, x, ctx.backend)
+        return ctx.backend.linear(x, self.weight, self.bias)

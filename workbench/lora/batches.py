@@ -18,12 +18,12 @@ from workbench.batch import Backend, StepPlan
 from workbench.lora.slots import DeviceSlots
 from workbench.lora_batch import (
     NO_VARIANT,
-    TILE,
     LoRABatch,
     LoRAGains,
     Tiles,
     make_tiles,
     tile_numbers,
+    tile_size,
 )
 
 
@@ -115,14 +115,16 @@ class ReplayedAdapters:
         self._host = torch.zeros(size, dtype=torch.int32, pin_memory=on_gpu)
         self._device = torch.zeros(size, dtype=torch.int32, device=device) if on_gpu else self._host
         self._moved = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
-        tiles = Tiles(self._device[:tokens], self._device[tokens:].view(-1, 3), TILE, tokens)
+        tiles = Tiles(self._device[:tokens], self._device[tokens:].view(-1, 3), 1, tokens)
         self.batch = batches.batch([NO_VARIANT] * tokens, tiles)
+        self.batch.replayed = True
         self.batch.prepared = backend.prepare_lora(self.batch)
 
     @property
-    def launches(self) -> tuple[Hashable, int, bool]:
+    def launches(self) -> tuple[Hashable, int, int, bool]:
         """What decides the launches, and what they read: a graph is one of these."""
-        return self.generation, self.batch.tiles.num_used, self.batch.gains is not None
+        tiles, gained = self.batch.tiles, self.batch.gains is not None
+        return self.generation, tiles.num_used, tiles.size, gained
 
     def fill(self, plan: StepPlan) -> bool:
         """Write a plan's tokens; those beyond it go through no adapter. False, with nothing
@@ -149,7 +151,8 @@ class ReplayedAdapters:
 
     def _write(self, variants: list[int]) -> None:
         self.batch.variants = ()  # what an interrupt leaves half written is written again
-        order, tiles, count = tile_numbers(variants)
+        size = tile_size(variants, self._device.device)
+        order, tiles, count = tile_numbers(variants, size)
         if self._moved is not None:  # the copy of what was here before may be under way
             self._moved.synchronize()
         self._host.numpy()[:] = np.concatenate((order, tiles.ravel()))
@@ -158,7 +161,7 @@ class ReplayedAdapters:
             self._moved.record()
         # Launches follow from a bound: of few values, as each is a graph's.
         bound = min(len(variants), _power_of_2(count))
-        self.batch.tiles = self.batch.tiles._replace(num_used=bound)
+        self.batch.tiles = self.batch.tiles._replace(num_used=bound, size=size)
 
 
 def _power_of_2(least: int) -> int:

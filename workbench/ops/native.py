@@ -153,7 +153,9 @@ class NativeBackend(SDPABackend):
         )
         return out
 
-    def add_lora(self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Tensor:
+    def add_lora(
+        self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch, started: Any = None
+    ) -> Tensor:
         """Add to out, in place, what each token's variant makes of x; see `Backend.add_lora`."""
         if x.dtype not in _DTYPES or not x.dtype == weights.a.dtype == out.dtype:
             return super().add_lora(out, x, weights, batch)

@@ -148,7 +148,13 @@ class ReferenceBackend(Described):
         """Nothing to prepare: variants are taken one after the other."""
         return None
 
-    def add_lora(self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Tensor:
+    def start_lora(self, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Any:
+        """Nothing to begin: all is done when the outputs are there."""
+        return None
+
+    def add_lora(
+        self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch, started: Any = None
+    ) -> Tensor:
         """Return out plus what each token's adapters add, summed in float32; see `Backend`."""
         out = out.clone()
         parts = list(pairwise(weights.bounds))

@@ -22,7 +22,7 @@ from workbench.ops.library_prefill import attend_whole_prompts, why_not
 from workbench.ops.limits import check_model
 from workbench.ops.reference import ReferenceBackend
 from workbench.ops.requirements import lacks_fp8, refuse_fp8, require_triton
-from workbench.ops.triton_lora import add_lora, gain_lora
+from workbench.ops.triton_lora import LoRAKernels, gain_lora
 from workbench.ops.triton_rows import Prepared, Rows, split_rows
 from workbench.ops.triton_splits import Splits
 
@@ -38,8 +38,8 @@ class TritonBackend(ReferenceBackend):
 
     `kernels` holds the specs by name; `Engine.swap(kernel=…)` puts your own `KernelSpec` in.
     `prefill` says who attends from prompts that are whole in a step: our "kernel", torch's
-    "library", or which of them was "measured" to be faster. `compilations` are those of Triton
-    since it was made.
+    "library", or which of them was "measured" to be faster. `lora` launches adapters' kernels.
+    `compilations` are those of Triton since it was made.
     """
 
     name = "triton"
@@ -60,6 +60,7 @@ class TritonBackend(ReferenceBackend):
         named = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         self.tuned = TunedTable.load(named)
         self._splits = self._cuts(sm_count(device))
+        self.lora = LoRAKernels(self._run, self._splits.num_sms)
         self._lacks_fp8 = lacks_fp8(device)
         self.capturable = device.type == "cuda"
 
@@ -213,9 +214,15 @@ class TritonBackend(ReferenceBackend):
                 return out
         return super().linear(x, weight, bias)
 
-    def add_lora(self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Tensor:
+    def start_lora(self, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Any:
+        """Begin the first of two kernels beside what follows; see `Backend.start_lora`."""
+        return self.lora.start(x, weights, batch)
+
+    def add_lora(
+        self, out: Tensor, x: Tensor, weights: LoRAWeights, batch: LoRABatch, started: Any = None
+    ) -> Tensor:
         """Add to out, in place, in two kernels; see `Backend.add_lora`."""
-        return add_lora(self._run, self._splits.num_sms, out, x, weights, batch)
+        return self.lora.finish(out, x, weights, batch, started)
 
     def gain_lora(self, out: Tensor, gain: LoRAGain, batch: LoRABatch) -> Tensor:
         """Multiply out, in place, in one kernel; see `Backend.gain_lora`."""

@@ -33,8 +33,8 @@ class BackendShell:
         self.layer_norm, self.add_layer_norm = inner.layer_norm, inner.add_layer_norm
         self.rope, self.silu_mul, self.gelu_mul = inner.rope, inner.silu_mul, inner.gelu_mul
         self.embedding, self.angles = inner.embedding, inner.angles
-        self.prepare_lora, self.add_lora = inner.prepare_lora, inner.add_lora
-        self.gain_lora = inner.gain_lora
+        self.prepare_lora, self.start_lora = inner.prepare_lora, inner.start_lora
+        self.add_lora, self.gain_lora = inner.add_lora, inner.gain_lora
         self.check_model = inner.check_model
 
     def prepare(self, ctx: ForwardContext) -> Any:
