@@ -113,8 +113,7 @@ class Engine(Described):
         """Do what `step` does, for a loop: where `overlap` is on, the next step's pass starts, if
         it can, before this one's tokens are read. End the loop with `overlap.drop()`.
 
-        Tokens are the same. But what is changed in between other than by the engine's methods (a
-        weight, a cached key) may be seen a step late.
+        Tokens are the same. What else than the engine's methods changes may be seen a step late.
         """
         self._require_between_steps("step")
         return self._step(ahead=self.overlap.on)
