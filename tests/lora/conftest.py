@@ -86,10 +86,11 @@ def make_engine(model_of: Callable[..., DecoderLM]) -> Iterator[Callable[..., En
         cuda_graphs: Any = "auto",
         num_rows: int | None = None,
         host_bytes: int | None = None,
+        host_cache_bytes: int = 0,
         **scheduling: Any,
     ) -> Engine:
         model = model_of(model, device) if isinstance(model, str) else model
-        cache = KVCache.for_model(model, num_blocks, block_size)
+        cache = KVCache.for_model(model, num_blocks, block_size, host_bytes=host_cache_bytes)
         for tensor in cache.tensors:
             tensor.fill_(torch.nan)
         settings = {"max_batch_tokens": 512, "max_sequences": 32, **scheduling}

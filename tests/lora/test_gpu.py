@@ -71,3 +71,23 @@ def test_a_graph_serves_adapters_that_were_loaded_after_it(
         captures.append(graphs.captures)
     assert len(set(map(tuple, found))) == 4, "the graph goes on with old adapters"
     assert captures[1:] == captures[:1] * 3, "a load makes no graph stale"
+
+
+def test_graphs_are_captured_anew_where_cache_and_adapters_are_then(
+    make_engine: Callable[..., Engine], model_of: Callable[..., DecoderLM]
+) -> None:
+    """Memory goes from adapters to the cache and back while requests run."""
+    model, found = model_of("llama", "cuda"), []
+    for rows in ((), (22, 26, 24)):
+        engine = make_engine(model, backend="triton", num_rows=24, num_blocks=80)
+        for seed in range(3):
+            engine.loras.load(f"x{seed}", random_adapter(model, seed, 4))
+        prompts, lora = random_prompts(4, 3), ["x0", None, "x1", "x2"]
+        names = [engine.add(p, greedy(30), lora=u) for p, u in zip(prompts, lora, strict=True)]
+        for count in rows:
+            for _ in range(5):
+                engine.step()
+            engine.rebalance(lora_rows=count)
+        engine.run()
+        found.append([engine.output(name).outputs[0].token_ids for name in names])
+    assert found[0] == found[1]

@@ -65,6 +65,7 @@ EVENTS = [
     events.AdapterPinned(4, "sql", True),
     events.AdapterAwaited(4, 1, "sql", "no room"),
     events.AdapterUnloaded(4, "sql"),
+    events.MemoryRebalanced(4, 64, 9),
     events.StateSeen(
         3, (0,), ((0, "r0", (1, 2), None),), ((0, 1, "ff", (0,), 0),), (), (), (), (), ()
     ),

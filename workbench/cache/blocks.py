@@ -259,6 +259,11 @@ class BlockManager(PoolFacts):
         for block_id in reversed(self.tables.pop(sequence_id).block_ids):
             self._release(block_id, sequence_id)
 
+    def resize(self, num_blocks: int) -> None:
+        """Have more blocks, or not the last ones; see `BlockPool.resize`."""
+        self.pool.resize(num_blocks)
+        self.num_blocks = num_blocks
+
     def clear_cached(self) -> int:
         """Forget all cached content of free blocks and the host's; return how many became blank."""
         return self.pool.clear_cached()

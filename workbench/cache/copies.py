@@ -32,6 +32,19 @@ def move_slots(tensor: Tensor, moves: list[tuple[int, int]], block_size: int) ->
     slots[:, :, destinations // block_size, destinations % block_size] = taken
 
 
+def to_host(tensor: Tensor, block_ids: list[int]) -> list[Tensor]:
+    """Return these blocks of each layer, on the host; those of one layer are gathered at once."""
+    ids = torch.tensor(block_ids, dtype=torch.int64, device=tensor.device)
+    return [layer.index_select(1, ids).cpu() for layer in _bytes(tensor)]
+
+
+def from_host(tensor: Tensor, block_ids: list[int], staged: list[Tensor]) -> None:
+    """Write to these blocks what `to_host` returned."""
+    ids = torch.tensor(block_ids, dtype=torch.int64, device=tensor.device)
+    for layer, content in zip(_bytes(tensor), staged, strict=True):
+        layer.index_copy_(1, ids, content.to(tensor.device))
+
+
 def _copy_at_once(tensor: Tensor, source_of: dict[int, int]) -> None:
     if not source_of:
         return

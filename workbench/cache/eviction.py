@@ -100,6 +100,20 @@ class EvictionQueue:
         found = [item for item in self._entries.items() if item[0] not in self._children]
         return sorted(found, key=lambda item: (item[1].priority, item[1].turn))
 
+    def with_what_continues(self, block_ids: range) -> list[bytes]:
+        """Return the names of these blocks' contents, and of all that rests on them."""
+        children: dict[bytes, list[bytes]] = {}
+        for name, entry in self._entries.items():
+            children.setdefault(entry.parent, []).append(name)
+        ahead = [name for name, entry in self._entries.items() if entry.block_id in block_ids]
+        found: dict[bytes, None] = {}
+        while ahead:
+            name = ahead.pop()
+            if name not in found:
+                found[name] = None
+                ahead += children.get(name, ())
+        return list(found)
+
     def _is_next(self, priority: int, turn: int, name: bytes) -> bool:
         """Whether a heap's entry is still true, and of a leaf."""
         entry = self._entries.get(name)

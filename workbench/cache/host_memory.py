@@ -45,6 +45,12 @@ class HostMemory:
         """Bytes of all slots."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
+    def follow(self, device_tensors: Sequence[Tensor]) -> None:
+        """Copy to and from these tensors from now on, once what is under way has arrived."""
+        if self.stream is not None:
+            self.stream.synchronize()
+        self.device_tensors = [tensor.view(torch.uint8) for tensor in device_tensors]
+
     def offload(self, block_of: Mapping[int, int]) -> None:
         """Copy each block to its slot: {slot: block}. The blocks may be written right after."""
         for slots, blocks in self._groups(block_of):

@@ -1,7 +1,7 @@
 """`KVCache`: the KV tensors, and the block manager that says what lies where in them.
 
-Written only by the attention op (through `slot_mapping`) and by `run_transfers`; sized once. Use
-`KVCache.for_model` for a model's cache.
+Written only by the attention op (through `slot_mapping`) and by `run_transfers`; sized once, or
+anew by `resizing`. Use `KVCache.for_model` for a model's cache.
 """
 
 from __future__ import annotations
@@ -83,22 +83,21 @@ class KVCache(Described):
                 )
             )
         self.blocks = managers[0] if len(managers) == 1 else JointBlocks(managers)
-        self.tensors = [
-            torch.zeros(
-                (len(group.layers), 2, manager.num_blocks, block_size, *shape),
-                dtype=dtype,
-                device=device,
-            )
-            for group, manager in zip(self.groups, managers, strict=True)
-        ]
-        self.scales = [
-            torch.ones(scale_shape(tensor.shape), device=device)
-            for tensor in (self.tensors if dtype in QUANTISED else ())
-        ]
-        self.layers = self._layer_views(self.tensors)
-        self.layer_scales = self._layer_views(self.scales) if self.scales else None
+        self.allocate(dtype, device)
         device_tensors = [*self.tensors, *self.scales]
         self.host_memory = HostMemory(device_tensors, num_host_blocks) if host is not None else None
+
+    def allocate(self, dtype: torch.dtype, device: torch.device | str) -> None:
+        """Make the tensors, for as many blocks as the managers have; see `cache.resizing`."""
+        self.tensors, self.scales = [], []
+        for group, manager in zip(self.groups, self.blocks.groups, strict=True):
+            slot = group.num_kv_heads, group.head_dim
+            shape = len(group.layers), 2, manager.num_blocks, self.block_size, *slot
+            self.tensors.append(torch.zeros(shape, dtype=dtype, device=device))
+            if dtype in QUANTISED:
+                self.scales.append(torch.ones(scale_shape(self.tensors[-1].shape), device=device))
+        self.layers = self._layer_views(self.tensors)
+        self.layer_scales = self._layer_views(self.scales) if self.scales else None
 
     def _layer_views(self, tensors: list[Tensor]) -> list[Tensor]:
         views = {
@@ -253,10 +252,16 @@ class KVCache(Described):
         """Raise `AssertionError` unless the block structure is whole; see `BlockManager.check`."""
         self.blocks.check()
 
-    def close(self) -> None:
-        """Give the tensors' memory back; the cache cannot be used afterwards."""
+    def release(self) -> None:
+        """Give the tensors' memory back."""
         self.tensors = [tensor.new_empty(0) for tensor in self.tensors]
         self.layers, self.scales, self.layer_scales = [], [], None
+        if self.host_memory is not None:
+            self.host_memory.follow(self.tensors)
+
+    def close(self) -> None:
+        """Give the memory back; the cache cannot be used afterwards."""
+        self.release()
         if self.host_memory is not None:
             self.host_memory.close()
 

@@ -140,13 +140,37 @@ class BlockPool:
             self.blank.append(self._evict(sequence_id=None))
         return count
 
+    @property
+    def held(self) -> list[int]:
+        """The blocks that are in use or cached, by number."""
+        return sorted(set(self.ids) - set(self.blank))
+
+    def resize(self, num_blocks: int) -> None:
+        """Have more blocks, or not the last ones, of which none may be in use.
+
+        What they hold is forgotten, and all that rests on it. Only a pool that counts alone can.
+        """
+        old, new = self.ids, range(self.ids.start, self.ids.start + num_blocks)
+        assert len(self.ref_counts) == old.stop, "others are numbered after these"
+        going = range(new.stop, old.stop)
+        assert not any(self.ref_counts[block] for block in going), "a block in use cannot go"
+        for name in self.cached.with_what_continues(going):
+            self.blank.append(self._clear(self.cached.remove(name), sequence_id=None))
+        kept = [block for block in self.blank if block in new]
+        self.blank = [*reversed(range(old.stop, new.stop)), *kept]  # what is new goes last
+        self.ref_counts[new.stop :] = [0] * (new.stop - old.stop)
+        self.ids = new
+
     def keep(self, block_id: int) -> Keep:
         """Return how a block is kept once nobody uses it."""
         return self._keep.get(block_id, DEFAULT_KEEP)
 
     def _evict(self, sequence_id: int | None) -> int:
         by_policy = sequence_id is not None and not self.eviction.plain
-        evicted = self._choose() if by_policy else self.cached.pop()
+        return self._clear(self._choose() if by_policy else self.cached.pop(), sequence_id)
+
+    def _clear(self, evicted: CachedBlock, sequence_id: int | None) -> int:
+        """Forget what a block holds that nobody uses, and return the block."""
         block_id = evicted.block_id
         self._keep.pop(block_id, None)
         self._hits.pop(block_id, None)

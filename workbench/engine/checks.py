@@ -6,10 +6,12 @@ Called by `Engine` before it keeps or queues anything.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
 from workbench.cache import KVCache
+from workbench.cache.joint import Blocks
 from workbench.cache.room import peak
 from workbench.config import SchedulerConfig
 from workbench.engine.admission import check_room, check_splittable
@@ -90,7 +92,7 @@ def check_fork(
     return parent
 
 
-def check_beams(limit: int, request: Request, cache: KVCache, config: SchedulerConfig) -> None:
+def check_beams(limit: int, request: Request, blocks: Blocks, config: SchedulerConfig) -> None:
     """Raise `RequestError` unless all beams fit at once: each waits for the others.
 
     limit: tokens that a beam may reach. The prompt's full blocks are shared, all others are not.
@@ -101,32 +103,32 @@ def check_beams(limit: int, request: Request, cache: KVCache, config: SchedulerC
     if width > config.max_sequences:
         problem = f"more beams than max_sequences={config.max_sequences}"
         raise RequestError("beam_width", width, problem, "Lower it, or raise max_sequences.")
-    shared = (len(request.prompt_token_ids) - 1) // cache.block_size
-    for group in cache.blocks.groups:
+    shared = (len(request.prompt_token_ids) - 1) // blocks.block_size
+    for group in blocks.groups:
         own = peak(group, limit, config.max_new_tokens(limit))
-        blocks = min(width * own, shared + width * (group.blocks_for(limit) - shared))
-        if blocks > group.num_blocks:
-            problem = f"may need {blocks} blocks and the whole cache has {group.num_blocks}"
+        needed = min(width * own, shared + width * (group.blocks_for(limit) - shared))
+        if needed > group.num_blocks:
+            problem = f"may need {needed} blocks and the whole cache has {group.num_blocks}"
             raise RequestError("beam_width", width, problem, "Lower it, or max_tokens.")
 
 
 def check_loaded(
-    request: Request, cache: KVCache, model: DecoderLM, config: SchedulerConfig
+    request: Request, blocks: Blocks, model: DecoderLM, config: SchedulerConfig
 ) -> None:
     """Raise `RequestError` if a request that was saved elsewhere cannot run to its end here."""
     check_params(request.params, model.config.vocab_size)
     check_reports(request.params, model)
     check_embeds(request.embeds, len(request.prompt_token_ids), model)
-    num_prompt, blocks = len(request.prompt_token_ids), cache.blocks
+    num_prompt = len(request.prompt_token_ids)
     limit = check_room(num_prompt, request.params, model.config, blocks, config)
-    check_beams(limit, request, cache, config)
+    check_beams(limit, request, blocks, config)
     check_splittable(num_prompt, config)
 
 
 def check_limits(
     records: Mapping[str, RequestRecord],
     config: SchedulerConfig | None,
-    cache: KVCache,
+    blocks: Blocks,
     model: DecoderLM,
 ) -> None:
     """Raise `ConfigError` if, under these settings (None: as they are), an unfinished request could
@@ -136,15 +138,26 @@ def check_limits(
     if not isinstance(config, SchedulerConfig):
         fix = "Pass `dataclasses.replace(engine.scheduler.config, …)`."
         raise ConfigError("scheduler_config", config, "is no SchedulerConfig", fix)
-    for record in records.values():
+    check_unfinished(records.values(), config, blocks, model, ("scheduler_config", config))
+
+
+def check_unfinished(
+    records: Iterable[RequestRecord],
+    config: SchedulerConfig,
+    blocks: Blocks,
+    model: DecoderLM,
+    asked: tuple[str, Any],
+) -> None:
+    """Raise `ConfigError` for what was asked (a setting and its value) if an unfinished request
+    could not run to its end in these blocks."""
+    for record in records:
         if not record.finished:
             try:
-                check_loaded(record.request, cache, model, config)
+                check_loaded(record.request, blocks, model, config)
             except RequestError as error:
                 name = record.request.request_id
                 problem = f"request {name!r} could not go on: {error.field} {error.problem}"
-                fix = "Let it end first, or abort it."
-                raise ConfigError("scheduler_config", config, problem, fix) from error
+                raise ConfigError(*asked, problem, "Let it end first, or abort it.") from error
 
 
 def pair(

@@ -24,6 +24,7 @@ from workbench.engine.description import describe
 from workbench.engine.guides import GuideDesk
 from workbench.engine.output import make_output
 from workbench.engine.overlap import Overlap
+from workbench.engine.rebalancing import Balance, Rebalancer
 from workbench.engine.record import Laps, StepRecord, named, new_tokens, step_done
 from workbench.engine.requests import RequestBook, RequestRecord
 from workbench.engine.speculator import Speculator
@@ -88,11 +89,11 @@ class Engine(Described):
         self.loras = LoRAManager(model) if loras is None else loras
         self.speculator = Speculator(model, cache, scheduler, runner, proposer, speculation)
         self.overlap = Overlap(overlap, scheduler, runner, self.speculator)
-        self.closed = False
-        self._book = RequestBook()
+        self.closed, self._book = False, RequestBook()
         self.loras.attach(self.bus, scheduler, runner, self._book.unfinished)
         self._desk = GuideDesk(model, scheduler, grammars)
         self._brancher = Brancher(model, scheduler, self._book, self._desk)
+        self._rebalancer = Rebalancer(self.overlap.drop)
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -112,8 +113,7 @@ class Engine(Described):
         """Do what `step` does, for a loop: where `overlap` is on, the next step's pass starts, if
         it can, before this one's tokens are read. End the loop with `overlap.drop()`.
 
-        Tokens are the same. But what is changed in between other than by the engine's methods (a
-        weight, a cached key) may be seen a step late.
+        Tokens are the same. What else than the engine's methods changes may be seen a step late.
         """
         self._require_between_steps("step")
         return self._step(ahead=self.overlap.on)
@@ -181,7 +181,7 @@ class Engine(Described):
         number, limits = self._book.next_number(), self.scheduler.config
         sequence = make_sequence(request, number, self.model, self.cache, limits, self.seed)
         self._desk.check(sequence)
-        checks.check_beams(sequence.max_num_tokens, request, self.cache, limits)
+        checks.check_beams(sequence.max_num_tokens, request, self.cache.blocks, limits)
         record = RequestRecord(request, [sequence], make_strategy(params, sequence))
         with shielded():
             self._book.add(record)
@@ -288,9 +288,8 @@ class Engine(Described):
     def restore(self, state: EngineState) -> None:
         """Go back to a checkpoint of this engine, as often as you like.
 
-        Later requests are gone, earlier ones go on, their KV computed again where the prefix cache
-        lacks it. Steps count on. Raises `RequestError` for anything but a checkpoint, and if an
-        adapter of it was unloaded.
+        Later requests are gone, earlier ones go on, computed again where the prefix cache lacks
+        them. Steps count on. Raises `RequestError` for no checkpoint, or one that cannot run now.
         """
         self._require_between_steps("restore")
         time_travel.restore(self, self._book, self._brancher, state)
@@ -349,18 +348,22 @@ class Engine(Described):
         """Replace parts between two steps, while requests run; what is left out stays.
 
         scheduler_config: other budgets, say `replace(engine.scheduler.config, max_sequences=4)`.
-        kernel: takes the place of the backend's of its name (a name: the shipped one); CUDA graphs
-        that hold the old one are captured anew. proposer: "off" speculates no more. Raises
-        `ConfigError`, with nothing replaced, for what is unknown, or would keep a request from its
-        end.
+        kernel: in place of the backend's of its name (a name: the shipped one); CUDA graphs that
+        hold that are captured anew. proposer: "off" speculates no more. `ConfigError`, with nothing
+        replaced, for what is unknown, or would keep a request from its end.
         """
         self._require_between_steps("swap")
         put_in = replacing(self, scheduler_policy, sampler, backend, eviction, dropping, kernel)
-        checks.check_limits(self._book.records, scheduler_config, self.cache, self.model)
+        checks.check_limits(self._book.records, scheduler_config, self.cache.blocks, self.model)
         self.speculator.swap(proposer, speculation)
         if scheduler_config is not None:
             self.scheduler.configure(scheduler_config)
         put_in()
+
+    def rebalance(self, *, lora_rows: int) -> Balance:
+        """Have so many rank rows, and blocks in the memory beside: see `Rebalancer.rebalance`."""
+        self._require_between_steps("rebalance")
+        return self._rebalancer.rebalance(self, self._book.records.values(), lora_rows)
 
     def close(self) -> None:
         """Abort everything and give the memory back; idempotent."""

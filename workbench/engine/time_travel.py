@@ -51,6 +51,8 @@ def restore(engine: Travels, book: RequestBook, brancher: Brancher, state: Engin
     for record in records:
         if not record.finished:
             engine.loras.check_uses(record.request.lora)
+            limits = engine.scheduler.config
+            checks.check_loaded(record.request, engine.cache.blocks, engine.model, limits)
     with shielded():
         engine.discard(list(book.records))
         if engine.bus:
@@ -73,7 +75,7 @@ def load(
     if request_id is not None:
         state = replace(state, request=replace(state.request, request_id=request_id))
     book.require_free(state.request.request_id)
-    checks.check_loaded(state.request, engine.cache, engine.model, engine.scheduler.config)
+    checks.check_loaded(state.request, engine.cache.blocks, engine.model, engine.scheduler.config)
     engine.loras.check_uses(state.request.lora)
     record = unpack(state, engine.model, book.next_number)
     with shielded():

@@ -9,6 +9,7 @@ from workbench.events.adapters import (
     AdapterMoved,
     AdapterPinned,
     AdapterUnloaded,
+    MemoryRebalanced,
 )
 from workbench.events.blocks import (
     BlockAllocated,
@@ -81,6 +82,7 @@ __all__ = [
     "Event",
     "EventBus",
     "HostCleared",
+    "MemoryRebalanced",
     "PolicyFailed",
     "Preempted",
     "PrefixAwaited",

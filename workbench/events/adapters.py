@@ -58,6 +58,14 @@ class AdapterAwaited(Event):
 
 
 @dataclass(slots=True)
+class MemoryRebalanced(Event):
+    """Device memory went from LoRA adapters to the KV cache, or back: what each has now."""
+
+    num_rows: int
+    num_blocks: int
+
+
+@dataclass(slots=True)
 class AdapterUnloaded(Event):
     """An adapter is no longer known."""
 

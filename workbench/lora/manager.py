@@ -34,6 +34,7 @@ from workbench.lora.info import AdapterInfo, info_of
 from workbench.lora.names import check_name
 from workbench.lora.packing import Packer
 from workbench.lora.reader import read_adapter
+from workbench.lora.rows import check_rows
 from workbench.lora.slots import DeviceSlots
 from workbench.lora.store import AdapterStore, Entry
 from workbench.lora.table import Uses
@@ -178,6 +179,19 @@ class LoRAManager(Described):
             self.slots.evict(entry)
             self.facts.tell(AdapterMoved, name, "device", entry.tier, "asked", (), 0.0)
 
+    def check_rows(self, num_rows: int) -> None:
+        """Raise `ConfigError` unless `resize` could leave so many rank rows."""
+        self.gate.look()
+        check_rows(num_rows, self.store, self.slots, self.unfinished())
+
+    def resize(self, num_rows: int) -> None:
+        """Have so many rank rows on the device, as `check_rows` allows; the least recently used
+        adapters leave first. `Engine.rebalance` gives the memory to the cache, or takes it there.
+        """
+        self.check_rows(num_rows)
+        for entry in self.slots.resize(num_rows):
+            self.facts.tell(AdapterMoved, entry.name, "device", entry.tier, "room", (), 0.0)
+
     def info(self, name: str) -> AdapterInfo:
         """Return how an adapter stands; `ConfigError` for one that is not loaded."""
         return info_of(self._entry(name))
@@ -222,7 +236,7 @@ class LoRAManager(Described):
 
     def check_uses(self, uses: Uses) -> None:
         """Raise `RequestError` unless a request of another time finds its adapters as they were."""
-        check_uses(uses, self.store)
+        check_uses(uses, self.store, self.slots)
 
     # ------------------------------------------------------------------------------------------
 

@@ -63,6 +63,29 @@ class RankPool:
             self.weights[layer] = LoRAWeights(a, b, old.bounds, old.starts)
         self.num_rows, self.generation = num_rows, self.generation + 1
 
+    def shrink(self, num_rows: int, residents: list[Resident]) -> list[Resident]:
+        """Have fewer rows, which hold these adapters alone; return where they are then."""
+        rows = [row for resident in residents for row in resident.rows]
+        assert len(rows) <= num_rows, "there are fewer rows than that"
+        index = torch.tensor(rows, dtype=torch.int64, device=self.model.device)
+        for layer, old in self.weights.items():
+            a, b = (self._gathered(tensor, index, num_rows) for tensor in (old.a, old.b))
+            self.weights[layer] = LoRAWeights(a, b, old.bounds, old.starts)
+        self._free = list(range(num_rows - 1, len(rows) - 1, -1))
+        self.num_rows, self.generation = num_rows, self.generation + 1
+        moved, begin = [], 0
+        for resident in residents:
+            end = begin + len(resident.rows)
+            moved.append(resident._replace(rows=tuple(range(begin, end))))
+            begin = end
+        return moved
+
+    @staticmethod
+    def _gathered(tensor: Tensor, index: Tensor, num_rows: int) -> Tensor:
+        fewer = tensor.new_zeros(num_rows, *tensor.shape[1:])
+        fewer[: len(index)] = tensor[index]
+        return fewer
+
     @staticmethod
     def _larger(tensor: Tensor, num_rows: int) -> Tensor:
         larger = tensor.new_zeros(num_rows, *tensor.shape[1:])

@@ -73,6 +73,26 @@ class DeviceSlots:
         self.pool.free(entry.resident)
         entry.resident = None
 
+    def resize(self, num_rows: int) -> list[Entry]:
+        """Have more rank rows or fewer, in which pinned and needed adapters have room; return who
+        left for it."""
+        if num_rows >= self.pool.num_rows:
+            self.pool.grow(num_rows)
+            return []
+        left = []
+        for entry in self._evictable():
+            if self.pool.num_rows - self.pool.num_free <= num_rows:
+                break
+            self.evict(entry)
+            left.append(entry)
+        found = [(e, e.resident) for e in self.store.entries.values() if e.resident is not None]
+        for entry, _ in found:
+            self.table.forget(entry.name)  # its rows have other numbers now
+        moved = self.pool.shrink(num_rows, [resident for _, resident in found])
+        for (entry, _), resident in zip(found, moved, strict=True):
+            entry.resident = resident
+        return left
+
     def places(self, wanted: list[Uses]) -> dict[Uses, int]:
         """Return where variants are in the table; their adapters are on the device."""
         return self.table.places(wanted, self.find)

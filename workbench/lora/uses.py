@@ -34,13 +34,15 @@ def resolve_uses(text: str | None, store: AdapterStore, slots: DeviceSlots) -> U
     return tuple(sorted(AdapterUse(e.name, scales[e.name], e.digest) for e in entries))
 
 
-def check_uses(uses: Uses, store: AdapterStore) -> None:
-    """Raise `RequestError` unless a request of another time finds its adapters as they were."""
+def check_uses(uses: Uses, store: AdapterStore, slots: DeviceSlots) -> None:
+    """Raise `RequestError` unless a request of another time finds its adapters as they were, and
+    room for them."""
     for use in uses:
         entry = store.entries.get(use.name)
         if entry is None or entry.digest != use.digest:
             problem = "is not loaded" if entry is None else "has other weights now"
             raise RequestError("lora", use.name, problem, "Load the adapter it was made with.")
+    _check_room("+".join(use.name for use in uses), [store.entries[u.name] for u in uses], slots)
 
 
 def _check_room(text: str, entries: list[Entry], slots: DeviceSlots) -> None:

@@ -213,6 +213,12 @@ class Runner(Described):
             if replays is not None:
                 replays.forget_inputs()
 
+    def forget_addresses(self) -> None:
+        """Drop graphs and tapes, to be made anew: the cache or the adapters lie elsewhere now."""
+        for replays in (self.graphs, self.tapes):
+            if replays is not None:
+                replays.clear()
+
     @property
     def preparations(self) -> int:
         """How many graphs were captured, tapes recorded and kernels compiled: steps that did took

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from workbench import events
+from workbench.errors import TraceError
 from workbench.trace.host_changes import release_slot
 from workbench.trace.state import ReplayedState
 
@@ -112,6 +113,15 @@ def _forget(state: ReplayedState, block: int) -> None:
         state.block_of.pop(content, None)
 
 
+def _rebalanced(state: ReplayedState, event: events.MemoryRebalanced) -> None:
+    """Nothing, unless there are more blocks now than whoever reads this has places for."""
+    if event.num_blocks > state.layout.num_blocks:
+        raise TraceError(
+            f"the cache has {event.num_blocks} blocks from step {event.step} on, and had "
+            f"{state.layout.num_blocks} when this was begun: record, or open the view, anew."
+        )
+
+
 CHANGES: dict[type[events.Event], Callable[[ReplayedState, Any], None]] = {
     events.BlockAllocated: _hold,
     events.BlockShared: _hold,
@@ -121,4 +131,5 @@ CHANGES: dict[type[events.Event], Callable[[ReplayedState, Any], None]] = {
     events.BlocksDropped: _blocks_dropped,
     events.BlockCached: _block_cached,
     events.BlockEvicted: _block_evicted,
+    events.MemoryRebalanced: _rebalanced,
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import events
-from workbench.events import Event, StepDone, StepPlanned
+from workbench.events import Event, MemoryRebalanced, StepDone, StepPlanned
 from workbench.trace.layout import CacheLayout
 
 _STEPS, _REQUESTS, _ROWS = 1, 2, 3
@@ -47,6 +47,8 @@ class _Writer:
 
     def records(self, now: float, event: Event) -> Iterator[Record]:
         match event:
+            case MemoryRebalanced() if self.num_blocks is not None:
+                self.num_blocks = event.num_blocks
             case StepPlanned():
                 self._plan = event
                 counts = {"rows": len(event.rows), "waiting": event.num_waiting}

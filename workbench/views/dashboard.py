@@ -81,7 +81,7 @@ class EngineDashboard(View):
             if meters is None or not meters.num_rows:
                 return 0, 0
             header = self.trace.header
-            about = {"num_blocks": meters.layout.num_blocks}
+            about = {"num_blocks": meters.num_blocks}
             about |= {k: header[k] for k in ("weight_bytes", "cache_bytes") if k in header}
             self.about = about
             self.history, self.tail = meters.log.parts()
@@ -130,7 +130,7 @@ class EngineDashboard(View):
         made, seconds = self._rate(row)
         return (
             f"engine at step {self.step}: {at['running']} running, {at['waiting']} waiting, "
-            f"{at['used']} of {meters.layout.num_blocks} blocks used, "
+            f"{at['used']} of {meters.num_blocks} blocks used, "
             f"{made / seconds if seconds else 0:.0f} tokens/s over the last second"
         )
 

@@ -46,7 +46,7 @@ class Meters:
     """Takes events with their times; `log` has the rows, `live` the sequences by number."""
 
     def __init__(self, layout: CacheLayout) -> None:
-        self.layout = layout
+        self.layout, self.num_blocks = layout, layout.num_blocks
         self.log = GrowingLog(COLUMNS)
         self.live: dict[int, Live] = {}
         self._ending: dict[int, Live] = {}  # ended since the last step
@@ -111,6 +111,10 @@ class Meters:
             self._ending[event.sequence_id] = sequence
 
     @_take.register
+    def _(self, event: ev.MemoryRebalanced) -> None:
+        self.num_blocks = event.num_blocks
+
+    @_take.register
     def _(self, event: ev.PrefixHit) -> None:
         self._sums["asked"] += event.num_prompt_tokens
         self._sums["found"] += event.num_tokens
@@ -162,7 +166,7 @@ class Meters:
             "running": running,
             "waiting": waiting,
             "paused": paused,
-            "used": self.layout.num_blocks - event.num_free_blocks,
+            "used": self.num_blocks - event.num_free_blocks,
             **self._sums,
         }
         for name, value in values.items():
