@@ -9,7 +9,6 @@ which is done when an engine is built. Asked for by name; `auto` does not take i
 from __future__ import annotations
 
 from collections import Counter
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -49,7 +48,9 @@ class TritonWithFlashInfer(TritonBackend):
 
     def describe(self) -> dict[str, Any]:
         """Return what the Triton backend says, and which calls of a layer went where."""
-        own: dict[str, Any] = {"version": version("flashinfer-python"), **self.taken}
+        import flashinfer
+
+        own: dict[str, Any] = {"version": flashinfer.__version__, **self.taken}
         if self.left:
             own["left to our kernels"] = dict(self.left)
         return {**super().describe(), "flashinfer": own}
