@@ -134,11 +134,14 @@ class KernelFailed(WorkbenchError, RuntimeError):
     other the engine can go on with another kernel or backend, or be closed and built anew.
     """
 
-    def __init__(self, kernel: str, shapes: str, error: BaseException) -> None:
+    def __init__(
+        self, kernel: str, shapes: str, error: BaseException, fix: str | None = None
+    ) -> None:
         self.kernel, self.shapes = kernel, shapes
+        swap = f'`engine.swap(kernel="{kernel}")` puts the shipped one back; or swap the backend.'
         super().__init__(
             f"kernel {kernel}({shapes}): {type(error).__name__}: {telling_line(error)[:300]}. "
-            f'`engine.swap(kernel="{kernel}")` puts the shipped one back; or swap the backend.'
+            f"{fix or swap}"
         )
 
 

@@ -28,6 +28,7 @@ SERVER = Machine(
     torch="2.13.0",
     torch_cuda="13.0",
     triton="3.7.1",
+    flashinfer="0.6.4",
     compiler="g++ 12.2.0",
     c_compiler="gcc 12.2.0",
     ptxas=Path("bin/ptxas"),
@@ -46,6 +47,7 @@ NOTHING = Machine(
     torch=None,
     torch_cuda=None,
     triton=None,
+    flashinfer=None,
     compiler=None,
     c_compiler=None,
     ptxas=None,
@@ -130,6 +132,7 @@ def test_a_server_runs_everything() -> None:
     shown = runs(SERVER)
     assert shown["engine"] == "on the GPU and on the CPU (1 GPU)"
     assert shown["Triton kernels"] == "on the GPU"
+    assert shown["FlashInfer"].startswith('backend="triton+flashinfer", by version 0.6.4')
     assert shown["bfloat16 on the CPU"] == "in hardware"
     assert shown["GPU tests"] == "yes"
     assert (
@@ -141,6 +144,7 @@ def test_every_lack_is_named_with_its_remedy() -> None:
     shown = runs(NOTHING)
     assert "make setup" in shown["engine"]
     assert shown["Triton kernels"] == "no: torch is not installed"
+    assert "pip install flashinfer-python" in shown["FlashInfer"]
     assert "emulated" in shown["bfloat16 on the CPU"]
     assert "playwright install chromium" in shown["browser tests"]
     assert "install node" in shown["JavaScript tests"]
@@ -151,6 +155,7 @@ def test_a_gpu_that_torch_cannot_use_is_told_apart() -> None:
     no_cuda = runs(SERVER, gpu_works=False, torch="2.13.0+cpu", torch_cuda=None)
     assert "TORCH=cuda" in no_cuda["engine"]
     assert no_cuda["Triton kernels"].startswith("interpreter only")
+    assert no_cuda["FlashInfer"] == "no: 0.6.4 is installed, but it runs on a GPU alone"
     old_driver = runs(SERVER, gpu_works=False)
     assert "580.65.06" in old_driver["engine"]
 

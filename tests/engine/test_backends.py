@@ -68,6 +68,31 @@ def test_logits_agree_step_by_step(
             engine.scheduler.commit(plan, engine.sampler(logits[0], rows))
 
 
+@pytest.mark.gpu
+@pytest.mark.timeout(600)  # it waits for a compiler the first time
+def test_flashinfer_agrees_step_by_step(make_engine: MakeEngine) -> None:
+    pytest.importorskip("flashinfer", reason="pip install flashinfer-python")
+    model = load_model("adapters/tinypy/base", device="cuda", dtype="bfloat16")
+    prompts = random_prompts(6, seed=41, longest=90)
+    engines = [
+        make_engine(model, backend=b, device="cuda", max_batch_tokens=40, block_size=4)
+        for b in ("triton", "triton+flashinfer")
+    ]
+    for engine in engines:
+        for prompt in prompts:
+            engine.add(prompt, greedy(12))
+    while engines[0].has_work:
+        plans = [engine.scheduler.schedule() for engine in engines]
+        logits = [e.runner.run(plan).logits for e, plan in zip(engines, plans, strict=True)]
+        torch.testing.assert_close(logits[1], logits[0], rtol=0.02, atol=0.25)
+        for engine, plan in zip(engines, plans, strict=True):
+            rows = [plan.sequences[row] for row in plan.sampled]
+            engine.scheduler.commit(plan, engine.sampler(logits[0], rows))
+    own = engines[1].runner.backend.describe()["flashinfer"]
+    assert own["decodes"] > 0 < own["chunks"]
+    assert "left to our kernels" not in own
+
+
 def test_swapping_backends_in_mid_flight(make_engine: MakeEngine) -> None:
     prompts = random_prompts(5, seed=42)
     expected = tokens_of(make_engine(), prompts, greedy(20))

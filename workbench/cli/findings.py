@@ -45,6 +45,7 @@ class Machine:
     torch: str | None
     torch_cuda: str | None
     triton: str | None
+    flashinfer: str | None
     compiler: str | None
     c_compiler: str | None
     ptxas: Path | None
@@ -69,6 +70,7 @@ def inspect_machine() -> Machine:
         torch=torch,
         torch_cuda=torch_cuda_version(),
         triton=installed_version("triton"),
+        flashinfer=installed_version("flashinfer-python"),
         compiler=compiler(),
         c_compiler=c_compiler(),
         ptxas=ptxas,
@@ -86,6 +88,7 @@ def features(machine: Machine) -> list[Finding]:
         Finding("engine", _engine(machine)),
         Finding("backend on the CPU", _cpu_backend(machine)),
         Finding("Triton kernels", _triton(machine)),
+        Finding("FlashInfer", _flashinfer(machine)),
         Finding("compiling to PTX", _ptx(machine)),
         Finding("bfloat16 on the CPU", _bf16(machine)),
         Finding("embedded model", _embedded(machine)),
@@ -133,6 +136,14 @@ def _triton(machine: Machine) -> str:
     if machine.compiler is None:
         return "no: launching needs a C compiler; install gcc or clang"
     return "on the GPU"
+
+
+def _flashinfer(machine: Machine) -> str:
+    if machine.flashinfer is None:
+        return 'no: backend="triton+flashinfer" needs `pip install flashinfer-python`'
+    if not machine.gpu_works:
+        return f"no: {machine.flashinfer} is installed, but it runs on a GPU alone"
+    return f'backend="triton+flashinfer", by version {machine.flashinfer}; its kernels need nvcc'
 
 
 def _ptx(machine: Machine) -> str:

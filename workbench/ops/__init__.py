@@ -13,6 +13,7 @@ import torch
 
 from workbench.batch import Backend
 from workbench.errors import ConfigError
+from workbench.ops.flashinfer import TritonWithFlashInfer
 from workbench.ops.invariant import InvariantReference, InvariantTriton
 from workbench.ops.native import NativeBackend
 from workbench.ops.reference import ReferenceBackend
@@ -25,6 +26,7 @@ BACKENDS: dict[str, type[ReferenceBackend]] = {
     "native": NativeBackend,
     "triton": TritonBackend,
     "triton+sdpa": TritonWithLibrary,
+    "triton+flashinfer": TritonWithFlashInfer,
 }
 
 
@@ -100,6 +102,7 @@ __all__ = [
     "ReferenceBackend",
     "SDPABackend",
     "TritonBackend",
+    "TritonWithFlashInfer",
     "TritonWithLibrary",
     "get_backend",
 ]

@@ -1,5 +1,5 @@
 """Whether Triton's kernels can run here: the package, a GPU it compiles for, its assembler,
-its instructions for fp8.
+its instructions for fp8; and whether FlashInfer's can.
 
 Asked when a Triton backend is made; the interpreter needs the package alone.
 """
@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import torch
 
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, telling_line
 from workbench.kernels.quantised_kv import FP8
 
 
@@ -49,6 +49,28 @@ def require_triton(device: torch.device) -> None:
             )
     if problem:
         raise ConfigError("backend", "triton", problem, fix)
+
+
+def require_flashinfer(device: torch.device) -> None:
+    """Raise `ConfigError` unless FlashInfer is installed, and there is a GPU for it."""
+    problem, fix = "", "Use backend="
+    if find_spec("flashinfer") is None:
+        problem = "flashinfer is not installed"
+        fix = "Run `pip install flashinfer-python`, or leave backend at "
+    elif device.type != "cuda":
+        problem = f"FlashInfer runs on NVIDIA GPUs, not on {device}"
+    else:
+        try:
+            import flashinfer  # noqa: F401  (what it needs in turn may be missing or unfit)
+        except Exception as error:  # it raises RuntimeError where its parts do not fit together
+            problem = f"flashinfer cannot be imported: {telling_line(error)}"
+            raise _no_flashinfer(problem, 'Mend it, or use backend="triton".') from error
+    if problem:
+        raise _no_flashinfer(problem, f'{fix}"auto".')
+
+
+def _no_flashinfer(problem: str, fix: str) -> ConfigError:
+    return ConfigError("backend", "triton+flashinfer", problem, fix)
 
 
 def has_ptxas() -> bool:

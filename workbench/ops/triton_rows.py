@@ -18,7 +18,8 @@ from workbench.batch import ForwardContext
 class Rows:
     """Some rows of a batch, as the attention kernels take them; None where there is no cache.
 
-    They are packed from token `first` on; lens: how many new tokens each has.
+    They are packed from token `first` on; lens: how many new tokens each has; kv_lens: how many
+    it sees, with them.
     """
 
     query_starts: Tensor | None
@@ -27,6 +28,7 @@ class Rows:
     first: int
     lens: list[int]
     num_tokens: int
+    kv_lens: list[int]
 
 
 @dataclass(slots=True)
@@ -82,6 +84,7 @@ def _rows(ctx: ForwardContext, rows: slice) -> Rows:
         sum(ctx.query_lens[: rows.start]),
         new,
         sum(new),
+        ctx.kv_lens[rows],
     )
 
 
