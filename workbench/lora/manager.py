@@ -175,7 +175,7 @@ class LoRAManager(Described):
         self.gate.look()
         if entry.pinned or name in self.slots.needed:
             raise ConfigError("adapter", name, "is pinned, or in use now", "Unpin it, or wait.")
-        if entry.resident is not None:
+        if entry.resident is not None or entry.moving is not None:
             self.slots.evict(entry)
             self.facts.tell(AdapterMoved, name, "device", entry.tier, "asked", (), 0.0)
 
@@ -194,6 +194,7 @@ class LoRAManager(Described):
 
     def info(self, name: str) -> AdapterInfo:
         """Return how an adapter stands; `ConfigError` for one that is not loaded."""
+        self.gate.tally()
         return info_of(self._entry(name))
 
     def list(self) -> list[AdapterInfo]:
@@ -243,18 +244,20 @@ class LoRAManager(Described):
     def describe(self) -> dict[str, Any]:
         """Return how many adapters are in which tier, and what they take."""
         tiers = [entry.tier for entry in self.store.entries.values()]
-        pool = self.slots.pool
+        pool, totals = self.slots.pool, self.slots.mover.totals
         return {
             "adapters": len(tiers),
             **{tier: tiers.count(tier) for tier in ("device", "host", "disk")},
             "rank rows": f"{pool.num_rows - pool.num_free}/{pool.num_rows}",
             "device bytes": human_bytes(pool.num_bytes + self.slots.table.gains.num_bytes),
             "host bytes": human_bytes(self.store.num_host_bytes),
+            "brought": f"{totals.count}, {totals.overlap:.0%} of the time beside steps",
         }
 
     def close(self) -> None:
         """Forget every adapter and give the memory back."""
         self.store.close()
+        self.slots.mover.close()
         self.gate.close()
         del self.store, self.slots, self.gate, self.batches, self.model
         self.unfinished = tuple
@@ -275,7 +278,7 @@ class LoRAManager(Described):
                     self._drop(entry)
 
     def _drop(self, entry: Entry) -> None:
-        if entry.resident is not None:
+        if entry.resident is not None or entry.moving is not None:
             self.slots.evict(entry)
         self.store.remove(entry)
         self.facts.tell(AdapterUnloaded, entry.name)

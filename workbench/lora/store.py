@@ -14,6 +14,7 @@ from pathlib import Path
 
 from workbench.errors import AdapterError
 from workbench.lora.adapter import Adapter
+from workbench.lora.moves import Move
 from workbench.lora.packing import Packed, Packer
 from workbench.lora.pool import Resident
 from workbench.lora.reader import read_adapter
@@ -22,7 +23,8 @@ from workbench.lora.reader import read_adapter
 @dataclass(slots=True)
 class Entry:
     """An adapter under its name. packed: None where only the folder has it; resident: None where
-    it is not on the device. `leaving`: it goes as soon as nobody uses it. rescales: it is DoRA."""
+    it is not on the device; moving: where it is on its way there. `leaving`: it goes as soon as
+    nobody uses it. rescales: it is DoRA."""
 
     name: str
     digest: str
@@ -33,6 +35,7 @@ class Entry:
     stores_whole: bool = False
     rescales: bool = False
     resident: Resident | None = None
+    moving: Move | None = None
     pinned: bool = False
     leaving: bool = False
     last_used: int = 0
