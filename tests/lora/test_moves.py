@@ -33,7 +33,7 @@ class Road:
 
 
 @pytest.fixture
-def engine(make_engine: Callable[..., Engine], adapter_of: Callable[..., Path]) -> Iterator[Engine]:
+def engine(make_engine: Callable[..., Engine], adapter_of: Callable[..., Path]) -> Engine:
     """An engine with room for two of three adapters of rank 4."""
     engine = make_engine(num_rows=8, prefix_reuse=False)
     for seed, name in enumerate("abc"):
