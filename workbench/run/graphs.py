@@ -182,8 +182,7 @@ class DecodeGraphs(Described):
             buffers = self._buffers[size] = self._make(size)
         lens = buffers.fill(plan, self.cache)
         buffers.upload(plan)
-        decodes = buffers.decodes if isinstance(buffers, MixedBuffers) else 0
-        into = self._loras, plan, backend, buffers.tokens, decodes
+        into = self._loras, plan, backend, buffers.tokens, buffers.decodes
         lora = self.adapters.refill(*into) if self.adapters else None
         return Filled(buffers, lora, *buffers.by_kind(lens))
 
