@@ -56,13 +56,15 @@ class LoRAPair:
 class Adapter(Described):
     """An adapter: pairs, trained biases [outputs] and modules stored whole, each by module path.
 
-    Paths are those of checkpoints (`model.layers.0.self_attn.q_proj`).
+    Paths are those of checkpoints (`model.layers.0.self_attn.q_proj`). folder: where it can be read
+    again, None for one that is in memory alone.
     """
 
     config: LoRAConfig
     pairs: Mapping[str, LoRAPair]
     biases: Mapping[str, Tensor] = field(default_factory=dict)
     saved: Mapping[str, Tensor] = field(default_factory=dict)
+    folder: Path | None = None
 
     @cached_property
     def rank(self) -> int:

@@ -8,9 +8,11 @@ happens in a thread, so that a step need not wait for a disk.
 from __future__ import annotations
 
 import itertools
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from workbench.errors import AdapterError
 from workbench.lora.adapter import Adapter
@@ -60,6 +62,9 @@ class AdapterStore:
         self.entries: dict[str, Entry] = {}
         self._clock = itertools.count(1)
         self._threads: ThreadPoolExecutor | None = None
+        self.reading: WeakKeyDictionary[Adapter, float] = (
+            WeakKeyDictionary()
+        )  # seconds that it took
         self._reading: dict[str, Future[tuple[str, Packed]]] = {}
 
     def touch(self, entry: Entry) -> None:
@@ -94,9 +99,15 @@ class AdapterStore:
         return dropped
 
     def read(self, folder: Path) -> tuple[Adapter, Packed]:
-        """Return the adapter of a folder, checked and packed; `AdapterError` if it is none."""
+        """Return the adapter of a folder, checked, hashed and packed, by any thread; `AdapterError`
+        if it is none."""
+        begin = time.perf_counter()
         adapter = read_adapter(folder, self.packer.model, max_rank=self.max_rank)
-        return adapter, self.packer.pack(adapter)
+        adapter = replace(adapter, folder=folder)
+        packed = self.packer.pack(adapter)
+        assert adapter.digest, "it is worked out here, where nobody waits for it"
+        self.reading[adapter] = time.perf_counter() - begin
+        return adapter, packed
 
     def _read_again(self, folder: Path) -> tuple[str, Packed]:
         adapter, packed = self.read(folder)
