@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NO_VARIANT = -1
 _TILE, _WIDE_TILE = 16, 64  # tokens of one variant that a kernel takes at once: of few, of many
-_MANY = 512
+_FEW, _MANY = 2, 64  # tokens of a variant, on average
 
 
 class LoRAWeights(NamedTuple):
@@ -225,14 +225,13 @@ class LoRABatch:
 
 
 def tile_size(variants: Sequence[int], device: torch.device) -> int:
-    """Return how many tokens of a variant are best taken at once: on a GPU, where most variants
-    have one token, that one, by threads alone."""
-    if device.type == "cpu":
-        return _TILE
-    if len(variants) > _MANY:
-        return _WIDE_TILE
+    """Return how many tokens of a variant are best taken at once: on a GPU by how many it has,
+    where a token alone is multiplied without tensor cores."""
     adapted = [variant for variant in variants if variant != NO_VARIANT]
-    return 1 if len(adapted) < 2 * len(set(adapted)) else _TILE
+    if device.type == "cpu" or not adapted:
+        return _TILE
+    mean = len(adapted) / len(set(adapted))
+    return 1 if mean < _FEW else _TILE if mean < _MANY else _WIDE_TILE
 
 
 def tile_numbers(

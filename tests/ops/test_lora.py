@@ -218,7 +218,13 @@ def test_the_order_of_launches_changes_no_bit(size: int, replayed: bool, device:
 
 @pytest.mark.parametrize(
     ("variants", "size"),
-    [([0, 1, 2], 1), ([0, 0, 1, NO_VARIANT], 1), ([0, 0, 1, 1], 16), ([0] * 513, 64), ([-1], 16)],
+    [
+        ([0, 1, 2], 1),
+        ([0, 0, 1, NO_VARIANT], 1),
+        ([0, 0, 1, 1], 16),
+        ([0] * 63 + [1] * 65, 64),
+        ([-1], 16),
+    ],
 )
 def test_tokens_alone_are_taken_alone_on_a_gpu(variants: list[int], size: int) -> None:
     assert tile_size(variants, torch.device("cuda")) == size

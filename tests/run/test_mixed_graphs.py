@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreter import kernel_device
+from random_adapters import random_adapter
 
 from workbench.batch import StepPlan
 from workbench.cache import KVCache
@@ -56,9 +57,9 @@ def make_engine(
     return Engine(model, cache, scheduler, runner)
 
 
-def add(engine: Engine, length: int, max_tokens: int = 12) -> None:
+def add(engine: Engine, length: int, max_tokens: int = 12, lora: str | None = None) -> None:
     params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
-    engine.add([1 + (7 * length + i) % 49 for i in range(length)], params)
+    engine.add([1 + (7 * length + i) % 49 for i in range(length)], params, lora=lora)
 
 
 def go_on(engine: Engine, plan: StepPlan) -> None:
@@ -126,14 +127,20 @@ def test_inputs_are_those_of_the_eager_pass(
 
 @pytest.mark.parametrize("device", [kernel_device()])
 @pytest.mark.parametrize("windows", [(), (6, 6)], ids=["full", "window"])
-def test_a_padded_mixed_pass_is_the_eager_one(device: str, windows: Any) -> None:
+@pytest.mark.parametrize("adapted", [False, True], ids=["base", "adapters"])
+def test_a_padded_mixed_pass_is_the_eager_one(device: str, windows: Any, adapted: bool) -> None:
     """Decodes, chunks that begin, go on and end; what nobody wrote is NaN."""
     engine = make_engine(device, "triton", windows, budget=14)
     graphs = DecodeGraphs(engine.model, engine.cache)
-    add(engine, 5)
+    graphs.adapters = engine.loras.batches
+    for number, rank in enumerate((3, 5)):
+        adapter = random_adapter(engine.model, number, rank, head=True)
+        engine.loras.load(f"a{number}", adapter)
+    names = ("a0", None, "a1") if adapted else (None,) * 3
+    add(engine, 5, lora=names[0])
     go_on(engine, engine.scheduler.schedule())
-    for length in (17, 20):
-        add(engine, length, max_tokens=2)
+    for length, name in zip((17, 20), names[1:], strict=True):
+        add(engine, length, max_tokens=2, lora=name)
     seen = set()
     with torch.inference_mode():
         for _ in range(4):

@@ -1,5 +1,6 @@
 """`workbench bench lora`: what adapters cost. On a CPU the embedded model, 16 requests over four
 adapters of rank 16, beside the base and beside PEFT's own mixed batch; on a GPU see `lora_gpu`.
+Zipf traffic and hot loads (`--cases zipf,load`) are on both, see `lora_traffic`.
 
 Engines take turns, same weights, same adapters, one process. PEFT's batch is `generate` with
 `adapter_names`, which PEFT takes for one adapter each.
@@ -19,10 +20,11 @@ import torch
 
 from workbench.bench.cpu import agreement
 from workbench.bench.lora_adapters import RandomAdapters
+from workbench.bench.lora_traffic import ON_CPU, load_rows, zipf_rows
 from workbench.bench.measure import Row, Samples, append_rows, interleave, machine
 from workbench.bench.peers import HuggingFace
 from workbench.bench.workloads import Job, make_workload
-from workbench.errors import MissingExtra
+from workbench.errors import ConfigError, MissingExtra
 from workbench.llm import LLM
 from workbench.models import resolve_model
 from workbench.sampling_params import SamplingParams
@@ -49,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
 def _measure(arguments: argparse.Namespace) -> list[Row]:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.cases != "all":
+        return _traffic(arguments)
     llm = LLM(arguments.model, device="cpu", dtype=arguments.dtype)
     adapters = RandomAdapters(llm.engine.model)
     names = [f"a{number}" for number in range(_ADAPTERS)]
@@ -79,6 +83,22 @@ def _measure(arguments: argparse.Namespace) -> list[Row]:
     assert llm.engine.runner.tapes is not None
     print(f"tapes: {llm.engine.runner.tapes.summary}")
     return [_row(name, samples[name], tokens, where) for name in candidates]
+
+
+def _traffic(arguments: argparse.Namespace) -> list[Row]:
+    """Adapters that come and go, in an engine with fewer rank rows than these have."""
+    names, rank = arguments.cases.split(","), arguments.rank
+    if unknown := set(names) - {"zipf", "load"}:
+        raise ConfigError("cases", ",".join(unknown), "not on a CPU", "Take zipf, load or all.")
+    settings = {"dtype": arguments.dtype, "lora_rows": ON_CPU.fitting * rank, "seed": 0}
+    llm = LLM(arguments.model, device="cpu", prefix_reuse=False, **settings)
+    adapters, where = RandomAdapters(llm.engine.model), machine() | {"rank": rank}
+    rows = []
+    if "zipf" in names:
+        rows += zipf_rows(llm.engine, adapters, rank, ON_CPU, arguments.repeats, where)
+    if "load" in names:
+        rows += load_rows(llm.engine, adapters, rank, ON_CPU, where)
+    return rows
 
 
 def _run(llm: LLM, lora: list[str | None], repeat: int) -> list[list[int]]:
@@ -137,6 +157,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--rank", type=int, default=16)
     add("--repeats", type=int, default=5)
     add("--threads", type=int, help="torch threads (default: all cores)")
-    add("--cases", default="all", help="on a GPU: names parted by commas, or all")
+    add("--cases", default="all", help="names parted by commas, or all; on a CPU zipf, load")
     add("--rows", help="append the rows to this JSON-lines file")
     return parser

@@ -9,11 +9,9 @@ same. The peer's figures are of vLLM 0.25.1 on an H200.
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +19,8 @@ import torch
 from workbench.bench.gpu import require_gpu
 from workbench.bench.gpu_engine import random_model
 from workbench.bench.gpu_workloads import SHAPES
-from workbench.bench.lora_adapters import RandomAdapters, zipf
+from workbench.bench.lora_adapters import RandomAdapters
+from workbench.bench.lora_traffic import ON_GPU, load_rows, row, zipf_rows
 from workbench.bench.measure import Row, machine
 from workbench.build import build
 from workbench.config import EngineConfig
@@ -29,7 +28,6 @@ from workbench.engine import Engine
 from workbench.sampling_params import SamplingParams
 
 _PROMPT, _OUTPUT = 128, 129
-_SLOTS, _REGISTERED, _ZIPF_REQUESTS = 64, 256, 512
 _RANKS = (8, 16, 32, 64)
 # Tokens/s of vLLM 0.25.1 on an H200, llama-8b, rank 16 on all projections: none, one, 32 mixed.
 _PEER = {1: (198, 143, 143), 32: (5425, 3996, 1639), 256: (18_161, 12_283, 8478)}
@@ -49,22 +47,21 @@ CASES = {
     "b32 mixed": _Case(32, lambda i: f"r16-{i}"),
     "b32 ranks": _Case(32, lambda i: f"r{_RANKS[i % 4]}-{i // 4}"),
     "b256 mixed": _Case(256, lambda i: f"r16-{i % 32}"),
-    "zipf": _Case(_ZIPF_REQUESTS, lambda i: None),
-    "load": _Case(0, lambda i: None),
 }
+TRAFFIC = ("zipf", "load")
 
 
 def measure(rank: int, repeats: int, cases: str) -> list[Row]:
     """Print the figures and return the rows."""
     device = require_gpu()
-    names = list(CASES) if cases == "all" else cases.split(",")
+    names = [*CASES, *TRAFFIC] if cases == "all" else cases.split(",")
     model = random_model(SHAPES["llama-8b"], device)
     settings = EngineConfig(
         device=str(device),
         max_batch_tokens=8192,
         max_sequences=256,
         prefix_reuse=False,
-        lora_rows=_SLOTS * rank,
+        lora_rows=ON_GPU.fitting * rank,
         seed=0,
     )
     engine = build(settings, model=model)
@@ -74,9 +71,9 @@ def measure(rank: int, repeats: int, cases: str) -> list[Row]:
     for name in names:
         begin = time.perf_counter()
         if name == "zipf":
-            rows += _zipf(engine, adapters, rank, where)
+            rows += zipf_rows(engine, adapters, rank, ON_GPU, repeats, where)
         elif name == "load":
-            rows += _load(engine, adapters, rank, where)
+            rows += load_rows(engine, adapters, rank, ON_GPU, where)
         else:
             rows += _decode(engine, adapters, name, repeats, where)
         print(f"  ({name}: {time.perf_counter() - begin:.0f} s)", flush=True)
@@ -115,9 +112,7 @@ def _decode(
         f"({base / mixed - 1:+.1%}){peer}",
         flush=True,
     )
-    return [
-        _row(f"{name}: {which}", [tokens / s for s in seconds[which]], where) for which in given
-    ]
+    return [row(f"{name}: {which}", [tokens / s for s in seconds[which]], where) for which in given]
 
 
 def _run(engine: Engine, lora: list[str | None]) -> float:
@@ -134,66 +129,3 @@ def _run(engine: Engine, lora: list[str | None]) -> float:
     taken = time.perf_counter() - begin
     engine.discard(names)
     return taken
-
-
-def _zipf(engine: Engine, adapters: RandomAdapters, rank: int, where: dict[str, Any]) -> list[Row]:
-    """Traffic over more adapters than the device holds, beside the same without any."""
-    for number in range(_REGISTERED):
-        if f"z{number}" not in engine.loras:
-            engine.loras.load(f"z{number}", adapters.make(rank))
-    uses: list[str | None] = [f"z{i}" for i in zipf(_ZIPF_REQUESTS, _REGISTERED)]
-    none: list[str | None] = [None] * len(uses)
-    rates = {}
-    for which, lora in (("warm-up", uses[:64]), ("base", none), ("zipf", uses)):
-        begin = time.perf_counter()
-        params = SamplingParams(max_tokens=64, temperature=0, ignore_eos=True)
-        prompts = [[100 + i] * _PROMPT for i in range(len(lora))]
-        engine.generate(prompts, params, lora=lora)
-        rates[which] = len(lora) * 64 / (time.perf_counter() - begin)
-    infos = engine.loras.list()
-    hits, misses = sum(i.hits for i in infos), sum(i.misses for i in infos)
-    loads = sorted(i.seconds["to device"] for i in infos if "to device" in i.seconds)
-    print(
-        f"zipf         {rates['base']:>8.0f} -> {rates['zipf']:>8.0f} tok/s "
-        f"({rates['zipf'] / rates['base'] - 1:+.1%}); {_REGISTERED} adapters, {_SLOTS} fit; "
-        f"hits {hits / (hits + misses):.0%}, to the device "
-        f"{1e3 * statistics.median(loads):.1f} ms",
-        flush=True,
-    )
-    return [_row(f"zipf: {which}", [rates[which]], where) for which in ("base", "zipf")]
-
-
-def _load(engine: Engine, adapters: RandomAdapters, rank: int, where: dict[str, Any]) -> list[Row]:
-    """A hot load from the page cache while 32 requests run, and the longest step meanwhile."""
-    with tempfile.TemporaryDirectory() as made:
-        folder = adapters.make(rank).to_peft(Path(made, "hot"))
-        params = SamplingParams(max_tokens=200, temperature=0, ignore_eos=True)
-        names = [engine.add([100 + i] * _PROMPT, params) for i in range(32)]
-        walls: list[float] = []
-        for number in range(120):
-            if number == 60:
-                begin = time.perf_counter()
-                info = engine.loras.load("hot", folder)
-                reading = time.perf_counter() - begin
-                names.append(engine.add([7] * _PROMPT, params, lora="hot"))
-            begin = time.perf_counter()
-            engine.advance()
-            walls.append(time.perf_counter() - begin)
-        engine.discard(names)
-    seconds = engine.loras.info("hot").seconds
-    usual = statistics.median(walls[20:60])
-    print(
-        f"hot load     {info.num_bytes / 1e6:.0f} MB read and checked in {1e3 * reading:.0f} ms, "
-        f"to the device in {1e3 * seconds['to device']:.1f} ms; steps {1e3 * usual:.1f} ms, "
-        f"the longest after it {1e3 * max(walls[60:]):.1f} ms"
-    )
-    engine.loras.unload("hot")
-    return [_row("load: seconds", [reading + seconds["to device"]], where)]
-
-
-def _row(case: str, values: list[float], where: dict[str, Any]) -> Row:
-    ordered = sorted(values)
-    unit = "seconds" if "seconds" in case else "tokens/s"
-    median = statistics.median(ordered)
-    ends = ordered[0], ordered[-1]
-    return Row("lora", case, "workbench", unit, median, *ends, len(ordered), 0.0, where=where)

@@ -21,6 +21,7 @@ from torch import Tensor
 from workbench.describe import Described, human_bytes
 from workbench.errors import ConfigError
 from workbench.lora.config import CONFIG, LoRAConfig
+from workbench.lora.threads import in_threads
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -55,13 +56,15 @@ class LoRAPair:
 class Adapter(Described):
     """An adapter: pairs, trained biases [outputs] and modules stored whole, each by module path.
 
-    Paths are those of checkpoints (`model.layers.0.self_attn.q_proj`).
+    Paths are those of checkpoints (`model.layers.0.self_attn.q_proj`). folder: where it can be read
+    again, None for one that is in memory alone.
     """
 
     config: LoRAConfig
     pairs: Mapping[str, LoRAPair]
     biases: Mapping[str, Tensor] = field(default_factory=dict)
     saved: Mapping[str, Tensor] = field(default_factory=dict)
+    folder: Path | None = None
 
     @cached_property
     def rank(self) -> int:
@@ -99,10 +102,11 @@ class Adapter(Described):
     @cached_property
     def digest(self) -> str:
         """A hash of all that it computes: equal where two adapters are equal."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in sorted(self.tensors.items()):
+        digest, tensors = hashlib.blake2b(digest_size=16), sorted(self.tensors.items())
+        hashes = in_threads(_hash, [tensor for _, tensor in tensors], self.num_bytes)
+        for (name, tensor), content in zip(tensors, hashes, strict=True):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+            digest.update(content)
         digest.update(json.dumps([pair.scale for pair in self.pairs.values()]).encode())
         return digest.hexdigest()
 
@@ -139,3 +143,8 @@ class Adapter(Described):
             "digest": self.digest[:12],
         }
         return {**facts, "stored whole": ", ".join(self.saved)} if self.saved else facts
+
+
+def _hash(tensor: Tensor) -> bytes:
+    """Return a hash of a tensor's bytes; SHA-256, which processors have instructions for."""
+    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).digest()

@@ -64,24 +64,32 @@ class AdapterBatches:
         return [places.get(sequence.request.lora, NO_VARIANT) for sequence in plan.sequences]
 
     def refill(
-        self, held: dict[int, ReplayedAdapters], plan: StepPlan, backend: Backend, size: int
+        self,
+        held: dict[int, ReplayedAdapters],
+        plan: StepPlan,
+        backend: Backend,
+        size: int,
+        decodes: int = 0,
     ) -> ReplayedAdapters | None:
         """Return a plan's adapters in the buffers held for `size` tokens; None if it has none.
 
-        Buffers are made where there are none, and anew, all of them, if what they lead to moved.
+        decodes: for how many decodes there is room before the tokens of prompts. Buffers are made
+        where there are none, and anew, all of them, if what they lead to moved.
         """
         if not any(sequence.request.lora for sequence in plan.sequences):
             return None
-        if size not in held or not held[size].fill(plan):
+        if size not in held or not held[size].fill(plan, decodes):
             held.clear()
-            held[size] = self.fixed(plan, backend, size)
+            held[size] = self.fixed(plan, backend, size, decodes)
         return held[size]
 
-    def fixed(self, plan: StepPlan, backend: Backend, size: int) -> ReplayedAdapters:
+    def fixed(
+        self, plan: StepPlan, backend: Backend, size: int, decodes: int = 0
+    ) -> ReplayedAdapters:
         """Return a plan's adapters in new buffers for `size` tokens."""
         self.variants(plan)  # what it leads to may move
         buffers = ReplayedAdapters(self, size, backend)
-        buffers.fill(plan)
+        buffers.fill(plan, decodes)
         return buffers
 
     def why_eager(self, plan: StepPlan) -> str:
@@ -126,14 +134,18 @@ class ReplayedAdapters:
         tiles, gained = self.batch.tiles, self.batch.gains is not None
         return self.generation, tiles.num_used, tiles.size, gained
 
-    def fill(self, plan: StepPlan) -> bool:
+    def fill(self, plan: StepPlan, decodes: int = 0) -> bool:
         """Write a plan's tokens; those beyond it go through no adapter. False, with nothing
-        written, if what was captured would read what is no longer there."""
+        written, if what was captured would read what is no longer there. decodes: for how many
+        there is room before the tokens of prompts."""
         rows = self._batches.variants(plan)
         assert rows is not None, "a plan with adapters"
         if self.generation != self._batches.slots.generation:
             return False
         size, tokens = len(self.batch.tiles.order), np.repeat(rows, plan.num_new).tolist()
+        if decodes:
+            count = plan.num_decodes
+            tokens[count:count] = [NO_VARIANT] * (decodes - count)
         padded = tokens + [NO_VARIANT] * (size - len(tokens))
         if padded != self.batch.variants:  # from one decode to the next they usually stay
             self._write(padded)

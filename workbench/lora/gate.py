@@ -15,7 +15,7 @@ from workbench.lora.facts import Facts
 from workbench.lora.patience import Patience
 from workbench.lora.slots import DeviceSlots
 from workbench.lora.store import AdapterStore, Entry
-from workbench.request import Sequence
+from workbench.request import Sequence, Status
 
 
 class AdapterGate:
@@ -30,6 +30,9 @@ class AdapterGate:
         self.store, self.slots, self.facts, self._settle = store, slots, facts, settle
         self.running: Callable[[], Iterable[Sequence]] = tuple
         self._patience = Patience()
+        self._asked: dict[
+            int, tuple[Sequence, dict[str, bool]]
+        ] = {}  # by sequences not counted yet
 
     def look(self) -> None:
         """Ask anew, between two steps, who runs and needs its adapters."""
@@ -44,6 +47,9 @@ class AdapterGate:
         if not self.store.entries:
             return
         self._patience.begin()
+        self.tally()
+        for entry, move in self.slots.arrived():
+            self._tell(entry, move.source, move.cause)
         self._need(running)
         self._settle()
 
@@ -53,10 +59,10 @@ class AdapterGate:
 
         Raises `AdapterError` for an adapter that cannot be read any more.
         """
+        entries = [self.store.entries[use.name] for use in sequence.request.lora]
+        self._note(sequence, entries)
         if self._patience.reserved_for_another(sequence):
             return False
-        entries = [self.store.entries[use.name] for use in sequence.request.lora]
-        were_there = [entry.resident is not None for entry in entries]
         needed = set(self.slots.needed)
         for entry in entries:
             if not self.bring(entry, cause="wanted", wait=wait):
@@ -65,10 +71,26 @@ class AdapterGate:
                 return False
             self.slots.needed.add(entry.name)
         self._patience.admitted(sequence)
-        for entry, there in zip(entries, were_there, strict=True):
-            entry.hits += there
-            entry.misses += not there
         return True
+
+    def _note(self, sequence: Sequence, entries: list[Entry]) -> None:
+        """Note what was on the device when a request was first to start."""
+        first = sequence.leader is None and not sequence.metrics.num_preemptions
+        if first and sequence.sequence_id not in self._asked:
+            there = {entry.name: entry.resident is not None for entry in entries}
+            self._asked[sequence.sequence_id] = sequence, there
+
+    def tally(self) -> None:
+        """Count the hits and misses of the requests that have started since this was last done."""
+        for key, (sequence, there) in list(self._asked.items()):
+            if sequence.status is Status.WAITING:
+                continue
+            del self._asked[key]
+            for name in there if sequence.num_computed else ():
+                entry = self.store.entries.get(name)
+                if entry is not None:
+                    entry.hits += there[name]
+                    entry.misses += not there[name]
 
     def _refuse(self, sequence: Sequence, entry: Entry) -> None:
         cause = "being read" if self.slots.has_room(entry) else "no room"
@@ -77,8 +99,14 @@ class AdapterGate:
         self.facts.tell(AdapterAwaited, sequence.sequence_id, entry.name, cause)
 
     def bring(self, entry: Entry, *, cause: str, wait: bool) -> bool:
-        """Put an adapter on the device; False if there is no room, or it is still being read."""
+        """Put an adapter on the device; False if there is no room, or it is still on its way."""
         self.store.touch(entry)
+        if entry.moving is not None:
+            if wait:
+                source = entry.moving.source
+                self.slots.finish(entry)
+                self._tell(entry, source, cause)
+            return wait
         if entry.resident is not None:
             return True
         if not self.slots.has_room(entry):
@@ -87,12 +115,17 @@ class AdapterGate:
         packed = self.store.fetch(entry, wait=wait)
         if packed is None:
             return False
-        for victim in self.slots.put(entry, packed):
+        for victim in self.slots.put(entry, packed, cause, wait=wait):
             self.facts.tell(AdapterMoved, victim.name, "device", victim.tier, "room", (), 0.0)
+        if entry.resident is None:
+            return False
+        self._tell(entry, source, cause)
+        return True
+
+    def _tell(self, entry: Entry, source: str, cause: str) -> None:
         assert entry.resident is not None, "it was put there"
         moved = "device", cause, entry.resident.rows, entry.seconds["to device"]
         self.facts.tell(AdapterMoved, entry.name, source, *moved)
-        return True
 
     def close(self) -> None:
         """Let go of the adapters: the scheduler keeps the gate."""

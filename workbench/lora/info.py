@@ -12,7 +12,11 @@ from workbench.lora.store import Entry
 
 @dataclass(frozen=True, slots=True)
 class AdapterInfo:
-    """An adapter as it stands: `tier` is device, host or disk; seconds: of its latest moves."""
+    """An adapter as it stands: `tier` is device, host or disk; seconds: of its latest moves.
+
+    hits: requests that found it on the device when they were first to start, misses: those that
+    had to wait for it. One that starts anew after a preemption is not counted again.
+    """
 
     name: str
     tier: str

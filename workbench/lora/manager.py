@@ -33,7 +33,6 @@ from workbench.lora.gate import AdapterGate
 from workbench.lora.info import AdapterInfo, info_of
 from workbench.lora.names import check_name
 from workbench.lora.packing import Packer
-from workbench.lora.reader import read_adapter
 from workbench.lora.rows import check_rows
 from workbench.lora.slots import DeviceSlots
 from workbench.lora.store import AdapterStore, Entry
@@ -99,30 +98,35 @@ class LoRAManager(Described):
     def load(self, name: str, adapter: str | Path | Adapter, *, pin: bool = False) -> AdapterInfo:
         """Make an adapter known under a name: a folder that PEFT wrote, or an `Adapter`.
 
-        It is read and checked now, and goes to the device with the first request that names it, or
-        at once if it is pinned. Raises `AdapterError` for what is wrong with it, `ConfigError` for
-        a name that is taken, or an adapter larger than the device's rows.
+        It is read and checked now (see `read`), and goes to the device with the first request that
+        names it, or at once if it is pinned. Raises `AdapterError` for what is wrong with it,
+        `ConfigError` for a name that is taken, or an adapter larger than the device's rows.
         """
-        begin, folder = time.perf_counter(), None
+        begin = time.perf_counter()
         if check_name(name) in self.store.entries:
             raise ConfigError("adapter", name, "is loaded already", "Unload it first.")
         if not isinstance(adapter, Adapter):
-            folder = self._folder(adapter)
-            adapter = read_adapter(folder, self.model, max_rank=self.max_rank)
+            adapter = self.read(adapter)
         rows = self.slots.pool.num_rows
         if self.slots.bounded and adapter.rank > rows:
             fix = "Give the engine more lora_rows, or use a smaller adapter."
             raise ConfigError("adapter", name, f"takes {adapter.rank} of {rows} rank rows", fix)
         packed = self.store.packer.pack(adapter)
         sizes = adapter.digest, adapter.rank, packed.num_bytes
-        entry = Entry(name, *sizes, folder, packed, bool(adapter.saved), adapter.rescales)
+        entry = Entry(name, *sizes, adapter.folder, packed, bool(adapter.saved), adapter.rescales)
         self.store.add(entry)
-        entry.seconds["read"] = time.perf_counter() - begin
+        took = time.perf_counter() - begin
+        entry.seconds["read"] = self.store.reading.get(adapter, took)
         facts = entry.digest, entry.rank, entry.num_bytes, entry.seconds["read"]
         self.facts.tell(AdapterLoaded, name, *facts)
         if pin:
             self.pin(name)
         return self.info(name)
+
+    def read(self, path: str | Path) -> Adapter:
+        """Return the adapter in a folder as `load` takes it, with nothing left to be done: for a
+        thread of its own, so that requests run meanwhile. Raises what `load` does for a folder."""
+        return self.store.read(self._folder(path))[0]
 
     def _folder(self, path: str | Path) -> Path:
         folder = Path(path).resolve()
@@ -175,7 +179,7 @@ class LoRAManager(Described):
         self.gate.look()
         if entry.pinned or name in self.slots.needed:
             raise ConfigError("adapter", name, "is pinned, or in use now", "Unpin it, or wait.")
-        if entry.resident is not None:
+        if entry.resident is not None or entry.moving is not None:
             self.slots.evict(entry)
             self.facts.tell(AdapterMoved, name, "device", entry.tier, "asked", (), 0.0)
 
@@ -194,6 +198,7 @@ class LoRAManager(Described):
 
     def info(self, name: str) -> AdapterInfo:
         """Return how an adapter stands; `ConfigError` for one that is not loaded."""
+        self.gate.tally()
         return info_of(self._entry(name))
 
     def list(self) -> list[AdapterInfo]:
@@ -243,18 +248,20 @@ class LoRAManager(Described):
     def describe(self) -> dict[str, Any]:
         """Return how many adapters are in which tier, and what they take."""
         tiers = [entry.tier for entry in self.store.entries.values()]
-        pool = self.slots.pool
+        pool, totals = self.slots.pool, self.slots.mover.totals
         return {
             "adapters": len(tiers),
             **{tier: tiers.count(tier) for tier in ("device", "host", "disk")},
             "rank rows": f"{pool.num_rows - pool.num_free}/{pool.num_rows}",
             "device bytes": human_bytes(pool.num_bytes + self.slots.table.gains.num_bytes),
             "host bytes": human_bytes(self.store.num_host_bytes),
+            "brought": f"{totals.count}, {totals.overlap:.0%} of the time beside steps",
         }
 
     def close(self) -> None:
         """Forget every adapter and give the memory back."""
         self.store.close()
+        self.slots.mover.close()
         self.gate.close()
         del self.store, self.slots, self.gate, self.batches, self.model
         self.unfinished = tuple
@@ -275,7 +282,7 @@ class LoRAManager(Described):
                     self._drop(entry)
 
     def _drop(self, entry: Entry) -> None:
-        if entry.resident is not None:
+        if entry.resident is not None or entry.moving is not None:
             self.slots.evict(entry)
         self.store.remove(entry)
         self.facts.tell(AdapterUnloaded, entry.name)

@@ -18,6 +18,7 @@ from torch import Tensor
 from workbench.lora.adapter import Adapter
 from workbench.lora.dora import RowLengths, plain_lengths, row_lengths
 from workbench.lora.targets import Target, bounds_of, dtype_of, targets_of
+from workbench.lora.threads import in_threads
 from workbench.models import DecoderLM
 
 
@@ -109,11 +110,12 @@ class Packer:
         rank, dtype = adapter.rank, dtype_of(self.model)
         size = rank * sum(self.shapes[name].size for name in layers)
         pinned = self.model.device.type == "cuda"
-        flat = torch.zeros(size, dtype=dtype, pin_memory=pinned)
-        for name, a, b in unpack(layers, rank, flat, self.shapes):
-            bounds = self.shapes[name].bounds
-            for target in self.by_layer[name]:
-                self._fill(a, b, bounds, adapter, target)
+        flat = torch.empty(size, dtype=dtype, pin_memory=pinned)
+
+        def fill(layer: tuple[str, Tensor, Tensor]) -> None:
+            self._fill(adapter, *layer)
+
+        in_threads(fill, unpack(layers, rank, flat, self.shapes), flat.nbytes)
         embeds = any(pair.of_embedding for pair in adapter.pairs.values())
         saved = {path: tensor.to(dtype) for path, tensor in adapter.saved.items()}
         lengths = self._lengths(adapter)
@@ -149,7 +151,17 @@ class Packer:
         begin = 0 if target.is_embedding else target.rows.start
         return slice(begin, begin + target.num_added)
 
-    def _fill(
+    def _fill(self, adapter: Adapter, layer: str, a: Tensor, b: Tensor) -> None:
+        """Write a layer's rank rows."""
+        targets = self.by_layer[layer]
+        ranks = {adapter.pairs[t.path].rank for t in targets if t.path in adapter.pairs}
+        if ranks != {adapter.rank} or not all(t.path in adapter.pairs for t in targets):
+            a.zero_()
+            b.zero_()
+        for target in targets:
+            self._fill_part(a, b, self.shapes[layer].bounds, adapter, target)
+
+    def _fill_part(
         self, a: Tensor, b: Tensor, bounds: tuple[int, ...], adapter: Adapter, target: Target
     ) -> None:
         pair = adapter.pairs.get(target.path)
@@ -158,7 +170,9 @@ class Packer:
             for part, bound in enumerate(bounds[:-1]):
                 if span.start <= bound < span.stop:
                     a[: pair.rank, part] = pair.a
-            b[: pair.rank, span] = pair.b.T if pair.scale == 1 else (pair.scale * pair.b.float()).T
+            whole = pair.b.dtype == b.dtype  # then torch rounds what it multiplies just once
+            own = pair.b if whole or pair.scale == 1 else pair.b.float()
+            b[: pair.rank, span] = (own if pair.scale == 1 else own * pair.scale).T
         constant = self._constant(adapter, target)
         if constant is not None:
             b[-1, span] = constant

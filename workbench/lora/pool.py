@@ -31,6 +31,15 @@ class Resident(NamedTuple):
     lengths: Mapping[nn.Module, RowLengths]
 
 
+class Place(NamedTuple):
+    """Where an adapter goes on the device: its rank rows, and every layer's rows with the number of
+    the layer in `packed`, or None where they are to hold nothing."""
+
+    packed: Packed
+    rows: tuple[int, ...]
+    layers: tuple[tuple[LoRAWeights, int | None], ...]
+
+
 class RankPool:
     """Up to `num_rows` rank rows beside a model; `generation` counts how often they have moved.
 
@@ -92,34 +101,46 @@ class RankPool:
         larger[: len(tensor)] = tensor
         return larger
 
-    @torch.inference_mode()
     def put(self, packed: Packed) -> Resident:
         """Write an adapter into free rows, of which there must be enough."""
-        device = self.model.device
+        return self.write(self.take(packed))
+
+    def take(self, packed: Packed) -> Place:
+        """Take free rows for an adapter, of which there must be enough, and leave them as they
+        are."""
         rows = tuple(self._free.pop() for _ in range(packed.rank))
-        index = torch.tensor(rows, device=device)
-        moved = packed.flat.to(device, non_blocking=True)
         given = {}
-        for name, a, b in unpack(packed.layers, packed.rank, moved, self.packer.shapes):
+        for number, name in enumerate(packed.layers):
             layer = self.model.get_submodule(name)
             if layer not in self.weights:
                 self.weights[layer] = self._make(name)
                 self.generation += 1
-            given[layer] = a, b
-        for layer, weights in self.weights.items() if rows else ():
-            if layer in given:
-                for tensor, new in zip((weights.a, weights.b), given[layer], strict=True):
-                    tensor.index_copy_(0, index, new)
-            else:  # what others left there
+            given[layer] = number
+        layers = ((weights, given.get(layer)) for layer, weights in self.weights.items())
+        return Place(packed, rows, tuple(layers) if rows else ())
+
+    @torch.inference_mode()
+    def write(self, place: Place) -> Resident:
+        """Write an adapter to its place, layer after layer, on the current stream; by any thread,
+        as long as the pool neither grows nor shrinks."""
+        packed, device = place.packed, self.model.device
+        index = torch.tensor(place.rows, device=device)
+        found = unpack(packed.layers, packed.rank, packed.flat, self.packer.shapes)
+        for weights, number in place.layers:
+            if number is None:  # what others left there
                 weights.b.index_fill_(0, index, 0)
                 weights.a.index_fill_(0, index, 0)
+            else:
+                _, a, b = found[number]
+                weights.a.index_copy_(0, index, a.to(device, non_blocking=True))
+                weights.b.index_copy_(0, index, b.to(device, non_blocking=True))
         lengths = {self.model.get_submodule(name): its for name, its in packed.lengths.items()}
         replaced = self._replaced(packed)
-        return Resident(rows, packed.constant, packed.embeds, replaced, lengths)
+        return Resident(place.rows, packed.constant, packed.embeds, replaced, lengths)
 
-    def free(self, resident: Resident) -> None:
+    def free(self, rows: tuple[int, ...]) -> None:
         """Take an adapter's rows back."""
-        self._free.extend(reversed(resident.rows))
+        self._free.extend(reversed(rows))
 
     def _make(self, name: str) -> LoRAWeights:
         shape, device = self.packer.shapes[name], self.model.device

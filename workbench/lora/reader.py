@@ -20,6 +20,7 @@ from workbench.errors import AdapterError
 from workbench.lora.adapter import PREFIX, WEIGHTS, Adapter, LoRAPair
 from workbench.lora.config import FIX, LoRAConfig, read_config
 from workbench.lora.targets import Target, targets_of
+from workbench.lora.threads import in_threads
 from workbench.models import DecoderLM
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -77,8 +78,11 @@ class _Reader:
             self._check_shape(self.targets[path], kind, name, shape)
         self._raise()
         adapter = Adapter(self.config, self._pairs(), self._all("bias"), self._saved())
-        for name, tensor in adapter.tensors.items():
-            if not torch.isfinite(tensor).all():
+        tensors = adapter.tensors
+        for name, finite in zip(
+            tensors, in_threads(_is_finite, tensors.values(), adapter.num_bytes), strict=True
+        ):
+            if not finite:
                 self._wrong(name, "holds numbers that are not finite")
         self._raise()
         return adapter
@@ -188,3 +192,8 @@ class _Reader:
                 if not torch.equal(tensor.to(base.dtype), base[self.targets[path].rows].cpu()):
                     self._wrong(path, "the adapter was trained on another table of embeddings")
         return self._all("weight", self.config.saves)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all of a tensor's numbers are finite: its extremes are, as a NaN would be one."""
+    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())

@@ -2,7 +2,8 @@
 
 The least recently used adapter that nobody needs now and that is not pinned leaves first. What is
 needed is not counted but asked for anew at every step, from the sequences that run: nothing can be
-held by a request that is gone. Called by the manager.
+held by a request that is gone. On a GPU adapters are brought beside the passes that run. Called by
+the manager.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable
 
+from workbench.lora.moves import Move, Mover
 from workbench.lora.packing import Packed, Packer
 from workbench.lora.pool import RankPool, Resident
 from workbench.lora.store import AdapterStore, Entry
@@ -26,6 +28,8 @@ class DeviceSlots:
         self.pool = RankPool(packer, num_rows or 0)
         self.table = VariantTable(packer.model.device)
         self.needed: set[str] = set()
+        self.mover = Mover(self.pool)
+        self.beside = packer.model.device.type == "cuda"  # whether passes run meanwhile
 
     @property
     def generation(self) -> tuple[int, int]:
@@ -43,18 +47,21 @@ class DeviceSlots:
 
     def has_room(self, entry: Entry) -> bool:
         """Whether an adapter is on the device, or others can make way for it."""
-        if entry.resident is not None or not self.bounded:
+        if entry.resident is not None or entry.moving is not None or not self.bounded:
             return True
         spare = sum(len(e.resident.rows) for e in self._evictable() if e.resident is not None)
         return self.pool.num_free + spare >= entry.rank
 
-    def put(self, entry: Entry, packed: Packed) -> list[Entry]:
-        """Write an adapter to the device, for which `has_room`; return who made way for it."""
-        victims = []
-        begin = time.perf_counter()
+    def put(self, entry: Entry, packed: Packed, cause: str, *, wait: bool) -> list[Entry]:
+        """Bring an adapter to the device, for which `has_room`; return who made way for it.
+
+        It is there at once if `wait` is true or nothing runs beside; else `arrived` says when.
+        """
+        victims, begin = [], time.perf_counter()
         if not self.bounded:
             lacking = entry.rank - self.pool.num_free
             if lacking > 0:
+                self.settle()
                 rows = self.pool.num_rows
                 self.pool.grow(max(rows + lacking, 2 * rows, _FIRST_ROWS))
         for victim in self._evictable():
@@ -62,15 +69,57 @@ class DeviceSlots:
                 break
             self.evict(victim)
             victims.append(victim)
-        entry.resident = self.pool.put(packed)
-        entry.seconds["to device"] = time.perf_counter() - begin
+        source, place = entry.tier, self.pool.take(packed)
+        if wait or not self.beside:
+            entry.resident = self.pool.write(place)
+            self._arrive(entry, time.perf_counter() - begin)
+        else:
+            entry.moving = self.mover.start(place, source, cause)
+        self.mover.totals.held_up += time.perf_counter() - begin
         return victims
 
+    def arrived(self) -> list[tuple[Entry, Move]]:
+        """Return the adapters that have come to the device since this was last asked."""
+        found = []
+        for entry in self.store.entries.values():
+            move = entry.moving
+            if move is not None and move.arrival.done():
+                self.finish(entry)
+                found.append((entry, move))
+        return found
+
+    def finish(self, entry: Entry) -> None:
+        """Wait until an adapter that is on its way is on the device."""
+        assert entry.moving is not None, "it is on its way"
+        move, entry.moving = entry.moving, None
+        begin = time.perf_counter()
+        try:
+            entry.resident, seconds = move.arrival.result()
+        except BaseException:
+            self.pool.free(move.place.rows)
+            raise
+        self._arrive(entry, seconds)
+        self.mover.totals.held_up += time.perf_counter() - begin
+
+    def _arrive(self, entry: Entry, seconds: float) -> None:
+        entry.seconds["to device"] = seconds
+        totals = self.mover.totals
+        totals.count, totals.num_bytes = totals.count + 1, totals.num_bytes + entry.num_bytes
+        totals.seconds += seconds
+
+    def settle(self) -> None:
+        """Wait for all that is on its way: rows are about to move."""
+        for entry in self.store.entries.values():
+            if entry.moving is not None:
+                self.finish(entry)
+
     def evict(self, entry: Entry) -> None:
-        """Take an adapter off the device."""
+        """Take an adapter off the device, or from its way there."""
+        if entry.moving is not None:
+            self.finish(entry)
         assert entry.resident is not None, "it is not on the device"
         self.table.forget(entry.name)
-        self.pool.free(entry.resident)
+        self.pool.free(entry.resident.rows)
         entry.resident = None
 
     def resize(self, num_rows: int) -> list[Entry]:

@@ -8,12 +8,15 @@ happens in a thread, so that a step need not wait for a disk.
 from __future__ import annotations
 
 import itertools
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from workbench.errors import AdapterError
 from workbench.lora.adapter import Adapter
+from workbench.lora.moves import Move
 from workbench.lora.packing import Packed, Packer
 from workbench.lora.pool import Resident
 from workbench.lora.reader import read_adapter
@@ -22,7 +25,8 @@ from workbench.lora.reader import read_adapter
 @dataclass(slots=True)
 class Entry:
     """An adapter under its name. packed: None where only the folder has it; resident: None where
-    it is not on the device. `leaving`: it goes as soon as nobody uses it. rescales: it is DoRA."""
+    it is not on the device; moving: where it is on its way there. `leaving`: it goes as soon as
+    nobody uses it. rescales: it is DoRA."""
 
     name: str
     digest: str
@@ -33,6 +37,7 @@ class Entry:
     stores_whole: bool = False
     rescales: bool = False
     resident: Resident | None = None
+    moving: Move | None = None
     pinned: bool = False
     leaving: bool = False
     last_used: int = 0
@@ -57,6 +62,9 @@ class AdapterStore:
         self.entries: dict[str, Entry] = {}
         self._clock = itertools.count(1)
         self._threads: ThreadPoolExecutor | None = None
+        self.reading: WeakKeyDictionary[Adapter, float] = (
+            WeakKeyDictionary()
+        )  # seconds that it took
         self._reading: dict[str, Future[tuple[str, Packed]]] = {}
 
     def touch(self, entry: Entry) -> None:
@@ -91,9 +99,15 @@ class AdapterStore:
         return dropped
 
     def read(self, folder: Path) -> tuple[Adapter, Packed]:
-        """Return the adapter of a folder, checked and packed; `AdapterError` if it is none."""
+        """Return the adapter of a folder, checked, hashed and packed, by any thread; `AdapterError`
+        if it is none."""
+        begin = time.perf_counter()
         adapter = read_adapter(folder, self.packer.model, max_rank=self.max_rank)
-        return adapter, self.packer.pack(adapter)
+        adapter = replace(adapter, folder=folder)
+        packed = self.packer.pack(adapter)
+        assert adapter.digest, "it is worked out here, where nobody waits for it"
+        self.reading[adapter] = time.perf_counter() - begin
+        return adapter, packed
 
     def _read_again(self, folder: Path) -> tuple[str, Packed]:
         adapter, packed = self.read(folder)

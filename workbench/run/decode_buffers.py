@@ -30,6 +30,8 @@ class DecodeBuffers:
     [rows] and block_tables [rows, width] int32, on the device. On a CPU the two buffers are one.
     """
 
+    decodes = 0  # where prompts may come, for how many decodes there is room before them
+
     def __init__(
         self,
         rows: int,

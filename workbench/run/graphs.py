@@ -108,8 +108,6 @@ class DecodeGraphs(Described):
             return f"more than {TOKENS[-1]} tokens"
         why = self._decodes.why_not(plan, max_rows=self.sizes[-1], mixed=not self.points)
         if not why and num_prompts(plan):
-            if any(sequence.request.lora for sequence in plan.sequences):
-                return "prompts come with adapters"
             size = padded_size(plan, self.cache, self.sizes)
             if size not in self._buffers and self._wanted[size] < _SELDOM:
                 self._wanted[size] += 1
@@ -137,7 +135,7 @@ class DecodeGraphs(Described):
         tokens = plan.num_tokens
         if self.points:  # copied: the next replay writes over them
             self.states = {point: rows()[:tokens] for point, rows in replayed.held.items()}
-        return _asked(plan, replayed.hidden, replayed.buffers), replayed.ctx
+        return _asked(plan, replayed.hidden, replayed.buffers, replayed.ctx)
 
     def _replay(self, plan: StepPlan, backend: Backend) -> DecodeGraph | None:
         """Start a plan's pass and return its graph; None if it cannot be captured."""
@@ -174,7 +172,7 @@ class DecodeGraphs(Described):
         with holding(self.model, self.points) as held:
             hidden = self.model(filled.buffers.views["token_ids"], ctx)
             self.states = {point: rows()[:tokens] for point, rows in held.items()}
-        return _asked(plan, hidden, filled.buffers), ctx
+        return _asked(plan, hidden, filled.buffers, ctx)
 
     def _fill(self, plan: StepPlan, backend: Backend) -> Filled:
         """Return a plan's inputs, padded and on their way."""
@@ -184,7 +182,7 @@ class DecodeGraphs(Described):
             buffers = self._buffers[size] = self._make(size)
         lens = buffers.fill(plan, self.cache)
         buffers.upload(plan)
-        into = self._loras, plan, backend, buffers.tokens
+        into = self._loras, plan, backend, buffers.tokens, buffers.decodes
         lora = self.adapters.refill(*into) if self.adapters else None
         return Filled(buffers, lora, *buffers.by_kind(lens))
 
@@ -218,7 +216,7 @@ class DecodeGraphs(Described):
             return replace(ctx, kv_scales=self.cache.layer_scales, lora=batch)
         if isinstance(buffers, MixedBuffers):
             ctx = buffers.context(backend, self.cache.layers, lens, chunk_lens)
-            return replace(ctx, kv_scales=self.cache.layer_scales)
+            return replace(ctx, kv_scales=self.cache.layer_scales, lora=batch)
         views = buffers.views
         ctx = ForwardContext(
             backend=backend,
@@ -292,8 +290,11 @@ class DecodeGraphs(Described):
         }
 
 
-def _asked(plan: StepPlan, hidden: Tensor, buffers: DecodeBuffers) -> Tensor:
-    """Return the rows of a pass that give logits."""
+def _asked(
+    plan: StepPlan, hidden: Tensor, buffers: DecodeBuffers, ctx: ForwardContext
+) -> tuple[Tensor, ForwardContext]:
+    """Return the rows of a pass that give logits, and the context of these."""
     if isinstance(buffers, MixedBuffers):
-        return hidden[buffers.views["logit_rows"][: len(plan.sampled)]]
-    return hidden[: plan.num_tokens]
+        places = buffers.views["logit_rows"][: len(plan.sampled)]
+        return hidden[places], ctx if ctx.lora is None else ctx.at(buffers.asked(plan))
+    return hidden[: plan.num_tokens], ctx

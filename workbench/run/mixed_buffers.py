@@ -84,6 +84,11 @@ class MixedBuffers(DecodeBuffers):
         arrays["logit_rows"][: len(asked)] = asked
         return lens
 
+    def asked(self, plan: StepPlan) -> list[int]:
+        """Return the places of the tokens that give logits, of the plan that was filled in."""
+        places: list[int] = self._arrays["logit_rows"][: len(plan.sampled)].tolist()
+        return places
+
     def by_kind(self, lens: list[int]) -> tuple[list[int], list[int]]:
         """Return the lengths of decodes, and of the rows behind: there may be older tokens."""
         return lens[: self.decodes], [max(n, self.chunk_tokens + 1) for n in lens[self.decodes :]]
