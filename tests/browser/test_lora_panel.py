@@ -62,6 +62,7 @@ def test_adapters_are_pinned_evicted_unloaded_and_loaded(
     becomes("dates", "device, pinned")
     row("json").get_by_label("pin json").click()  # two are pinned already, and fill the device
     panel.locator(".wb-notice", has_text="no room").wait_for(timeout=SECONDS)
+    panel.get_by_label("unload waits for requests").uncheck()
     row("json").get_by_label("unload json").click()
     row("json").wait_for(state="detached", timeout=SECONDS)
     panel.get_by_label("name", exact=True).fill("new")

@@ -84,7 +84,11 @@ def test_buttons_act_while_requests_run(engine: wb.Engine, tmp_path: Path) -> No
         assert (panel.notice, named(panel)["more"]["tier"]) == ("", "host")
         press(panel, "evict", name="sql")
         assert "in use" in panel.notice
-        press(panel, "unload", name="sql")
+        press(panel, "unload", name="sql", wait=False)
+        assert "in use by 1 request(s)" in panel.notice
+        assert not named(panel)["sql"]["leaving"]
+        press(panel, "unload", name="sql", wait=True)
+        assert panel.notice == ""
         assert named(panel)["sql"]["leaving"]
         while engine.has_work:
             engine.step()

@@ -96,7 +96,7 @@ class LoRAManager(Described):
     # --- by hand ------------------------------------------------------------------------------
 
     def load(self, name: str, adapter: str | Path | Adapter, *, pin: bool = False) -> AdapterInfo:
-        """Make an adapter known under a name: a folder that PEFT wrote, or an `Adapter`.
+        """Make an adapter known under a name: what PEFT or NeMo wrote, or an `Adapter`.
 
         It is read and checked now (see `read`), and goes to the device with the first request that
         names it, or at once if it is pinned. Raises `AdapterError` for what is wrong with it,

@@ -1,4 +1,4 @@
-"""`read_adapter`: from a folder that PEFT wrote to an `Adapter` that is sure to fit a model.
+"""`read_adapter`: from what PEFT or NeMo wrote to an `Adapter` that is sure to fit a model.
 
 Config and header checks come first and report every fault at once; only then are tensors read.
 Weights are read from safetensors alone, names strictly: a tensor without a home is a fault, and so
@@ -19,6 +19,8 @@ from torch import Tensor
 from workbench.errors import AdapterError
 from workbench.lora.adapter import PREFIX, WEIGHTS, Adapter, LoRAPair
 from workbench.lora.config import FIX, LoRAConfig, read_config
+from workbench.lora.nemo import WEIGHTS as NEMO_WEIGHTS
+from workbench.lora.nemo import is_nemo, read_nemo
 from workbench.lora.targets import Target, targets_of
 from workbench.lora.threads import in_threads
 from workbench.models import DecoderLM
@@ -36,13 +38,16 @@ Shapes = dict[tuple[str, str], tuple[str, tuple[int, ...]]]
 
 
 def read_adapter(folder: str | Path, model: DecoderLM, *, max_rank: int = 256) -> Adapter:
-    """Return the adapter in a folder, checked against a model.
+    """Return the adapter in PEFT's folder, or in NeMo's archive, checked against a model.
 
     Raises `AdapterError`, naming file, key and value of every fault: an unreadable or unsupported
     config, damaged weights, tensors that the model has no place for or that are missing, wrong
     shapes, ranks above `max_rank`, numbers that are not finite.
     """
     folder = Path(folder)
+    if is_nemo(folder):
+        given, tensors = read_nemo(folder, model.config)
+        return _Reader(folder, given, model, max_rank, tensors, NEMO_WEIGHTS).read()
     if not folder.is_dir():
         raise AdapterError(folder, ["is no folder"], "Give a folder that PEFT wrote.")
     config = read_config(folder)
@@ -63,8 +68,15 @@ class _Reader:
     """One file's tensors against one model's targets."""
 
     def __init__(
-        self, folder: Path, config: LoRAConfig, model: DecoderLM, max_rank: int, file: Any
+        self,
+        folder: Path,
+        config: LoRAConfig,
+        model: DecoderLM,
+        max_rank: int,
+        file: Any,
+        file_name: str = WEIGHTS,
     ) -> None:
+        self.file_name = file_name
         self.folder, self.config, self.max_rank, self.file = folder, config, max_rank, file
         self.model, self.targets = model, targets_of(model)
         self.problems: list[str] = []
@@ -88,7 +100,7 @@ class _Reader:
         return adapter
 
     def _wrong(self, name: str, problem: str) -> None:
-        self.problems.append(f"{WEIGHTS}: {name}: {problem}")
+        self.problems.append(f"{self.file_name}: {name}: {problem}")
 
     def _raise(self) -> None:
         if self.problems:

@@ -1,7 +1,7 @@
 """`LoRAPanel`: an engine's adapters by tier, where they lie on the device, what goes through them.
 
 Load, pin, evict and unload from the panel while requests run: its buttons call the manager, between
-the engine's steps.
+the engine's steps. What is in use is unloaded when its requests have ended, or refused, as chosen.
 """
 
 from __future__ import annotations
@@ -161,7 +161,8 @@ def _action(content: dict[str, Any]) -> Callable[[LoRAManager], Any]:
             path = content["path"]
             return lambda manager: manager.load(name, path)
         case "unload":
-            return lambda manager: manager.unload(name, wait=True)
+            wait = bool(content["wait"])
+            return lambda manager: manager.unload(name, wait=wait)
         case "pin":
             return lambda manager: manager.pin(name)
         case "unpin":

@@ -21,12 +21,14 @@ function build(panel) {
   const load = form.appendChild(element("button", "wb-button", { type: "button" }, "load"));
   load.setAttribute("data-lm-suppress-shortcuts", "true");
   panel.listen(load, "click", () => send({ command: "load", name: name.value, path: path.value }));
+  const waits = choice(form, "unload waits for requests", true);
   const notice = body.appendChild(element("div", "wb-notice", { role: "status" }));
   const box = body.appendChild(element("div", "wb-requests"));
   const table = box.appendChild(element("table", "wb-adapters"));
   panel.listen(table, "click", (event) => {
     const { command, adapter } = event.target.dataset ?? {};
-    if (command) send({ command, name: adapter });
+    if (command === "unload") send({ command, name: adapter, wait: waits.checked });
+    else if (command) send({ command, name: adapter });
   });
 
   return {
@@ -52,6 +54,15 @@ function field(panel, parent, label, hint) {
   made.setAttribute("data-lm-suppress-shortcuts", "true");
   panel.listen(made, "keydown", (event) => event.stopPropagation());
   return made;
+}
+
+function choice(parent, text, checked) {
+  const label = parent.appendChild(element("label", "wb-limit"));
+  const box = label.appendChild(element("input", "", { type: "checkbox" }));
+  box.checked = checked;
+  box.setAttribute("data-lm-suppress-shortcuts", "true");
+  label.append(` ${text}`);
+  return box;
 }
 
 /** The device's rank rows as one bar, a colour for each adapter that owns some. */
