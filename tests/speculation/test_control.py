@@ -143,3 +143,49 @@ def test_where_nothing_pays_it_is_tried_ever_more_rarely() -> None:
     _, _, depths, _ = simulate(0.0, cost=1.0, steps=20_000)
     tries = [step for step, depth in enumerate(depths) if depth]
     assert len([step for step in tries if step > 10_000]) <= 4
+
+
+# How fast each of four is, the draft's price, and what its verification adds, in plain steps.
+BATCHES = {
+    "nothing is right": ((0.0, 0.0, 0.0, 0.0), 0.1),
+    "some run ahead": ((0.0, 0.1, 0.5, 0.9), 0.3),
+    "all a little": ((0.3, 0.3, 0.3, 0.3), 0.4),
+    "it pays": ((0.8, 0.8, 0.8, 0.8), 0.05),
+}
+
+
+@pytest.mark.parametrize("case", BATCHES)
+def test_batches_that_grow_smaller_take_at_most_two_percent_more(case: str) -> None:
+    """Four requests at a time, each to its own end; steps of fewer rows are shorter."""
+    rates, cost = BATCHES[case]
+    control, source = Control(SpeculationConfig(adaptive=True, max_depth=8)), random.Random(3)
+    spent, told, steps, length = 0.0, 0, 0, 100
+
+    def plain(rows: int) -> float:
+        return PLAIN * (0.6 + 0.1 * rows)
+
+    for batch in range(1, 41):
+        left = dict.fromkeys(range(4), length)
+        while left:
+            depth, rows = control.depth(len(left)), len(left)
+            seconds, own = plain(rows) * (1 + cost * depth), 0.001 * plain(rows)
+            made, accepted = {}, 0
+            for row in left:
+                run = next((i for i in range(depth) if source.random() >= rates[row]), depth)
+                made[4 * batch + row] = 1 + run
+                accepted += run
+                left[row] -= 1 + run
+            steps += 1
+            if depth:
+                control.observe(made, depth, depth * rows, accepted, seconds)
+            elif not control.passes_over():
+                control.observe_plain(rows, seconds)
+                told += 1
+                own = 0.014 * plain(rows)  # as measured: looking at a step takes time as well
+            spent += seconds + own
+            left = {row: tokens for row, tokens in left.items() if tokens > 0}
+        assert spent <= 1.02 * batch * length * plain(4) + 2 * PLAIN, "slower than promised"
+    if case == "it pays":
+        assert spent < 0.6 * 40 * length * plain(4)
+    else:
+        assert told < 0.5 * steps

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ import torch
 from tiny import TEXTS, write_checkpoint
 
 from workbench.cli.main import main
+from workbench.data.token_arrays import write_tokens
 from workbench.errors import ConfigError
 from workbench.models import DecoderLM, load_model
 from workbench.ops import get_backend
@@ -367,7 +371,8 @@ def test_the_program_exports_what_loads(kind: str, model, tmp_path, capsys) -> N
     folder = write_checkpoint(tmp_path / "target", "llama")
     out, export = str(tmp_path / "run"), tmp_path / "head"
     words = ["train", kind, "--model", str(folder), "--out", out, "--export", str(export)]
-    words += ["--steps", "2", "--batch", "2", "--length", "24", "--megabytes", "0.02"]
+    words += ["--steps", "2", "--batch", "2", "--length", "24"]
+    words += ["--data", str(corpus_of(model, folder, tmp_path / "corpus"))]
     words += ["--every", "64", "--max-tokens", "12", "--dtype", "float32", "--tree", "6"]
     words += {"medusa": ["--num-heads", "2"], "draft": ["--hidden-size", "64"]}[kind]
     assert main(words) == 0
@@ -388,3 +393,41 @@ def test_the_program_exports_what_loads(kind: str, model, tmp_path, capsys) -> N
         head = load_head(export, load_model(folder, device="cpu", dtype="float32"))
         assert head.num_heads == 2
         assert len(head.paths) == 6
+
+
+def test_distinct_batches_are_read_by_the_target_once(model: DecoderLM) -> None:
+    """As long as none comes again, everything is as without them."""
+    weights, passes = [], []
+    with counting(model, passes):
+        for distinct, steps in ((None, 3), (3, 3), (3, 9)):
+            settings = replace(SETTINGS, distinct=distinct)
+            run = new_run(model, "medusa", text(model), settings, **options("medusa"))
+            before = len(passes)
+            for _ in range(steps):
+                run.progress.advance_tokens(1, 20)  # the rate is 0 at first
+                take_step(run)
+            weights.append(run.task.module.state_dict())
+            assert len(passes) - before == 3
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name])
+    assert any(not torch.equal(w, weights[2][name]) for name, w in weights[0].items())
+    with pytest.raises(ConfigError, match=r"HeadSettings\.distinct"):
+        HeadSettings(distinct=0)
+
+
+@contextmanager
+def counting(model: DecoderLM, passes: list[int]) -> Iterator[None]:
+    """Note each pass of a model."""
+    hook = model.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def corpus_of(model: DecoderLM, target: Path, folder: Path) -> Path:
+    """Write a corpus with a target's tokenizer, as `workbench.data.corpus` lays it out."""
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "tokenizer" / "tokenizer.json").write_bytes((target / "tokenizer.json").read_bytes())
+    write_tokens(token_stream(TEXTS * 20, model).numpy().astype("uint16"), folder / "train.bin")
+    return folder

@@ -158,7 +158,7 @@ class Speculator(Described):
     ) -> None:
         """Keep what the proposer needs of a committed step, tell of its drafts, count its cost."""
         if self.proposer is not None and (plan.drafts or self.control.watches):
-            self._measure(plan, sampled, sum(seconds.values()))
+            self._measure(plan, sampled, seconds)
         self._verified = self.verifier.verified if plan.drafts else {}
         if output.states:
             self._keep(plan, output, sampled)
@@ -170,12 +170,15 @@ class Speculator(Described):
                 verdict = accepted.nodes, sampled.token_ids[place]
                 self.scheduler.bus.emit(DraftVerified(plan.step, number, *facts, *verdict))
 
-    def _measure(self, plan: StepPlan, sampled: SampledTokens, seconds: float) -> None:
+    def _measure(self, plan: StepPlan, sampled: SampledTokens, parts: Mapping[str, float]) -> None:
         """Tell the control of a step in which all rows decode, and nothing was made for later."""
+        if not self._depth and self.control.passes_over():
+            return
         before, self._preparations = self._preparations, self.runner.preparations
         count = plan.num_decodes + len(plan.drafts)
         if not count or count < len(plan.sequences) or before != self._preparations:
             return
+        seconds = sum(parts.values())
         if not self._depth:
             self.control.observe_plain(count, seconds)
             return

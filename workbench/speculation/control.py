@@ -6,10 +6,11 @@ sum exceeds `max_slowdown` of all time spent, nothing is drafted. A batch comes 
 slowest sequence; who runs ahead only makes later steps a little smaller, unless others wait for
 its place. Depths are tried only out of what that leaves
 (the very first try is on credit); one that is measured to pay is used; where none does, tries come
-ever more rarely. Times are looked up by load, rounded up to a power of two.
+ever more rarely. Times are looked up by load: the number of sequences, of more than four the power
+of two above.
 
 It is asked in every step, and a step may take less than a millisecond: between two decisions the
-answer is the same as before.
+answer is the same as before, and in a pause one plain step of eight is looked at for all.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ _PACE = 0.1  # of a sequence's pace that its latest step makes up
 _PROBE = 32  # drafted steps between two plain ones, and the first pause between two tries
 _KEPT = 256  # steps whose time counts for what may be lost
 _LONGEST = 4096  # steps between two tries where nothing pays
+_EACH = 8  # plain steps of which one is looked at, in a pause
+_RESERVE = 0.25  # of what may be lost: for what steps do not show, such as this class's own time
+_EXACT = 4  # so many sequences are a load of their own; more are rounded up to a power of two
 # Kinds of steps beside plain ones (0) and drafted ones (their depth).
 _ASKED = -1  # the proposer was asked, and had no idea
 _AFTER = -2  # a plain one after a drafted one, which finds other things in the caches
@@ -47,11 +51,19 @@ class Control(Described):
         # Where too little is accepted: steps until the next draft, and between the two after it.
         self._rest, self._pause = 0, _PROBE
         self._after_draft = False  # whether the step before this one was drafted
+        self._passing, self._passed = 0, 0  # plain steps not to be looked at, and that were not
 
     @property
     def watches(self) -> bool:
         """Whether it has to be told of plain steps."""
         return self.config.adaptive
+
+    def passes_over(self) -> bool:
+        """Whether a plain step need not be told of; it counts like the next that is."""
+        if self._passing <= 0:
+            return False
+        self._passing, self._passed = self._passing - 1, self._passed + 1
+        return True
 
     def depth(self, num_sequences: int) -> int:
         """Return how deep the next step's drafts may be; 0: none."""
@@ -75,7 +87,11 @@ class Control(Described):
         load = self._load(num_sequences)
         kind = _AFTER if self._after_draft else 0
         self._after_draft = False
-        self._book(load.add(kind, seconds), load.time(0) if kind else None, 1.0)
+        cost = load.add(kind, seconds)
+        self._book(cost, load.time(0) if kind else None, 1.0, also=self._passed * cost)
+        self._passed = 0
+        if kind == 0 and load.left > _EACH and len(load.times[0]) == _WINDOW:
+            self._passing = _EACH - 1
 
     def observe(
         self,
@@ -101,7 +117,7 @@ class Control(Described):
         if not self.config.adaptive:
             return
         load, kind = self._load(len(made)), depth if drafted else _ASKED
-        self._after_draft = kind > 0
+        self._after_draft, self._passing, self._passed = kind > 0, 0, 0
         cost = load.add(kind, seconds)
         worth = self._worth(made, load, queue)
         if kind > 0:
@@ -128,8 +144,8 @@ class Control(Described):
         less = self._loads[most].time(0) or plain
         return max(0.0, 1 - less / plain) / (rows - most)
 
-    def _book(self, cost: float, plain: float | None, worth: float) -> None:
-        self.total = min(self.total + cost, _KEPT * cost)
+    def _book(self, cost: float, plain: float | None, worth: float, *, also: float = 0.0) -> None:
+        self.total = min(self.total + cost + also, _KEPT * cost)
         if plain is not None:
             # Gains are no licence to lose them later: the promise holds at any time.
             self.debt = max(0.0, self.debt + cost - plain * worth)
@@ -140,10 +156,12 @@ class Control(Described):
 
     @property
     def _allowance(self) -> float:
-        return self.config.max_slowdown * (self.total - self.debt) - self.debt
+        share = (1 - _RESERVE) * self.config.max_slowdown
+        return share * (self.total - self.debt) - self.debt
 
     def _load(self, num_sequences: int) -> _Load:
-        number = 1 << (num_sequences - 1).bit_length()
+        rounded = 1 << (num_sequences - 1).bit_length()
+        number = num_sequences if num_sequences <= _EXACT else rounded
         load = self._loads.get(number)
         if load is None:
             load = self._loads[number] = _Load()

@@ -25,7 +25,7 @@ from workbench.interrupts import shielded
 from workbench.models import DecoderLM
 from workbench.speculation.heads import Eagle3Head, MedusaHead
 from workbench.train.heads_acceptance import Drafter
-from workbench.train.heads_capture import capture, training_backend
+from workbench.train.heads_capture import Captured, capture, training_backend
 from workbench.train.heads_data import Texts, TextWindows, token_stream
 from workbench.train.heads_log import Evaluation, Row, RunLog
 from workbench.train.heads_tasks import Task, new_task
@@ -43,7 +43,9 @@ class HeadSettings:
     any. rate: peak learning rate, after a linear warm-up over that part of the budget, then a
     cosine to 0. The defaults are for small models; Medusa's paper has 1e-3, EAGLE-3's 5e-5 for
     heads of 8 B models. optimizer: `muon` takes the matrices that are no table of tokens.
-    autocast: multiply in bfloat16; weights and their updates stay in float32.
+    autocast: multiply in bfloat16; weights and their updates stay in float32. distinct: so many
+    batches over and over, whose states the target makes once and which are kept (None: every batch
+    is new): where the target's pass is what costs, as on a CPU.
     """
 
     batch: int = 16
@@ -56,9 +58,12 @@ class HeadSettings:
     autocast: bool = False
     own_share: float = 0.5
     seed: int = 0
+    distinct: int | None = None
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for sizes that are none."""
+        if self.distinct is not None:
+            require_positive("HeadSettings.distinct", self.distinct)
         for name in ("batch", "length"):
             require_positive(f"HeadSettings.{name}", getattr(self, name))
         if not 0 < self.rate < 1:
@@ -79,6 +84,19 @@ class HeadRun:
     progress: Progress = field(default_factory=Progress)
     step: int = 0
     log: list[Row] = field(default_factory=list)
+    kept: dict[int, Captured] = field(default_factory=dict)  # of `distinct` batches, by number
+
+    def batch(self) -> Captured:
+        """Return what the target makes of the step's batch."""
+        settings = self.settings
+        number = self.step if settings.distinct is None else self.step % settings.distinct
+        seen = self.kept.get(number)
+        if seen is None:
+            tokens = self.windows.batch(number, settings.batch)
+            seen = capture(self.model, tokens, self.task.needs, training_backend(self.model))
+            if settings.distinct is not None:
+                self.kept[number] = seen
+        return seen
 
     def begin_as(self, other: nn.Module) -> None:
         """Take over another head's weights; raise `ConfigError` for one of other shapes."""
@@ -199,11 +217,9 @@ def new_run(
 def take_step(run: HeadRun) -> tuple[Tensor, Tensor]:
     """Run one optimizer step; return its loss and what agreed, without waiting for them."""
     settings = run.settings
-    tokens = run.windows.batch(run.step, settings.batch)
     narrow = torch.autocast(run.model.device.type, torch.bfloat16, enabled=settings.autocast)
     with torch.enable_grad(), _fast_float32(), narrow:
-        seen = capture(run.model, tokens, run.task.needs, training_backend(run.model))
-        loss, agreed = run.task.loss(seen)
+        loss, agreed = run.task.loss(run.batch())
         loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(run.task.module.parameters(), settings.max_grad_norm)
     rate = learning_rate(run.progress.fraction, settings.rate, settings.warmup)
