@@ -12,6 +12,8 @@ import torch
 
 import workbench as wb
 from workbench.errors import ConfigError
+from workbench.playground import session
+from workbench.playground.client import Worker
 from workbench.playground.subject import Trial
 from workbench.playground.sweep import Sweep
 
@@ -19,9 +21,30 @@ Make = Callable[..., Any]
 CONFIGS = [{"BLOCK": block, "num_warps": warps} for block in (64, 128, 256) for warps in (1, 2)]
 
 
+class Lent:
+    """A worker that goes on running when its borrower closes it."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._worker, name)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[dict[bool | None, Worker]]:
+    """One that tries and one that compiles, for all tests: starting them takes seconds."""
+    with Worker() as tries, Worker(interpret=False) as compiles:
+        yield {None: tries, False: compiles}
+
+
 @pytest.fixture
-def make() -> Iterator[Make]:
+def make(monkeypatch: pytest.MonkeyPatch, workers: dict[bool | None, Worker]) -> Iterator[Make]:
     """Return a function that makes playgrounds; they are closed afterwards."""
+    monkeypatch.setattr(session, "Worker", lambda interpret=None: Lent(workers[interpret]))
     made: list[Any] = []
 
     def build(*arguments: Any, **settings: Any) -> Any:

@@ -3,7 +3,8 @@
 What is compared is captured in CUDA graphs over inputs that rotate (together twice the L2 cache,
 where the case is large enough) and replayed in turn, so that clocks and neighbours weigh on all
 alike. At least 100 samples each, until half the 95 % interval of every median is below 0.5 % of it
-or the time is up; how near it came is part of the result.
+or the time is up; how near it came is part of the result. Of a candidate that takes more than twice
+the default's time a few samples say so, and `n` how many.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ MIN_SAMPLES, MAX_SAMPLES = 100, 1000
 REL_ERROR = 0.005
 _SAMPLE_US = 400.0  # a sample lasts at least this, so that events resolve it
 _BATCH = 20  # samples between two looks at the clock
+HOPELESS, _FIRST = 2.0, 5  # times the default, and after how many samples that is looked at
 
 
 class Graph:
@@ -50,12 +52,21 @@ class Graph:
         self.graph.replay()
 
 
-def time_together(graphs: Mapping[str, Graph], seconds: float) -> dict[str, dict[str, float]]:
-    """Replay graphs in turn; return p10, p50, p90 (µs a call), n and rel_error of each."""
-    samples: dict[str, list[float]] = {name: [] for name in graphs}
+def time_together(
+    graphs: Mapping[str, Graph], seconds: float, beside: tuple[str, str] | None = None
+) -> dict[str, dict[str, float]]:
+    """Replay graphs in turn; return p10, p50, p90 (µs a call), n and rel_error of each.
+
+    beside: a candidate and what it has to beat; a hopeless one is not timed further.
+    """
+    samples = _batch(graphs, _FIRST)
+    if beside is not None:
+        this, other = (sorted(samples[name])[_FIRST // 2] for name in beside)
+        if this > HOPELESS * other:
+            return {name: _figures(taken) for name, taken in samples.items()}
     deadline = time.perf_counter() + seconds
     while True:
-        for name, taken in _batch(graphs).items():
+        for name, taken in _batch(graphs, _BATCH).items():
             samples[name] += taken
         least = min(map(len, samples.values()))
         settled = max(map(relative_error, samples.values())) < REL_ERROR
@@ -83,9 +94,9 @@ def _figures(samples: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _batch(graphs: Mapping[str, Graph]) -> dict[str, list[float]]:
-    """Return microseconds a call of some samples of each graph, taken in turn."""
-    order = [name for _ in range(_BATCH) for name in graphs]
+def _batch(graphs: Mapping[str, Graph], count: int) -> dict[str, list[float]]:
+    """Return microseconds a call of so many samples of each graph, taken in turn."""
+    order = [name for _ in range(count) for name in graphs]
     timed = [(graphs[name].graph, *_events()) for name in order]
     taken: dict[str, list[float]] = {name: [] for name in graphs}
     for name, us in zip(order, _elapsed(timed), strict=True):

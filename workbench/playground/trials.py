@@ -99,7 +99,8 @@ class Rig:
         if self.timed and plan.launches:
             plans = [plan, *(self.spec.plan(**i, config=config) for i in self.rotation[1:])]
             graph = Graph([each.run for each in plans])
-            times = time_together({"this": graph, "default": self.default_graph}, seconds)
+            both = {"this": graph, "default": self.default_graph}
+            times = time_together(both, seconds, beside=("this", "default"))
             trial = replace(trial, us=times["this"], default_us=times["default"]["p50"])
             # One that adds to its inputs must be run once: a sample may hold it many times.
             run = graph.once.replay if self.oracle.accumulates(plan) else graph.replay

@@ -157,7 +157,8 @@ class KernelPlayground(Panel):
         if session.recorded and session.sweep is not None:
             what = title(session.sweep)
         known = 0 if session.sweep is None else len(session.sweep.trials)
-        what += f": {known} of {len(session.configs)} configurations tried"
+        space = session.sweep.header["num_configs"] if session.sweep else 0
+        what += f": {known} of {space} configurations tried"
         if trial is None or session.config is None:
             return what
         said = f"{trial.p50:.1f} µs" if trial.p50 is not None else trial.status

@@ -26,7 +26,7 @@ def draw_space(
 ) -> None:
     """Draw every trial as a line over the constants, coloured by its time; failures dashed."""
     axes = figure.subplots()
-    axes.set_title(title, loc="left", fontsize=8)
+    axes.set_title(title.replace("; ", "\n"), loc="left", fontsize=8)
     if sweep is None or not sweep.trials:
         axes.axis("off")
         return
