@@ -174,21 +174,22 @@ def _tool(name: str, cubin: bytes, *options: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def survey(
+def launches(
     spec: KernelSpec,
     case: str,
     dtype: torch.dtype,
     targets: list[str],
-    sample: int,
-    changes: dict[str, int],
-) -> Iterator[tuple[dict[str, int], Resources]]:
-    """Yield (configuration, resources) for the default and `sample` others of a case's space.
+    sample: int = 0,
+    changes: dict[str, int] | None = None,
+) -> Iterator[tuple[dict[str, int], Launch, str]]:
+    """Yield (configuration, launch, target) for the default and `sample` others of a case's space.
 
-    changes: values of the default's constants that are to be others.
+    changes: values of the default's constants that are to be others. A target older than the case
+    needs is left out.
     """
     inputs = spec.inputs(case, dtype)
     configs = list(spec.configs(inputs))
-    configs[0] = {**configs[0], **changes}
+    configs[0] = {**configs[0], **(changes or {})}
     step = max(1, len(configs) // (sample + 1))
     for config in islice(configs, 0, 1 + sample * step, step):
         for launch in spec.plan(**inputs, config=config).launches:
@@ -196,7 +197,7 @@ def survey(
                 arch = parse_target(target).arch
                 if isinstance(arch, int) and arch < spec.cases[case].min_capability:
                     continue
-                yield dict(config), compile_launch(launch, target)
+                yield dict(config), launch, target
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -216,8 +217,10 @@ def main(argv: list[str] | None = None) -> int:
     for spec in specs:
         small = [name for name, case in spec.cases.items() if case.small]
         for case in [arguments.case] if arguments.case else small:
-            for config, found in survey(spec, case, dtype, targets, arguments.sample, changes):
-                row = {"spec": spec.name, "case": case, "config": config, **asdict(found)}
+            found = launches(spec, case, dtype, targets, arguments.sample, changes)
+            for config, launch, target in found:
+                taken = asdict(compile_launch(launch, target))
+                row = {"spec": spec.name, "case": case, "config": config, **taken}
                 sys.stdout.write(json.dumps(row) + "\n")
     return 0
 

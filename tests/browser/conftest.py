@@ -36,6 +36,8 @@ CHROMIUM_OPTIONS = [
 ]
 START_SECONDS = 90
 RUN_SECONDS = 180
+# The driver looks at every frame by default; all outputs of a notebook are much to look at.
+POLL_MS = 250
 
 # True while the notebook's kernel is there and has nothing to do.
 IDLE = """() => window.jupyterapp?.shell.currentWidget?.sessionContext
@@ -159,12 +161,16 @@ def page(chromium: Path, tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.fixture
-def run_notebook(lab: Lab, page: Any, repository: Path) -> Iterator[Callable[[Path], list[Any]]]:
+def run_notebook(
+    lab: Lab, page: Any, repository: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[[Path], list[Any]]]:
     """Return a function that runs a notebook in the browser and returns its cells (nbformat).
 
     The copy that runs is stripped of outputs first, so that whatever is there afterwards is new. A
-    screenshot is left in .artifacts/browser/, also of a run that did not end.
+    screenshot is left in .artifacts/browser/, also of a run that did not end. A test that is marked
+    `runs_notebook` has to.
     """
+    ran: set[str] = set()
 
     def run(path: Path) -> list[Any]:
         notebook = nbformat.read(path, as_version=4)
@@ -184,16 +190,18 @@ def run_notebook(lab: Lab, page: Any, repository: Path) -> Iterator[Callable[[Pa
             page.wait_for_function(LIGHT, timeout=START_SECONDS * 1e3)
             # `void`: the command's promise may never settle for the driver
             page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
-            page.wait_for_function(FINISHED, timeout=RUN_SECONDS * 1e3)
+            page.wait_for_function(FINISHED, polling=POLL_MS, timeout=RUN_SECONDS * 1e3)
         finally:
             shots = repository / ".artifacts" / "browser"
             shots.mkdir(parents=True, exist_ok=True)
             page.screenshot(path=str(shots / f"{path.stem}.png"))
+        ran.add(path.stem)
         cells: list[Any] = page.evaluate(CELLS)
         return cells
 
     yield run
     stop_kernels(lab)
+    assert {mark.args[0] for mark in request.node.iter_markers("runs_notebook")} <= ran
 
 
 def stop_kernels(lab: Lab) -> None:

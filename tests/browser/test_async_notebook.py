@@ -16,6 +16,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.runs_notebook("09_async_and_streaming")
 def test_streams_fill_their_cards(
     repository: Path, run_notebook: Callable[[Path], list[Any]], page: Any
 ) -> None:

@@ -42,6 +42,7 @@ def show(page: Any, cells: list[Any]) -> Any:
     return panel
 
 
+@pytest.mark.runs_notebook("10_kernel_playground")
 def test_a_knob_is_turned_and_the_figures_and_the_code_change(
     repository: Path, run_notebook: RunNotebook, page: Any
 ) -> None:
@@ -84,6 +85,7 @@ def test_a_knob_is_turned_and_the_figures_and_the_code_change(
     assert not panel.locator(".wb-problem").inner_text().strip()
 
 
+@pytest.mark.runs_notebook("11_write_a_kernel")
 def test_a_kernel_is_written_and_swapped_in(
     repository: Path, run_notebook: RunNotebook, page: Any
 ) -> None:

@@ -34,6 +34,7 @@ def errors_of(cells: list[Any]) -> list[str]:
     return [f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error"]
 
 
+@pytest.mark.runs_notebook("00_start")
 def test_the_start_notebook_runs_and_generates(repository: Path, run_notebook: RunNotebook) -> None:
     cells = run_notebook(repository / "notebooks" / "00_start.ipynb")
     assert errors_of(cells) == []

@@ -27,7 +27,9 @@ PANELS = {
 SECONDS = 60e3
 
 
-@pytest.mark.parametrize("name", PANELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.runs_notebook(name)) for name in PANELS]
+)
 def test_panels_draw_and_are_scrubbed_by_keys(
     name: str, repository: Path, run_notebook: RunNotebook, page: Any
 ) -> None:
