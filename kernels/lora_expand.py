@@ -31,7 +31,7 @@ from workbench.kernels.spec import Case, Inputs, KernelSpec, check_limits
 LIMITS = {"tile": (1, 64), "parts": (1, 3)}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_places"])
 def lora_expand_kernel(
     inner, b, y, starts, rows, scales, shifts, ranks, order, tiles, num_outputs, num_places, width,
     y_stride, SPLITS: tl.constexpr, SPLITS_2: tl.constexpr, PARTS: tl.constexpr, TILE: tl.constexpr,
