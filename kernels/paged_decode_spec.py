@@ -190,6 +190,7 @@ SPEC = KernelSpec(
         "llama-8b 32x1k": Case({"lens": [1024] * 32, **_8B}, small=False, quick=True),
         "llama-8b 1x16k": Case({"lens": [16384], **_8B}, small=False, quick=True),
         "llama-8b 1x128k": Case({"lens": [131072], **_8B}, small=False),
+        "llama-8b 8x16.5k": Case({"lens": [16512] * 8, **_8B}, small=False, quick=True),
         "llama-8b 16x8k": Case({"lens": [8192] * 16, **_8B}, small=False),
         "llama-8b 64x8k": Case({"lens": [8192] * 64, **_8B}, small=False, quick=True),
         "llama-8b 64x8k blocks of 64": Case(
@@ -204,7 +205,7 @@ SPEC = KernelSpec(
         "llama-8b 64x8k int8": Case(
             {"lens": [8192] * 64, "cache_dtype": torch.int8, **_8B}, small=False
         ),
-        "llama-8b 256x1k": Case({"lens": [1024] * 256, **_8B}, small=False),
+        "llama-8b 256x1k": Case({"lens": [1024] * 256, **_8B}, small=False, quick=True),
         "llama-8b 64x512": Case({"lens": [512] * 64, **_8B}, small=False),
         "llama-8b ragged 1024": Case({"lens": ragged(1024, 8192), **_8B}, small=False),
     },
