@@ -179,6 +179,39 @@ def test_drawn_tokens_keep_their_law_through_the_engine(make_engine: MakeEngine)
     assert statistic < len(cells) + 5 * (2 * len(cells)) ** 0.5
 
 
+def test_drawn_drafts_at_no_temperature_and_in_another_order(
+    make_engine: MakeEngine, alone: Alone
+) -> None:
+    """As it goes to 0, rejection takes what is likeliest; and who is beside whom changes nothing,
+    penalties, filters and bias included."""
+    logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(1))
+
+    def q(tokens: list[int]) -> torch.Tensor:
+        return torch.softmax(logits.roll(len(tokens)), 0)
+
+    def generate(order: list[int], params: list[SamplingParams]) -> dict[int, list[int]]:
+        engine = make_engine()
+        engine.swap(proposer=Says(lambda c: [drawn_chain(one, q, 3) for one in c.candidates]))
+        outputs = engine.generate([PROMPTS[i] for i in order], [params[i] for i in order])
+        drafted = sum(output.metrics.num_draft_tokens for output in outputs)
+        assert drafted > 50
+        pairs = zip(order, outputs, strict=True)
+        return {i: list(output.outputs[0].token_ids) for i, output in pairs}
+
+    order = list(range(len(PROMPTS)))
+    cold = generate(order, [drawn(i, 9, temperature=1e-6) for i in order])
+    assert [cold[i] for i in order] == alone(PROMPTS, greedy(9))
+    menu = [
+        drawn(1, 9, top_p=0.9, presence_penalty=1.0),
+        drawn(2, 9, min_p=0.05, logit_bias={7: 4.0}),
+        drawn(3, 9, repetition_penalty=1.3, bad_words=[[9, 8], [6]]),
+        drawn(4, 9, top_k=30, frequency_penalty=0.5),
+        drawn(5, 9),
+        drawn(6, 9, no_repeat_ngram_size=2),
+    ]
+    assert generate(order, menu) == generate([3, 0, 5, 1, 4, 2], menu)
+
+
 def test_states_come_for_every_committed_token_once(make_engine: MakeEngine, alone: Alone) -> None:
     """A proposer gets the rows it needs, of accepted tokens alone, equal to a fresh pass's."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -176,6 +178,20 @@ def test_what_is_no_proposer_or_does_not_fit(
 def test_a_draft_model_of_other_tokens_is_refused(make_engine: MakeEngine) -> None:
     with pytest.raises(ConfigError, match="4096, the target's 320"):
         make_engine().swap(proposer=DraftModel("tinypy"))
+
+
+def test_a_draft_model_of_another_tokenizer_is_refused(make_engine: MakeEngine) -> None:
+    """As many tokens, but two of them change places."""
+    engine = make_engine()
+    ids = engine.tokenizer.hf.get_vocab()
+    first, second, *_ = ids
+    swapped = {**ids, first: ids[second], second: ids[first]}
+    draft = copy.copy(engine.model)
+    draft.tokenizer = SimpleNamespace(hf=SimpleNamespace(get_vocab=lambda: swapped))
+    lowest = min(ids[first], ids[second])
+    with pytest.raises(ConfigError, match=f"has another tokenizer: token {lowest} is another"):
+        engine.swap(proposer=DraftModel(draft))
+    assert engine.speculator.proposer is None
 
 
 def test_lossy_rules_are_labelled(make_engine: MakeEngine) -> None:

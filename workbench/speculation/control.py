@@ -3,10 +3,10 @@
 A ledger keeps the promise that speculation costs at most a small share over plain decoding: each
 drafted step books its time less what plain decoding would have taken to come as far, and while the
 sum exceeds `max_slowdown` of all time spent, nothing is drafted. A batch comes as far as its
-slowest sequence, unless others wait for the places of those ahead. Depths are tried out of what
-that leaves (the very first on credit); one that pays is used; where none does, tries come ever more
-rarely. Times are looked up by load: the number of sequences, of more than four the power of two
-above. Decisions are kept for a few steps, as a step may take less than a millisecond.
+slowest sequence; who runs ahead only makes later steps smaller, unless others wait for its place.
+Depths are tried out of what that leaves (the very first on credit); one that is measured to pay is
+used; where none does, tries come ever more rarely. Times are looked up by load. It is asked in
+every step, which may take less than a millisecond: decisions last, and a pause is sampled.
 """
 
 from __future__ import annotations

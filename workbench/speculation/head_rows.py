@@ -142,9 +142,9 @@ def chains_of(tree: DraftTree, candidates: Tokens[Candidate], name: str) -> list
     scores = tree.scores.double().cpu()
     own = torch.diff(scores, dim=1, prepend=scores.new_zeros(len(scores), 1)).exp()
     drafts: list[Draft | None] = []
-    for candidate, ids, sure in zip(candidates, tree.token_ids.tolist(), own, strict=True):
-        length = min(candidate.max_depth, candidate.max_tokens, len(ids))
-        drafts.append(Draft(tuple(ids[:length]), (), sure[:length], name))
+    for candidate, ids, sure in zip(candidates, tree.token_ids.tolist(), own.unbind(), strict=True):
+        whole = Draft(tuple(ids), (), sure, name)
+        drafts.append(whole.first(min(candidate.max_depth, candidate.max_tokens)))
     return drafts
 
 
