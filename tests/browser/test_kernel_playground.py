@@ -24,13 +24,13 @@ def errors(cells: list[Any]) -> list[Any]:
     return [o for c in cells for o in c.get("outputs", []) if o["output_type"] == "error"]
 
 
-def show(page: Any, cells: list[Any]) -> Any:
-    """Scroll to the first cell with a widget and return its panel."""
+def show(page: Any, cells: list[Any], place: int = 0) -> Any:
+    """Scroll to a cell with a widget, by default the first, and return its panel."""
     kinds = [[list(o.get("data", {})) for o in c.get("outputs", [])] for c in cells]
-    (index, *_) = (
+    index = [
         k for k, outputs in enumerate(kinds)
         if any("application/vnd.jupyter.widget-view+json" in types for types in outputs)
-    )  # fmt: skip
+    ][place]  # fmt: skip
     page.evaluate(
         """async index => {
           await window.jupyterapp.shell.currentWidget.content.scrollToItem(index, "start");
@@ -83,6 +83,11 @@ def test_a_knob_is_turned_and_the_figures_and_the_code_change(
     shots = repository / ".artifacts" / "browser"
     page.screenshot(path=str(shots / "10_kernel_playground_dark.png"))
     assert not panel.locator(".wb-problem").inner_text().strip()
+    recorded = show(page, cells, 1)
+    assert "recorded" in recorded.inner_text()
+    assert "TB/s" in recorded.locator(".wb-tiles").inner_text()
+    page.wait_for_timeout(500)
+    page.screenshot(path=str(shots / "10_kernel_playground_recorded.png"))
 
 
 @pytest.mark.runs_notebook("11_write_a_kernel")

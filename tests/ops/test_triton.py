@@ -139,6 +139,28 @@ def test_a_kernel_may_be_replaced(device: str) -> None:
     assert get_backend("triton", device).kernels["silu_mul"] is original
 
 
+@pytest.mark.parametrize("device", [kernel_device()])
+def test_a_gemv_of_one_s_own_runs_though_nobody_measured_it(device: str) -> None:
+    """The shipped one has to be in the table, faster than the library."""
+    backend = get_backend("triton", device)
+    assert isinstance(backend, TritonBackend)
+    backend.tuned = TunedTable("nothing")
+    original, called = backend.kernels["gemv"], []
+
+    def plan(**inputs: Any) -> Any:
+        called.append(inputs["x"].shape)
+        return original.plan(**inputs)
+
+    x, weight = (torch.randn(n, 32, device=device) for n in (2, 8))
+    expected = backend.linear(x, weight)
+    assert called == []
+    backend.kernels.replace(dataclasses.replace(original, plan=plan))
+    torch.testing.assert_close(backend.linear(x, weight), expected, rtol=1e-4, atol=1e-5)
+    assert called == [(2, 32)]
+    backend.linear(x.repeat(20, 1), weight)  # too many rows for it
+    assert called == [(2, 32)]
+
+
 def measured_row(spec: Any, inputs: dict[str, Any], **changes: Any) -> TunedRow:
     """Return a row for these inputs, of a device called "here"."""
     fields: dict[str, Any] = dict.fromkeys(("driver", "triton", "torch"), "")

@@ -300,6 +300,9 @@ def test_the_program_checks_and_compiles_without_a_gpu(
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) == 4
     assert all(line["us"] is None and line["resources"][0]["registers"] for line in lines[1:])
+    path.write_text(path.read_text().replace('"triton": "', '"triton": "other '))
+    assert program.main([*options, "3"]) == 1
+    assert "not swept, " in capsys.readouterr().out
     with pytest.raises(ConfigError, match="too large for Triton's interpreter"):
         program.main(["silu_mul", "--case", "llama-8b decode 1"])
     with pytest.raises(ConfigError, match="no such case"):

@@ -85,7 +85,9 @@ def test_unknown_names_are_refused(workers: dict[str, Worker]) -> None:
         check_kernel("silu_mul", CELL, cases=["none"], **workers)
 
 
-def test_a_kernel_is_swapped_into_a_running_engine(engine: Any, workers: dict[str, Worker]) -> None:
+def test_a_kernel_is_swapped_into_a_running_engine(
+    engine: Any, workers: dict[str, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
     report = check_kernel("silu_mul", CELL, cases=["tinypy decode"], **workers)
     waiting = engine.add([1, 2, 3], wb.SamplingParams(max_tokens=4, temperature=0, ignore_eos=True))
     engine.step()
@@ -94,10 +96,17 @@ def test_a_kernel_is_swapped_into_a_running_engine(engine: Any, workers: dict[st
     assert engine.runner.backend.kernels["silu_mul"] is report.spec
     engine.run()
     assert len(engine.output(waiting).outputs[0].token_ids) == 4
-    plain = wb.get_backend("sdpa", engine.runner.device)
-    engine.runner.backend = plain
+    dropped: list[str] = []
+    monkeypatch.setattr(engine.overlap, "drop", lambda: dropped.append("what the old one ran"))
+    engine.swap(backend="sdpa")
     with pytest.raises(ConfigError, match="does not run Triton kernels"):
         engine.swap(kernel=report.spec)
+    with pytest.raises(ConfigError, match="no such kernel"):
+        engine.swap(backend="triton", kernel="softmax")
+    assert (engine.runner.backend.name, dropped) == ("sdpa", [])
+    engine.swap(backend="triton", kernel=report.spec)  # into the backend that comes with it
+    assert engine.runner.backend.kernels["silu_mul"] is report.spec
+    assert len(dropped) == 1
 
 
 class Shell:

@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
                     max_trials=arguments.trials,
                     progress=_print_trial if arguments.verbose else lambda *_: None,
                 )
-            except WorkerLost as lost:
-                print(f"{subject.kernel} / {subject.case}: not swept, {lost}")
+            except (WorkerLost, ConfigError) as why:  # another machine's file, say
+                print(f"{subject.kernel} / {subject.case}: not swept, {why}")
                 bad += 1
                 continue
             print(_summary(sweep, time.monotonic() - started), flush=True)

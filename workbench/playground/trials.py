@@ -70,12 +70,16 @@ class Rig:
     def try_config(
         self, config: Config, *, seconds: float = 0.5, ahead: Sequence[Config] = ()
     ) -> Trial:
-        """Compile, check and time a configuration; compile those in `ahead` meanwhile."""
+        """Compile, check and time a configuration; compile those in `ahead` after it, meanwhile.
+
+        Compilers share Python's lock: were all to begin at once, this one would wait for all.
+        """
         started = time.perf_counter()
         try:
-            for each in (config, *ahead):
+            plan, resources = self._compiled(dict(config))
+            for each in ahead:
                 self._compile(each)
-            trial = self._tried(dict(config), seconds)
+            trial = self._tried(dict(config), plan, resources, seconds)
         except Exception as error:  # noqa: BLE001 - a candidate may raise anything; that is its row
             trial = Trial(dict(config), *failure(error))
         if self.timed:
@@ -85,12 +89,17 @@ class Rig:
                 trial = Trial(dict(config), *failure(error))
         return replace(trial, seconds=round(time.perf_counter() - started, 3))
 
-    def _tried(self, config: dict[str, int], seconds: float) -> Trial:
+    def _compiled(self, config: dict[str, int]) -> tuple[Plan, list[dict[str, Any]]]:
+        """Return a configuration's plan, and what it takes on this GPU."""
         pending = self._compiling.pop(config_key(config), None)
         if pending is not None:
             pending.result()
         plan = self.spec.plan(**self.inputs, config=config)
-        resources = resources_of(plan) if self.timed else []
+        return plan, resources_of(plan) if self.timed else []
+
+    def _tried(
+        self, config: dict[str, int], plan: Plan, resources: list[dict[str, Any]], seconds: float
+    ) -> Trial:
         found, wrong = self.oracle.check(plan)
         trial = Trial(config, OK, max_err=found.max_err, share=found.share, resources=resources)
         if not found.ok:

@@ -24,7 +24,7 @@ from workbench.playground.search import make_search
 from workbench.playground.subject import Subject, Trial, config_key
 from workbench.playground.sweep import Sweep, header_of, open_sweep
 
-PREPARE_SECONDS, TRIAL_SECONDS = 180.0, 30.0
+PREPARE_SECONDS, TRIAL_SECONDS = 180.0, 60.0  # compiling included: some take ten seconds
 FINALISTS, FINALS_SECONDS = 4, 1.5
 _AHEAD = 16
 
