@@ -20,7 +20,7 @@ from paged import Batch, dense_attention, make_batch
 from torch import Tensor
 
 from workbench.config import ModelConfig
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, KernelFailed
 from workbench.ops import TritonWithFlashInfer, get_backend, requirements
 from workbench.ops.flashinfer import compiler_line, refuse_model, why_not
 from workbench.ops.flashinfer_plans import pages_of
@@ -88,6 +88,12 @@ def test_what_is_told_of_a_failed_build() -> None:
     whole = f"Ninja build failed. Ninja output:\n[1/2] nvcc a.cu\n  {said}\nninja: build stopped."
     assert compiler_line(RuntimeError(whole)) == said
     assert compiler_line(RuntimeError("Could not find nvcc")) == "Could not find nvcc"
+
+
+def test_its_failures_name_no_kernel_to_put_back() -> None:
+    error = KernelFailed("flashinfer decodes", "q [1]", RuntimeError("bad"), "Do that.")
+    assert str(error) == "kernel flashinfer decodes(q [1]): RuntimeError: bad. Do that."
+    assert "swap(kernel=" in str(KernelFailed("gemv", "x [1]", RuntimeError("bad")))
 
 
 @given(
