@@ -32,7 +32,7 @@ class TritonWithFlashInfer(TritonBackend):
 
     Left to our kernels, and counted in `describe()`: rows without a cache, trees of drafts, and
     8-bit caches (they have a scale per token; FlashInfer takes one per tensor). No CUDA graph can
-    hold a plan, so decodes are launched one by one.
+    hold a plan, so decodes are launched one by one. `plans.chunks_by` names FlashInfer's kernel.
     """
 
     name = "triton+flashinfer"
@@ -44,7 +44,7 @@ class TritonWithFlashInfer(TritonBackend):
         self.capturable = False
         self.left: Counter[str] = Counter()
         self.taken: Counter[str] = Counter()
-        self._plans = Plans(device)
+        self.plans = Plans(device)
 
     def describe(self) -> dict[str, Any]:
         """Return what the Triton backend says, and which calls of a layer went where."""
@@ -67,7 +67,7 @@ class TritonWithFlashInfer(TritonBackend):
             shape = Shape(*sizes, model.head_dim, block_size, dtype, 1.0, window)
             try:
                 with torch.cuda.device(self.device):
-                    self._plans.compile(shape)
+                    self.plans.compile(shape)
             except Exception as error:
                 problem = f"FlashInfer does not compile its kernels here: {compiler_line(error)}"
                 fix = f"It needs nvcc of torch's CUDA version, a C++ compiler and ninja. {_FIX}"
@@ -118,7 +118,7 @@ class TritonWithFlashInfer(TritonBackend):
         shape = Shape(q.shape[1], kv_heads, dim, block_size, q.dtype, *how)
         try:
             with torch.cuda.device(self.device):
-                self._plans.of(kind, rows, shape).run(q, kv.unbind(0), out=out)
+                self.plans.of(kind, rows, shape).run(q, kv.unbind(0), out=out)
         except Exception as error:
             shapes = shapes_of({"q": q, "kv": kv})
             raise KernelFailed(f"flashinfer {kind}", shapes, error, _FIX) from error

@@ -74,13 +74,13 @@ class _Planned:
 class Plans:
     """The wrappers of a backend, by what they do and for which shape, and their scratch memory.
 
-    chunks_by: which of FlashInfer's kernels takes chunks, "fa2" or "fa3"; "auto": its own choice,
-    which is fa3 on Hopper (ten times as long to compile).
+    chunks_by: which of FlashInfer's kernels takes chunks: "fa2", which decodes share; "fa3", for
+    Hopper alone, which takes minutes of many cores to compile; "auto": its own choice.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.chunks_by = "auto"
+        self.chunks_by = "fa2"
         self._kept: dict[tuple[Kind, Shape], deque[_Planned]] = {}
         self._scratch: Tensor | None = None
 
