@@ -138,15 +138,21 @@ def _source(launch: Launch) -> ASTSource:
     signature, constants, attributes = {}, {}, {}
     for place, param in enumerate(launch.kernel.params):
         value = values[param.name]
-        kind = "constexpr" if param.is_constexpr else _kind(value)
+        given = param.is_constexpr or (type(value) is int and value == 1 and _by_value(param))
+        kind = "constexpr" if given else _kind(value)
         signature[param.name] = kind
         if kind == "constexpr":
             constants[param.name] = value
         elif kind.startswith("*") or (
-            kind in ("i32", "i64") and not param.do_not_specialize and value % 16 == 0
+            kind in ("i32", "i64") and _by_value(param) and value % 16 == 0
         ):
             attributes[(place,)] = [["tt.divisibility", 16]]
     return make(launch.kernel, signature, constants, attributes)
+
+
+def _by_value(param: Any) -> bool:
+    """Whether a launch compiles a kernel of its own for an integer that is 1, or divided by 16."""
+    return not param.do_not_specialize
 
 
 def _kind(value: Any) -> str:

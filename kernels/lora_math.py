@@ -39,36 +39,52 @@ def rank_rows(rows, scales, shifts, listed, wanted):
 
 
 @triton.jit
-def row_weights(b, row, num_outputs, outputs, wanted, inside, EVEN: tl.constexpr):
+def row_weights(b, row, num_outputs, outputs, end, wanted, EVEN: tl.constexpr):
     """Return the outputs of rank rows [BLOCK_R, BLOCK_N]."""
-    there = wanted[:, None] if EVEN else wanted[:, None] & inside[None, :]
+    there = wanted[:, None] if EVEN else wanted[:, None] & (outputs < end)[None, :]
     return load_ahead(b + row[:, None] * num_outputs + outputs[None, :], mask=there, other=0.0)
 
 
 @triton.jit
-def products_of_one(inner, step, columns, wanted, SPLITS: tl.constexpr, SPLITS_2: tl.constexpr):
-    """Return what was found for one token [BLOCK_R], summed over the splits."""
+def products_of_one(found, step, columns, wanted, SPLITS: tl.constexpr, SPLITS_2: tl.constexpr):
+    """Return what was found for one token, which begins at found [1]: [BLOCK_R], summed over the
+    splits, from each to the next of which it is a step."""
     split = tl.arange(0, SPLITS_2)
     there = (split < SPLITS)[:, None] & wanted[None, :]
-    found = tl.load(inner + split[:, None] * step + columns[None, :], mask=there, other=0.0)
-    return tl.sum(found, axis=0)
+    places = found[:, None] + split[:, None] * step + columns[None, :]
+    return tl.sum(tl.load(places, mask=there, other=0.0), axis=0)
 
 
 @triton.jit
-def products_of_tile(inner, step, columns, known, wanted, SPLITS: tl.constexpr):
-    """Return what was found for a tile's tokens, which begin at inner [TILE, 1]: [TILE, BLOCK_R],
+def products_of_tile(found, step, columns, known, wanted, SPLITS: tl.constexpr):
+    """Return what was found for a tile's tokens, which begin at found [TILE]: [TILE, BLOCK_R],
     summed over the splits."""
     there = known[:, None] & wanted[None, :]
-    found = tl.load(inner + columns[None, :], mask=there, other=0.0)
+    places = found[:, None] + columns[None, :]
+    sums = tl.load(places, mask=there, other=0.0)
     for split in tl.static_range(1, SPLITS):
-        found += tl.load(inner + split * step + columns[None, :], mask=there, other=0.0)
-    return found
+        sums += tl.load(places + split * step, mask=there, other=0.0)
+    return sums
 
 
 @triton.jit
 def add_dot(factors, weights, acc, UPCAST: tl.constexpr):
     """Return acc + factors weights, multiplied in the weights' dtype."""
+    factors = factors.to(weights.dtype)
     if UPCAST:
-        return tl.dot(factors.to(weights.dtype).to(tl.float32), weights.to(tl.float32), acc,
-                      input_precision="ieee")  # fmt: skip
-    return tl.dot(factors.to(weights.dtype), weights, acc, input_precision="ieee")
+        factors, weights = factors.to(tl.float32), weights.to(tl.float32)
+    return tl.dot(factors, weights, acc, input_precision="ieee")
+
+
+@triton.jit
+def add_block(
+    acc, found, step, b, rows, scales, shifts, listed, place, rank, outputs, end, num_outputs,
+    known, SPLITS: tl.constexpr, EVEN: tl.constexpr, UPCAST: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """Return acc and what the rank rows from `place` on add for a tile's tokens."""
+    columns = place + tl.arange(0, BLOCK_R)
+    wanted = columns < rank
+    row, scale, shift = rank_rows(rows, scales, shifts, listed + columns, wanted)
+    weights = row_weights(b, row, num_outputs, outputs, end, wanted, EVEN)
+    sums = products_of_tile(found, step, columns, known, wanted, SPLITS)
+    return add_dot(sums * scale + shift, weights, acc, UPCAST)

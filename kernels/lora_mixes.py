@@ -1,7 +1,7 @@
 """Mixed batches for `lora_shrink` and `lora_expand`: what the cases of both are made of.
 
 A variant of some rank has some tokens, scattered among as many that go through no adapter, and its
-rank rows lie in no order; behind the tiles in use there are two without tokens, as in CUDA graphs.
+rank rows lie in no order; tiles without tokens make their number a power of two, as in CUDA graphs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 
+from workbench.kernels.launch import power_of_2
 from workbench.kernels.spec import Inputs
+
+# Decodes of llama-8b: 32 adapters of rank 16 with a token each, with eight each, of mixed ranks.
+MIXED = {"counts": [1] * 32, "ranks": [16] * 32, "tile": 1}
+EIGHTS = {"counts": [8] * 32, "ranks": [16] * 32}
+RANKS = {"counts": [1] * 32, "ranks": [8, 16, 32, 64] * 8, "tile": 1}
 
 
 def make_mix(
@@ -28,7 +34,7 @@ def make_mix(
         rows[variant, :rank] = shuffled[sum(ranks[:variant]) :][:rank]
         made += [(variant, first + at, min(tile, count - at)) for at in range(0, count, tile)]
         first += count
-    made += [(0, 0, 0)] * 2
+    made += [(0, 0, 0)] * (power_of_2(len(made)) - len(made))
     return {
         "rows": rows,
         "ranks": torch.tensor(ranks, dtype=torch.int32, device=device),

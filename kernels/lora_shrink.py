@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workbench.kernels import lora_mixes as mixes
 from workbench.kernels.early import await_previous, load_ahead, starts_early
 from workbench.kernels.launch import INTERPRETED, Config, Launch, Plan, cdiv, power_of_2
-from workbench.kernels.lora_mixes import make_mix, multiply_adds, num_tokens, used_rows
 from workbench.kernels.spec import Case, Inputs, KernelSpec, check_limits
 
 LIMITS = {"tile": (1, 64), "parts": (1, 3)}
@@ -45,6 +45,9 @@ def lora_shrink_kernel(
     wanted = (columns < rank) & (count > 0)
     row = load_ahead(rows + variant * width + columns, mask=wanted, other=0).to(tl.int64)
     near = a + (row * parts + part) * num_inputs
+    tokens = tl.arange(0, TILE)
+    known = tokens < count
+    token = load_ahead(order + first + tokens, mask=known, other=0).to(tl.int64)
     start = split * split_inputs
     end = tl.minimum(start + split_inputs, num_inputs)
     if AHEAD:
@@ -52,9 +55,6 @@ def lora_shrink_kernel(
     await_previous(EARLY)
     if (count == 0) | (block * BLOCK_R >= rank):
         return
-    tokens = tl.arange(0, TILE)
-    known = tokens < count
-    token = tl.load(order + first + tokens, mask=known, other=0).to(tl.int64)
     sources = x + token * x_stride
     if TILE == 1:
         acc = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
@@ -126,13 +126,14 @@ def reference(
     return inner
 
 
-def default(x: Tensor, tile: int, inner: Tensor, **_: Any) -> Config:
+def default(x: Tensor, tile: int, inner: Tensor, tiles: Tensor, **_: Any) -> Config:
     """Return blocks that hold a split's rank rows at once for few tokens, short ones for many."""
     if tile > 16:
         return {"BLOCK_R": 16, "BLOCK_K": 256 // x.element_size(), "STAGES": 3, "num_warps": 4}
-    most = 1024 * (2 if tile == 1 else 1) // x.element_size()
+    most = (2048 if tile == 1 else 512) // x.element_size()
     step = min(max(64, power_of_2(split_of(x.shape[1], inner.shape[0]))), most)
-    return {"BLOCK_R": 16, "BLOCK_K": step, "STAGES": 1, "num_warps": 8 if step > 512 else 4}
+    warps = max(2, step // (128 if len(tiles) < 16 else 256))
+    return {"BLOCK_R": 16, "BLOCK_K": step, "STAGES": 1, "num_warps": warps}
 
 
 def plan(
@@ -158,7 +159,7 @@ def plan(
     check_limits("lora_shrink", LIMITS, tile=tile, parts=parts)
     assert x.stride(1) == 1, "the inputs of a row are adjacent"
     assert a.is_contiguous(), "rank rows lie one after the other"
-    config = config or default(x, tile, inner)
+    config = config or default(x, tile, inner, tiles)
     splits, step = inner.shape[0], split_of(num_inputs, inner.shape[0])
     arguments = {
         "x": x,
@@ -198,7 +199,7 @@ def make_inputs(
 ) -> Inputs:
     """Return a mixed batch over rank rows of which products have spread 1."""
     generator = torch.Generator(device).manual_seed(seed)
-    made = make_mix(device, generator, counts, ranks, tile)
+    made = mixes.make_mix(device, generator, counts, ranks, tile)
     places, width = len(made["order"]), made["rows"].shape[1]
     x = torch.randn(places, inputs, generator=generator, device=device)
     a = torch.randn(sum(ranks), parts, inputs, generator=generator, device=device) / inputs**0.5
@@ -218,14 +219,17 @@ def choose_splits(num_tiles: int, parts: int, width: int, num_inputs: int, num_s
 
 def flops(**inputs: Any) -> int:
     """Return multiplications and additions of all tokens with their rank rows."""
-    return int(multiply_adds(inputs, inputs["a"][0].numel()))
+    return int(mixes.multiply_adds(inputs, inputs["a"][0].numel()))
 
 
 def num_bytes(**inputs: Any) -> int:
     """Return bytes: the rank rows in use once, the tokens' inputs, and the products."""
     a, x = inputs["a"], inputs["x"]
-    products = int(multiply_adds(inputs, 2 * a.shape[1]))  # four bytes each
-    read = used_rows(inputs) * a[0].nbytes + num_tokens(inputs) * x.shape[1] * x.element_size()
+    products = int(mixes.multiply_adds(inputs, 2 * a.shape[1]))  # four bytes each
+    read = (
+        mixes.used_rows(inputs) * a[0].nbytes
+        + mixes.num_tokens(inputs) * x.shape[1] * x.element_size()
+    )
     return int(read + products)
 
 
@@ -236,9 +240,6 @@ def keep(config: Config, inputs: Inputs) -> bool:
     return bool(tile * size * config["STAGES"] <= 200 << 10)
 
 
-_MIXED = {"counts": [1] * 32, "ranks": [16] * 32, "tile": 1}
-_EIGHTS = {"counts": [8] * 32, "ranks": [16] * 32}
-_RANKS = {"counts": [1] * 32, "ranks": [8, 16, 32, 64] * 8, "tile": 1}
 _QKV = {"inputs": 4096, "parts": 3}
 
 SPEC = KernelSpec(
@@ -267,10 +268,10 @@ SPEC = KernelSpec(
         "llama-8b qkv b1": Case(
             {"counts": [1], "ranks": [16], **_QKV, "splits": 8, "tile": 1}, small=False, quick=True
         ),
-        "llama-8b qkv b32": Case({**_MIXED, **_QKV, "splits": 8}, small=False, quick=True),
-        "llama-8b down b32": Case({**_MIXED, "inputs": 14336, "splits": 14}, small=False),
-        "llama-8b qkv b32, mixed": Case({**_RANKS, **_QKV, "splits": 4}, small=False),
-        "llama-8b qkv b256": Case({**_EIGHTS, **_QKV, "splits": 8}, small=False),
+        "llama-8b qkv b32": Case({**mixes.MIXED, **_QKV, "splits": 8}, small=False, quick=True),
+        "llama-8b down b32": Case({**mixes.MIXED, "inputs": 14336, "splits": 14}, small=False),
+        "llama-8b qkv b32, mixed": Case({**mixes.RANKS, **_QKV, "splits": 4}, small=False),
+        "llama-8b qkv b256": Case({**mixes.EIGHTS, **_QKV, "splits": 8}, small=False),
         "llama-8b qkv prefill": Case(
             {"counts": [512] * 4, "ranks": [16] * 4, **_QKV, "tile": 64}, small=False
         ),
@@ -283,7 +284,9 @@ SPEC = KernelSpec(
     },
     keep=keep,
     default=default,
-    bucket=lambda **i: f"k{i['a'].shape[2]} p{i['a'].shape[1]} t{i['tile']} n{len(i['tiles'])}",
+    bucket=lambda **i: (
+        f"k{i['a'].shape[2]} p{i['a'].shape[1]} t{i['tile']} n{power_of_2(len(i['tiles']))}"
+    ),
     flops=flops,
     num_bytes=num_bytes,
     tolerance={

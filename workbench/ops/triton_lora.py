@@ -1,9 +1,8 @@
 """LoRA on Triton kernels: `lora_shrink`, then `lora_expand`, over a batch of mixed adapters.
 
 Grids follow from the batch's size, the variants' table and a bound on its tiles, so that a pass can
-be captured in a CUDA graph. There the first kernel, which needs the inputs alone, runs on a second
-stream beside the base product; a pass that is launched kernel by kernel has it in the same stream,
-since the host's time is what counts there. Called by the Triton backend.
+be captured in a CUDA graph. Both kernels start while what is before them ends (`kernels.early`) and
+read their rank rows meanwhile. Called by the Triton backend.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from torch import Tensor
 
 from workbench.lora_batch import LoRABatch, LoRAGain, LoRAWeights
 
-LoRAOrder = Literal["beside", "early", "plain"]
-"""How adapters' kernels are launched: the first beside the base product where a pass is replayed;
-both after it, starting early; or both after it, each when all before has ended: the oracle."""
+LoRAOrder = Literal["early", "ahead", "beside", "plain"]
+"""Where the first kernel, which needs the inputs alone, is launched: after the base product; before
+it; or beside it on a second stream, if passes are replayed. "plain": after it, and no kernel starts
+before all others have ended, which is the oracle."""
 
 
 class LoRAKernels:
@@ -27,15 +27,17 @@ class LoRAKernels:
 
     def __init__(self, run: Callable[..., Any], num_sms: int) -> None:
         self.run, self.num_sms = run, num_sms
-        self.order: LoRAOrder = "beside"
+        self.order: LoRAOrder = "early"
         self._sides: dict[int, torch.cuda.Stream] = {}
 
     def start(self, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Tensor | None:
-        """Begin A x [splits, T, parts, width] for x [T, inputs], if it runs beside what follows."""
-        if self.order != "beside" or not batch.replayed or not batch.tiles.num_used:
+        """Begin A x [splits, T, parts, width] for x [T, inputs], if that is not done afterwards."""
+        if not batch.tiles.num_used or self.order in ("early", "plain"):
             return None
-        if x.device.type != "cuda":
-            return self._shrink(x, weights, batch, joins=True)
+        if self.order == "ahead":
+            return self._shrink(x, weights, batch, joins=False)
+        if not batch.replayed or x.device.type != "cuda":
+            return None  # launched kernel by kernel, a second stream would cost the host's time
         inner, current = self._inner(x, weights, batch), torch.cuda.current_stream(x.device)
         side = self._side(current)
         side.wait_stream(current)
@@ -54,11 +56,11 @@ class LoRAKernels:
         table, tiles = batch.table, batch.tiles
         if not tiles.num_used:
             return out
-        joins = started is not None or self.order == "plain"
+        joins = self.order == "plain"
         if started is None:
             started = self._shrink(x, weights, batch, joins=joins)
-        elif x.device.type == "cuda":
-            current = torch.cuda.current_stream(x.device)
+        elif self.order == "beside":
+            joins, current = True, torch.cuda.current_stream(x.device)
             current.wait_stream(self._side(current))
         factors = {"scales": table.scales, "shifts": table.shifts, "starts": weights.starts}
         given = {"inner": started, "b": weights.b, "y": out, "bounds": weights.bounds}
