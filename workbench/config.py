@@ -80,7 +80,8 @@ class ModelConfig:
     """A decoder-only model's shape: what layers, cache and scheduler need to know of it.
 
     Sizes count elements; `context` is the longest sequence in tokens; `windows[i]` is layer i's
-    sliding window in tokens (None: full attention).
+    sliding window in tokens (None: full attention). num_experts: gated MLPs in place of one, of
+    which each token takes `experts_per_token` (0: there is the one).
     """
 
     architecture: str
@@ -101,6 +102,8 @@ class ModelConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     tied_head: bool = False
+    num_experts: int = 0
+    experts_per_token: int = 0
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"

@@ -15,7 +15,7 @@ from tiny import TEXTS, random_prompts, with_eos
 from workbench.models import load_model
 from workbench.sampling_params import SamplingParams
 
-FAMILIES = ["llama", "mistral", "qwen2", "qwen2-windows"]
+FAMILIES = ["llama", "mistral", "mixtral", "qwen2", "qwen2-windows"]
 Folder = Callable[[str], Path]
 
 

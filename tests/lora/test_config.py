@@ -73,7 +73,7 @@ def test_ranks_and_scales_are_peft_s(use_rslora: bool) -> None:
         ({"peft_type": "LOHA"}, "peft_type='LOHA': only LORA"),
         ({"use_dora": "yes"}, "use_dora='yes': must be true or false"),
         ({"use_dora": True, "lora_bias": True}, "use_dora=True: goes with no lora_bias"),
-        ({"target_parameters": ["experts.gate"]}, r"target_parameters=\['experts.gate'\]"),
+        ({"target_parameters": [3]}, r"target_parameters=\[3\]: must be a list of names"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"megatron_config": {"a": 1}}, "megatron_config"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),

@@ -91,3 +91,25 @@ def test_graphs_are_captured_anew_where_cache_and_adapters_are_then(
         engine.run()
         found.append([engine.output(name).outputs[0].token_ids for name in names])
     assert found[0] == found[1]
+
+
+def test_experts_take_the_adapters_of_their_own_tokens(
+    make_engine: Callable[..., Engine], model_of: Callable[..., DecoderLM]
+) -> None:
+    """Eagerly: what a router says decides the sizes."""
+    model, expected = model_of("mixtral", "cuda"), []
+    adapters = [random_adapter(model, i, 3, head=True, dora=i == 1) for i in range(2)]
+    prompts = random_prompts(3, 5)
+    for prompt, adapter in zip(prompts, [*adapters, None], strict=True):
+        undo = None if adapter is None else merge(model, adapter)
+        engine = make_engine(model, backend="triton", prefix_reuse=False)
+        expected.append(engine.generate([prompt], greedy(12))[0].outputs[0].token_ids)
+        engine.close()
+        if undo is not None:
+            undo()
+    engine = make_engine(model, backend="triton")
+    assert engine.runner.graphs is None
+    for i, adapter in enumerate(adapters):
+        engine.loras.load(f"a{i}", adapter)
+    outputs = engine.generate(prompts, greedy(12), lora=["a0", "a1", None])
+    assert [output.outputs[0].token_ids for output in outputs] == expected

@@ -49,6 +49,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-llama3": ("Llama", {"rope_parameters": LLAMA3}),
     "mistral-window": ("Mistral", {"sliding_window": 8, "num_key_value_heads": 1}),
     "mistral-no-window": ("Mistral", {"sliding_window": None, "head_dim": 32}),
+    "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "mixtral-window": ("Mixtral", {"num_local_experts": 3, "sliding_window": 8, "head_dim": 32}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen2-max-window-layers": (
         "Qwen2",

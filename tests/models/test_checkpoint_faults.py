@@ -241,7 +241,10 @@ def test_half_a_tokenizer(copied: Copied) -> None:
 def test_an_unknown_architecture_lists_the_known(copied: Copied) -> None:
     folder = copied()
     edit_config(folder, architectures=["GPT2LMHeadModel"])
-    with pytest.raises(ConfigError, match="LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM"):
+    with pytest.raises(
+        ConfigError,
+        match="LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM",
+    ):
         load_model(folder, device="cpu")
 
 

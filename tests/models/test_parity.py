@@ -30,6 +30,8 @@ CASES = [
     "llama-llama3",
     "mistral-window",
     "mistral-no-window",
+    "mixtral",
+    "mixtral-window",
     "qwen2",
     "qwen2-max-window-layers",
     "qwen2-layer-types",

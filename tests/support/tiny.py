@@ -38,6 +38,7 @@ SHAPE = {
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "mistral": ("Mistral", {"sliding_window": 8}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen2-windows": (  # layer 0 sees everything, the others a window
         "Qwen2",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from workbench.batch import ForwardContext
 from workbench.debug.points import Point
 from workbench.errors import RequestError
-from workbench.layers import Attention, DecoderLayer
+from workbench.layers import Attention, DecoderLayer, GatedMLP
 from workbench.models import DecoderLM
 from workbench.ops import get_backend
 from workbench.ops.watched import AttentionCall, WatchedBackend
@@ -120,8 +120,9 @@ def _takers(model: DecoderLM) -> Iterator[tuple[int | None, nn.Module, Take]]:
         yield number, layer.attention.qkv_proj, _split_qkv(layer.attention)
         yield number, layer.attention.o_proj, lambda _, out: {"o_proj": out}
         yield number, layer.mlp_norm, _norm_and_residual
-        yield number, layer.mlp.gate_up_proj, _split_gate_up
-        yield number, layer.mlp.down_proj, lambda x, out: {"activation": x[0], "down_proj": out}
+        if isinstance(layer.mlp, GatedMLP):  # experts have only some of the tokens each
+            yield number, layer.mlp.gate_up_proj, _split_gate_up
+            yield number, layer.mlp.down_proj, lambda x, out: {"activation": x[0], "down_proj": out}
 
 
 def _norm_and_residual(_: Any, out: tuple[Tensor, Tensor]) -> dict[str, Tensor]:

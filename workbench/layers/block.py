@@ -12,6 +12,7 @@ from workbench.batch import ForwardContext
 from workbench.config import ModelConfig
 from workbench.layers.attention import Attention
 from workbench.layers.mlp import GatedMLP
+from workbench.layers.moe import SparseMLP
 from workbench.layers.norm import RMSNorm
 
 
@@ -23,7 +24,8 @@ class DecoderLayer(nn.Module):
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.attention = Attention(config, layer)
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.mlp = GatedMLP(config)
+        sparse = config.num_experts > 0
+        self.mlp: nn.Module = SparseMLP(config) if sparse else GatedMLP(config)
 
     def forward(
         self,

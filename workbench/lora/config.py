@@ -34,7 +34,7 @@ _READ = frozenset(
     {
         *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules"),
         *("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias"),
-        *("lora_bias", "use_dora"),
+        *("lora_bias", "use_dora", "target_parameters"),
     }
 )
 # Initialisations that write into the base as well; converted when saved, they are plain LoRA.
@@ -47,7 +47,8 @@ class LoRAConfig:
 
     target_modules: names (a module's path ends in one), a regular expression for whole paths, or
     "all-linear". rank_pattern and alpha_pattern: regular expressions for the ends of paths -> what
-    is there in place of `r` and `lora_alpha`; the first that fits counts.
+    is there in place of `r` and `lora_alpha`; the first that fits counts. target_parameters: ends
+    of paths of fused parameters, see `workbench.lora.experts`.
     """
 
     r: int
@@ -63,15 +64,20 @@ class LoRAConfig:
     bias: str = "none"
     lora_bias: bool = False
     use_dora: bool = False
+    target_parameters: tuple[str, ...] = ()
     base_model: str | None = None
 
     def rank(self, path: str) -> int:
         """Return the rank at a module."""
         return int(_by_pattern(self.rank_pattern, path, self.r))
 
+    def alpha(self, path: str) -> float:
+        """Return alpha at a module."""
+        return _by_pattern(self.alpha_pattern, path, self.lora_alpha)
+
     def scale(self, path: str) -> float:
         """Return what B A x is multiplied with at a module: alpha / r, or alpha / sqrt(r)."""
-        alpha, rank = _by_pattern(self.alpha_pattern, path, self.lora_alpha), self.rank(path)
+        alpha, rank = self.alpha(path), self.rank(path)
         return float(alpha / (math.sqrt(rank) if self.use_rslora else rank))
 
     def saves(self, path: str) -> bool:
@@ -153,9 +159,10 @@ def parse_config(content: Any, folder: Path) -> LoRAConfig:
         bias=reader.bias(),
         lora_bias=reader.flag("lora_bias"),
         use_dora=reader.flag("use_dora"),
+        target_parameters=tuple(reader.names("target_parameters", pattern=False)),
         base_model=reader.text("base_model_name_or_path"),
     )  # fmt: skip
-    if not config.target_modules and not config.modules_to_save:
+    if not (config.target_modules or config.modules_to_save or config.target_parameters):
         reader.wrong("target_modules", "names no module")
     if config.use_dora and config.lora_bias:
         reader.wrong("use_dora", "goes with no lora_bias, in PEFT neither")

@@ -26,6 +26,7 @@ from workbench.errors import AdapterError
 from workbench.lora.adapter import PREFIX
 from workbench.lora.config import CONFIG as PEFT_CONFIG
 from workbench.lora.config import LoRAConfig
+from workbench.lora.tensor_table import TensorTable
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 FIX = "Export it with NeMo as one archive without parallelism, or for Hugging Face's PEFT."
@@ -50,34 +51,6 @@ _MODULES = {
 # Of `lora_tuning`, what is read, and what is of training alone.
 _READ = frozenset({"adapter_dim", "alpha", "layer_selection", "variant", "target_modules"})
 _TRAINING = frozenset({"adapter_dropout", "column_init_method", "row_init_method"})
-
-
-_CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16"}
-_CODES[torch.bfloat16] = "BF16"
-
-
-class _Header(NamedTuple):
-    """A tensor's shape and dtype, as safetensors tells them."""
-
-    tensor: Tensor
-
-    def get_shape(self) -> list[int]:
-        return list(self.tensor.shape)
-
-    def get_dtype(self) -> str:
-        return _CODES.get(self.tensor.dtype, str(self.tensor.dtype))
-
-
-class TensorTable(dict[str, Tensor]):
-    """Tensors by name, with the face of a safetensors file."""
-
-    def get_slice(self, name: str) -> _Header:
-        """Return what says a tensor's shape and dtype."""
-        return _Header(self[name])
-
-    def get_tensor(self, name: str) -> Tensor:
-        """Return a tensor."""
-        return self[name]
 
 
 class NemoAdapter(NamedTuple):

@@ -19,6 +19,7 @@ from torch import Tensor
 from workbench.errors import AdapterError
 from workbench.lora.adapter import PREFIX, WEIGHTS, Adapter, LoRAPair
 from workbench.lora.config import FIX, LoRAConfig, read_config
+from workbench.lora.experts import take_apart
 from workbench.lora.nemo import WEIGHTS as NEMO_WEIGHTS
 from workbench.lora.nemo import is_nemo, read_nemo
 from workbench.lora.targets import Target, targets_of
@@ -58,6 +59,9 @@ def read_adapter(folder: str | Path, model: DecoderLM, *, max_rank: int = 256) -
         raise AdapterError(folder, [f"{WEIGHTS} is {what}"], FIX)
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
+            if config.target_parameters:
+                config, table = take_apart(folder, config, model, targets_of(model), file)
+                return _Reader(folder, config, model, max_rank, table).read()
             return _Reader(folder, config, model, max_rank, file).read()
     except (SafetensorError, OSError) as error:
         problem = f"{WEIGHTS} ({path.stat().st_size} bytes) is damaged: {error}"

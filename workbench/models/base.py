@@ -31,13 +31,17 @@ class DecoderLM(nn.Module, Described):
     `architectures` are the names in `config.json` that the family reads; `weight_rules` maps
     checkpoint tensors to parameters; `ignored_weights` are name endings that checkpoints may hold
     and that mean nothing; `tied_weights` maps a tensor to the one it must equal where the head is
-    tied. `tokenizer` is set by `load_model`.
+    tied. `fused_parameters` names what transformers holds as one parameter, by the end of its path
+    in a layer -> the modules of a checkpoint, `{expert}` running. replayable: whether a pass is the
+    same calls for any tokens, so that it can be captured. `tokenizer` is set by `load_model`.
     """
 
     architectures: ClassVar[tuple[str, ...]] = ()
     weight_rules: ClassVar[tuple[WeightRule, ...]] = ()
     ignored_weights: ClassVar[tuple[str, ...]] = ()
     tied_weights: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    fused_parameters: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
+    replayable: ClassVar[bool] = True
 
     config: ModelConfig
     embedding: Embedding

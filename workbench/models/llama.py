@@ -57,6 +57,18 @@ _DIALECTS = MappingProxyType(
             output_bias=False,
             mlp_bias=False,
         ),
+        "MixtralForCausalLM": _Dialect(
+            {
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+                "num_key_value_heads": 8,
+                "sliding_window": None,
+            },
+            windows="all",
+            qkv_bias=False,
+            output_bias=False,
+            mlp_bias=False,
+        ),
         "Qwen2ForCausalLM": _Dialect(
             {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
             windows="by layer",
@@ -71,7 +83,11 @@ _DIALECTS = MappingProxyType(
 class LlamaForCausalLM(DecoderLM):
     """Pre-norm decoder: embedding, layers of attention and gated MLP, norm, head."""
 
-    architectures: ClassVar[tuple[str, ...]] = tuple(_DIALECTS)
+    architectures: ClassVar[tuple[str, ...]] = (
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "Qwen2ForCausalLM",
+    )
     weight_rules: ClassVar[tuple[WeightRule, ...]] = (
         WeightRule("model.embed_tokens.weight", "embedding.weight"),
         *(

@@ -13,11 +13,16 @@ from typing import Any
 from workbench.errors import ConfigError
 from workbench.models.base import DecoderLM
 from workbench.models.llama import LlamaForCausalLM
+from workbench.models.mixtral import MixtralForCausalLM
 
 Families = Mapping[str, type[DecoderLM]]
 
 FAMILIES: Families = MappingProxyType(
-    {name: family for family in (LlamaForCausalLM,) for name in family.architectures}
+    {
+        name: family
+        for family in (LlamaForCausalLM, MixtralForCausalLM)
+        for name in family.architectures
+    }
 )
 
 

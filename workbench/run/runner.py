@@ -66,6 +66,7 @@ class Runner(Described):
         self.batch_invariant = batch_invariant
         self.backend = self.backend_named(backend) if isinstance(backend, str) else backend
         self._check_invariance(self.backend)
+        cuda_graphs, tape = _replays(model, cuda_graphs, tape)
         sizes = resolve_sizes(cuda_graphs, self.device, self.backend)
         insist = cuda_graphs != "auto"
         taped = resolve_tape(tape, self.device, self.backend)
@@ -255,3 +256,16 @@ class Runner(Described):
 def _shape(group: KVGroup) -> str:
     facts = len(group.layers), group.window, group.num_kv_heads, group.head_dim
     return f"({', '.join(map(str, facts))})"
+
+
+def _replays(
+    model: DecoderLM, cuda_graphs: str | bool | Sequence[int], tape: str | bool
+) -> tuple[str | bool | Sequence[int], str | bool]:
+    """Return the choices for a model, none where its passes are not the same calls each time."""
+    if model.replayable:
+        return cuda_graphs, tape
+    for name, choice in (("cuda_graphs", cuda_graphs), ("tape", tape)):
+        if choice not in ("auto", False):
+            problem = f"a {type(model).__name__} routes tokens by what they are: no pass is another"
+            raise ConfigError(name, choice, problem, "Use 'auto' or False.")
+    return False, False
