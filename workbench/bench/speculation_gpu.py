@@ -123,6 +123,7 @@ def variants_of(head: Eagle3Head, depth: int, length: float, *, alone: bool) -> 
         _PLAIN: (None, None),
         "free drafts": (Fixed("free drafts", chain), synthetic),
         "eagle3": (EagleProposer(head, length=depth), synthetic),
+        "eagle3, adaptive": (EagleProposer(head, length=depth), replace(synthetic, adaptive=True)),
     }
     if alone:
         # Every node behind the one `_TREE_WIDTH` before it: paths side by side, 7 or 8 deep.

@@ -37,7 +37,7 @@ from workbench.speculation import (
 )
 from workbench.speculation.asking import ask, check_proposer, name_of
 from workbench.speculation.control import Control
-from workbench.speculation.states import StateStore
+from workbench.speculation.states import RowSlices, StateStore
 
 
 class Proposed(NamedTuple):
@@ -245,14 +245,16 @@ class Speculator(Described):
             else:
                 kept += range(begin, offset)
             parts.append((sequence.sequence_id, start, len(kept) - before))
-        states, counts = output.states, [count for _, _, count in parts]
+        states = output.states
         if len(kept) < offset:  # one gather for all of them
             device = next(iter(states.values())).device
             index = torch.tensor(kept, dtype=torch.int64).to(device, non_blocking=True)
             states = {point: rows.index_select(0, index) for point, rows in states.items()}
-        columns = [torch.split(rows, counts) for rows in states.values()]
-        for (number, start, _), *rows in zip(parts, *columns, strict=True):
-            self._states.add(number, States(start, dict(zip(states, rows, strict=True))))
+        begin = 0
+        for number, start, count in parts:
+            rows = RowSlices(states, begin, begin + count)
+            self._states.add(number, States(start, rows))
+            begin += count
 
     def describe(self) -> dict[str, Any]:
         """Return who proposes and who decides."""

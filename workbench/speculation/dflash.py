@@ -49,7 +49,7 @@ class DFlashProposer(Described):
         assert cache is not None
         fresh = [item for item in news if item.token_ids]
         if fresh:
-            states = packed_states(fresh)
+            states = packed_states(fresh, self.rows.needs)
             counts = [len(item.token_ids) for item in fresh]
             numbers = [item.row.number for item in fresh]
             self.head.commit(cache, numbers, states, counts, self.backend)

@@ -121,7 +121,7 @@ class EagleProposer(Described):
         if not fresh:
             return
         tokens = torch.tensor([i for item in fresh for i in item.token_ids])
-        states = packed_states(fresh)
+        states = packed_states(fresh, self.rows.needs)
         numbers, counts = _rows_and_counts(fresh)
         tokens = tokens.to(states.device)
         out = commit(self.head, cache, numbers, tokens, states, counts, self.backend)
@@ -142,7 +142,7 @@ class EagleProposer(Described):
         last = [item for _, item in pairs]
         tokens = [i for item in last for i in item.token_ids]
         depths = [min(c.max_depth, self.shape.depth) for c in candidates]
-        new = New(*_rows_and_counts(last), tokens, packed_states(last), depths)
+        new = New(*_rows_and_counts(last), tokens, packed_states(last, self.rows.needs), depths)
         tree = drafter.draft(cache, new, self.rows.unused)
         for item in last:
             self.rows.took(item, None)
@@ -165,8 +165,7 @@ def _parted(news: News, width: int) -> tuple[News, News]:
     """Return what goes in before, and the rest: the last pair where there are more than `width`."""
     if len(news.token_ids) <= width:
         return news._replace(token_ids=[]), news
-    at = len(news.token_ids) - 1
-    return news.span(0, at), news.span(at, None)
+    return news.parted(len(news.token_ids) - 1)
 
 
 def _rows_and_counts(news: list[Any]) -> tuple[list[int], list[int]]:

@@ -19,6 +19,7 @@ from workbench.request import Sequence
 from workbench.speculation.heads.cache import HeadCache
 from workbench.speculation.heads.tree import DraftTree
 from workbench.speculation.proposer import Candidate
+from workbench.speculation.states import States, packed
 
 
 @dataclass(slots=True)
@@ -43,25 +44,30 @@ class Row:
 class News(NamedTuple):
     """What a candidate's row is to be given before it can be drafted for.
 
-    place: the candidate's. token_ids [n] are those one after the positions of states, [n, …] of
-    each point that the head needs.
+    place: the candidate's. token_ids [n] are those one after the positions of states; None where
+    there is nothing new.
     """
 
     place: int
     row: Row
     token_ids: list[int]
-    states: tuple[Tensor, ...]
+    states: States | None
 
-    def span(self, begin: int, end: int | None) -> News:
-        """Return some of the pairs."""
-        states = tuple(rows[begin:end] for rows in self.states)
-        return self._replace(token_ids=self.token_ids[begin:end], states=states)
+    def parted(self, at: int) -> tuple[News, News]:
+        """Return the first `at` pairs, and the rest."""
+        states = self.states
+        assert states is not None, "there are pairs"
+        middle = states.start + at
+        before = self._replace(
+            token_ids=self.token_ids[:at], states=states.part(states.start, middle)
+        )
+        rest = states.part(middle, states.stop)
+        return before, self._replace(token_ids=self.token_ids[at:], states=rest)
 
 
-def packed_states(news: Tokens[News]) -> Tensor:
+def packed_states(news: Tokens[News], points: Tokens[str]) -> Tensor:
     """Return the states of all, one after the other, their points side by side: [T, width]."""
-    points = [torch.cat(rows) for rows in zip(*(item.states for item in news), strict=True)]
-    return torch.cat(points, dim=-1) if len(points) > 1 else points[0]
+    return packed([item.states for item in news if item.states is not None], points)
 
 
 class HeadRows:
@@ -111,17 +117,14 @@ class HeadRows:
         if same < len(row.tokens) or row.stop > end:
             self._cut(row, min(same, max(0, end - row.start)))
         if candidate.states is None:
-            return None if row.kept is None or row.stop < end else News(place, row, [], ())
+            return None if row.kept is None or row.stop < end else News(place, row, [], None)
         begin, states = candidate.states.start, candidate.states
         if begin > row.stop or not row.tokens:
             self._cut(row, 0)
             row.start = begin
         if states.stop < end:
             return None
-        rows = tuple(states.rows[point] for point in self.needs)
-        if begin < row.stop or states.stop > end:
-            rows = tuple(part[row.stop - begin : end - begin] for part in rows)
-        return News(place, row, ids[row.stop + 1 : end + 1], rows)
+        return News(place, row, ids[row.stop + 1 : end + 1], states.part(row.stop, end))
 
     def _number(self) -> int:
         number = self._free.pop() if self._free else len(self._rows)

@@ -140,7 +140,7 @@ class HydraProposer(_StaticProposer):
     def _prefixes(self, news: list[Any]) -> Tensor:
         """Return what the heads read of each row's last state: [R, hidden]."""
         counts = [len(item.token_ids) for item in news]
-        states = packed_states(news).to(self.head.dtype)
+        states = packed_states(news, self.rows.needs).to(self.head.dtype)
         ends = (torch.tensor(counts).cumsum(0) - 1).to(states.device)
         cache = self.rows.cache
         if cache is None:
