@@ -25,8 +25,13 @@ def _fixed_torch_seed() -> None:
         sys.modules["torch"].manual_seed(0)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs more GPUs than there are."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs more GPUs than there are; among several workers, what is slow starts first.
+
+    At the end of a run a worker then waits for a short test of another, not for a notebook.
+    """
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     needs = {"gpu": 1, "multi_gpu": 2}
     wanted = [(i, n) for i in items for mark, n in needs.items() if i.get_closest_marker(mark)]
     if not wanted:

@@ -20,27 +20,31 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MAX_BYTES = 2 * 1024**2
 SECONDS_PER_NOTEBOOK = 240
+# Values that a notebook's cell of parameters gets here, where what it shows costs much more than
+# what a run of it proves; what training reaches is seen in tests/train.
+SHORTER: dict[str, dict[str, Any]] = {
+    "30_speculation": {"NUM_PROMPTS": 4, "MAX_TOKENS": 24, "SIZES": (1, 4)},
+    "31_train_heads": {"NUM_PROMPTS": 2, "MAX_TOKENS": 24, "NUM_ROWS": 16, "STEPS": 4},
+    "32_invent_a_strategy": {"NUM_PROMPTS": 4, "MAX_TOKENS": 24, "SIZES": (1, 4)},
+    "41_train_adapter": {"SECONDS": 6},
+}
 
 # Folders that are somebody's own machine, wherever the notebook was run.
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|Users|root|tmp|private|mnt|workspace)/[\w.-]+")
 DATA_URI = re.compile(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=\s]+")
 
-# Values that a notebook's cell of parameters gets here, where what it shows costs much more than
-# what a run of it proves.
-SHORT: dict[str, dict[str, Any]] = {
-    "30_speculation": {"NUM_PROMPTS": 4, "MAX_TOKENS": 24, "SIZES": (1, 4)},
-    "31_train_heads": {"NUM_PROMPTS": 2, "MAX_TOKENS": 24, "NUM_ROWS": 16, "STEPS": 4},
-    "32_invent_a_strategy": {"NUM_PROMPTS": 4, "MAX_TOKENS": 24, "SIZES": (1, 4)},
-}
-
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def execute(path: Path, folder: Path) -> Any:
-    """Run a copy of a notebook in `folder` and return it; raises what the first bad cell raised."""
+def execute(path: Path, folder: Path, parameters: dict[str, Any] | None = None) -> Any:
+    """Run a copy of a notebook in `folder` and return it; raises what the first bad cell raised.
+
+    parameters: other values of what its cell of parameters sets.
+    """
     copy = Path(shutil.copy(path, folder))
     notebook = nbformat.read(copy, as_version=4)
-    shorten(notebook, SHORT.get(path.stem, {}))
+    for name, value in (parameters or {}).items():
+        set_parameter(notebook, name, value)
     client = NotebookClient(
         notebook,
         timeout=SECONDS_PER_NOTEBOOK,
@@ -51,12 +55,11 @@ def execute(path: Path, folder: Path) -> Any:
     return notebook
 
 
-def shorten(notebook: Any, values: dict[str, Any]) -> None:
-    """Give parameters of a notebook other values."""
-    for name, value in values.items():
-        [cell] = [c for c in notebook.cells if c.source.startswith("# Parameters")]
-        cell.source, count = re.subn(rf"(?m)^{name} = .*$", f"{name} = {value!r}", cell.source)
-        assert count == 1, f"no parameter {name}"
+def set_parameter(notebook: Any, name: str, value: Any) -> None:
+    """Change the line of the parameters' cell that gives `name` its value; there must be one."""
+    (cell,) = (c for c in notebook.cells if c.source.startswith("# Parameters\n"))
+    cell.source, count = re.subn(rf"(?m)^{name} = [^#\n]*", f"{name} = {value!r}  ", cell.source)
+    assert count == 1, f"the notebook has no parameter {name}"
 
 
 def output_texts(notebook: Any) -> Iterator[str]:
@@ -85,7 +88,7 @@ def machine_paths(notebook: Any) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS_PER_NOTEBOOK + 30)
 def test_it_runs(path: Path, tmp_path: Path) -> None:
-    notebook = execute(path, tmp_path)
+    notebook = execute(path, tmp_path, SHORTER.get(path.stem))
     assert [c for c in notebook.cells if c.cell_type == "code"], "no code cell"
 
 
@@ -119,6 +122,15 @@ def test_a_failing_cell_fails_the_run(tmp_path: Path) -> None:
     nbformat.write(notebook_of("x = 1", "assert x == 2"), bad)
     with pytest.raises(CellExecutionError, match="AssertionError"):
         execute(bad, tmp_path / "copy")
+
+
+def test_a_parameter_is_set_where_there_is_one() -> None:
+    notebook = notebook_of("# Parameters\nSEED = 0\nSECONDS = 45  # of training", "SECONDS = 1")
+    set_parameter(notebook, "SECONDS", 6)
+    assert "SECONDS = 6  # of training" in notebook.cells[0].source
+    assert notebook.cells[1].source == "SECONDS = 1"
+    with pytest.raises(AssertionError, match="no parameter STEPS"):
+        set_parameter(notebook, "STEPS", 6)
 
 
 def test_a_notebook_runs_outside_the_repository(tmp_path: Path) -> None:

@@ -122,12 +122,14 @@ class LoRAPanel(Panel):
         colours = [_COLOUR[row["tier"]] for row in self.adapters]
         left.barh(places, [row["tokens"] for row in self.adapters], color=colours)
         left.set_yticks(places, names, fontsize=8)
-        left.set_title("tokens; green is on the device", loc="left", fontsize=9)
+        left.set_title("green is on the device", loc="left", fontsize=9)
+        left.set_xlabel("tokens made")
         hits = [row["hits"] for row in self.adapters]
         right.barh(places, hits, color=HUES[2], label="hits")
         misses = [row["misses"] for row in self.adapters]
         right.barh(places, misses, left=hits, color=HUES[5], label="misses")
         right.set_title("found on the device, or brought there", loc="left", fontsize=9)
+        right.set_xlabel("times that it was wanted")
         right.legend(fontsize=7)
         left.invert_yaxis()
 
