@@ -125,6 +125,7 @@ class DeviceSlots:
     def resize(self, num_rows: int) -> list[Entry]:
         """Have more rank rows or fewer, in which pinned and needed adapters have room; return who
         left for it."""
+        self.settle()
         if num_rows >= self.pool.num_rows:
             self.pool.grow(num_rows)
             return []
