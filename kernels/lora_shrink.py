@@ -207,12 +207,11 @@ def make_inputs(
     return {"x": x.to(dtype), "a": a.to(dtype), **made, "inner": inner, "tile": tile}
 
 
-def choose_splits(num_tiles: int, parts: int, width: int, num_inputs: int, num_sms: int) -> int:
-    """Return into how many parts inputs are cut: of 512 or a multiple, up to sixteen parts, while
-    no more than six programs run on a multiprocessor."""
-    wanted = 6 * num_sms // (num_tiles * parts * cdiv(width, 16))
-    size = 512
-    while size < num_inputs and cdiv(num_inputs, size) > max(1, min(wanted, 16)):
+def choose_splits(tile: int, num_inputs: int) -> int:
+    """Return into how many parts inputs are cut: up to sixteen, of 512 or, where tiles have many
+    tokens, 1024, or a multiple. Not by the tiles' number, as each choice is compiled."""
+    size = 512 if tile <= 16 else 1024
+    while cdiv(num_inputs, size) > 16:
         size *= 2
     return cdiv(num_inputs, size)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tiny import write_checkpoint
 from workbench.bench import cpu, gpu_engine, lora, scheduler, speculation, speculation_gpu, views
 from workbench.bench.cpu import peer_dtypes
 from workbench.bench.gpu_workloads import WORKLOADS, Work, make_jobs
+from workbench.bench.lora_traffic import Traffic
 from workbench.bench.shapes import SHAPES, write_random_checkpoint
 from workbench.bench.workloads import DESCRIPTIONS, Job
 from workbench.build import build
@@ -183,6 +185,27 @@ def test_the_least_work_of_a_job() -> None:
     assert work.decode_bytes == 2 * 2 * (layer + 40) + (3 + 4) * (2 * 2 * 2)
     assert work.decode_flops == 2 * 2 * (layer + 40) + 4 * (3 + 4) * 4
     assert work.prefill_flops == 2 * 2 * layer + 2 * 40 + 2 * 4 * 4
+
+
+def test_lora_traffic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More adapters than fit, and one that is loaded while others run."""
+    little = Traffic(6, 2, requests=9, at_once=4, prompt=3, output=2, running=2)
+    monkeypatch.setattr(lora, "ON_CPU", little)
+    folder, rows = write_checkpoint(tmp_path / "tiny", "llama"), tmp_path / "rows.jsonl"
+    settings = ["--device", "cpu", "--dtype", "float32", "--rank", "2", "--cases", "zipf,load"]
+    settings += ["--model", str(folder), "--repeats", "1", "--rows", str(rows)]
+    assert main(["bench", "lora", *settings]) == 0
+    shown = capsys.readouterr().out
+    assert "6 adapters, 2 fit; hits" in shown
+    [asked] = re.findall(r"hits \d+% of (\d+); \d+ loads", shown)
+    assert int(asked) == 9
+    cases = [json.loads(line)["case"] for line in rows.read_text().splitlines()]
+    assert cases[:2] == ["zipf: base", "zipf: zipf"]
+    assert {case.partition(":")[0] for case in cases[2:]} == {"load"}
+    assert main(["bench", "lora", "--device", "cpu", "--cases", "b1 one"]) != 0
+    assert "cases='b1 one': not on a CPU" in capsys.readouterr().err
 
 
 def test_every_program_is_run_here(request: pytest.FixtureRequest) -> None:

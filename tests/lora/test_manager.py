@@ -64,6 +64,23 @@ def test_the_least_recently_used_makes_way(engine: Engine) -> None:
     assert (info.num_requests, info.hits, info.misses) == (2, 1, 1)
 
 
+def test_one_that_others_wait_for_leaves_last(
+    make_engine: MakeEngine, adapter_of: Callable[..., Path]
+) -> None:
+    """It would have to come back: c takes the place of b, which was used later than a."""
+    engine = make_engine(num_rows=8, max_sequences=1)
+    for seed, name in enumerate("abc"):
+        engine.loras.load(name, adapter_of(seed=seed))
+    for name in "ab":
+        engine.generate([PROMPT], greedy(2), lora=name)
+    for name in "ca":
+        engine.add(PROMPT, greedy(2), lora=name)
+    engine.step()
+    assert tiers(engine) == {"a": "device", "b": "host", "c": "device"}
+    engine.run()
+    assert (engine.loras.info("a").hits, engine.loras.info("a").misses) == (1, 1)
+
+
 def test_one_that_comes_back_to_other_rows_is_what_it_was(engine: Engine) -> None:
     first: dict[str, tuple[tuple[int, ...], list[int]]] = {}
     moved = 0

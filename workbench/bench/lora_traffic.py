@@ -26,23 +26,28 @@ from workbench.lora import Adapter
 from workbench.sampling_params import SamplingParams
 
 _STEPS = 40  # of each part of a hot load
+_WARM_UPS = 2  # rounds in which graphs are captured
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """How much: adapters known and fitting at once, requests of some tokens in and out, and how
-    many run while one is loaded."""
+    """How much: adapters known and fitting at once; requests of some tokens in and out, of which so
+    many are there at once (one that ends is followed by the next); how many run while an adapter is
+    loaded."""
 
     registered: int
     fitting: int
     requests: int
+    at_once: int
     prompt: int
     output: int
     running: int
 
 
-ON_GPU = Traffic(registered=256, fitting=64, requests=512, prompt=128, output=64, running=32)
-ON_CPU = Traffic(registered=32, fitting=8, requests=32, prompt=16, output=12, running=4)
+ON_GPU = Traffic(
+    registered=256, fitting=64, requests=768, at_once=256, prompt=128, output=64, running=32
+)
+ON_CPU = Traffic(registered=32, fitting=8, requests=32, at_once=12, prompt=16, output=12, running=4)
 
 
 def zipf_rows(
@@ -58,17 +63,17 @@ def zipf_rows(
         engine.loras.load(f"z{number}", adapters.make(rank))
     rates: dict[str, list[float]] = {"base": [], "zipf": []}
     counts = _Counts(engine)
-    for repeat in range(repeats + 1):
+    for repeat in range(repeats + _WARM_UPS):
         drawn = zipf(traffic.requests, traffic.registered, seed=repeat)
         uses: dict[str, list[str | None]] = {
             "base": [None] * len(drawn),
             "zipf": [f"z{i}" for i in drawn],
         }
-        if repeat == 1:
+        if repeat == _WARM_UPS:
             counts = _Counts(engine)
         for which, lora in uses.items():
             rate = _rate(engine, traffic, lora)
-            if repeat:  # the first captures graphs
+            if repeat >= _WARM_UPS:
                 rates[which].append(rate)
     base, mixed = (statistics.median(found) for found in rates.values())
     print(
@@ -107,10 +112,20 @@ class _Counts:
 
 def _rate(engine: Engine, traffic: Traffic, lora: list[str | None]) -> float:
     params = SamplingParams(max_tokens=traffic.output, temperature=0, ignore_eos=True)
-    prompts = [[100 + i % 700] * traffic.prompt for i in range(len(lora))]
-    begin = time.perf_counter()
-    engine.generate(prompts, params, lora=lora)
+    begin, come, there = time.perf_counter(), 0, 0
+    while come < len(lora) or engine.has_work:
+        while come < len(lora) and there < traffic.at_once:
+            engine.add(_prompt(engine, traffic, come), params, lora=lora[come])
+            come, there = come + 1, there + 1
+        finished = [s.request.request_id for s in engine.advance().finished]
+        engine.discard(finished)
+        there -= len(finished)
+    engine.overlap.drop()
     return len(lora) * traffic.output / (time.perf_counter() - begin)
+
+
+def _prompt(engine: Engine, traffic: Traffic, number: int) -> list[int]:
+    return [1 + number % (engine.model.config.vocab_size - 1)] * traffic.prompt
 
 
 class _Steps:
@@ -134,13 +149,12 @@ def load_rows(
 ) -> list[Row]:
     """Print and return what a hot load takes, and the longest steps of those that run meanwhile."""
     steps, params = _Steps(engine), SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
-    long = SamplingParams(max_tokens=1 << 12, temperature=0, ignore_eos=True)
-    prompt = [7] * traffic.prompt
+    most = min(1 << 12, engine.model.config.context - traffic.prompt)
+    long = SamplingParams(max_tokens=most, temperature=0, ignore_eos=True)
+    prompt = _prompt(engine, traffic, 7)
     with tempfile.TemporaryDirectory() as made:
         folders = [adapters.make(rank, i).to_peft(Path(made, f"hot{i}")) for i in range(2)]
-        running = [
-            engine.add([100 + i] * traffic.prompt, long, lora=None) for i in range(traffic.running)
-        ]
+        running = [engine.add(_prompt(engine, traffic, i), long) for i in range(traffic.running)]
         steps.take(lambda number: number < _STEPS // 2)
         captures = engine.runner.preparations
         engine.loras.load("hot0", folders[0])

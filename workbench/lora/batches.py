@@ -172,9 +172,9 @@ class ReplayedAdapters:
             self._device.copy_(self._host, non_blocking=True)
             self._moved.record()
         # Launches follow from a bound: of few values, as each is a graph's.
-        bound = min(len(variants), _power_of_2(count))
+        bound = min(len(variants), _power_of_4(count))
         self.batch.tiles = self.batch.tiles._replace(num_used=bound, size=size)
 
 
-def _power_of_2(least: int) -> int:
-    return 1 << max(0, least - 1).bit_length()
+def _power_of_4(least: int) -> int:
+    return 1 << (max(0, least - 1).bit_length() + 1 & ~1)

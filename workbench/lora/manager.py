@@ -103,8 +103,7 @@ class LoRAManager(Described):
         `ConfigError` for a name that is taken, or an adapter larger than the device's rows.
         """
         begin = time.perf_counter()
-        if check_name(name) in self.store.entries:
-            raise ConfigError("adapter", name, "is loaded already", "Unload it first.")
+        self.check_new(name)
         if not isinstance(adapter, Adapter):
             adapter = self.read(adapter)
         rows = self.slots.pool.num_rows
@@ -122,6 +121,11 @@ class LoRAManager(Described):
         if pin:
             self.pin(name)
         return self.info(name)
+
+    def check_new(self, name: str) -> None:
+        """Raise `ConfigError` for a name that `load` would not take."""
+        if check_name(name) in self.store.entries:
+            raise ConfigError("adapter", name, "is loaded already", "Unload it first.")
 
     def read(self, path: str | Path) -> Adapter:
         """Return the adapter in a folder as `load` takes it, with nothing left to be done: for a
@@ -225,6 +229,7 @@ class LoRAManager(Described):
         """Serve an engine's parts. unfinished: returns the requests that have not ended."""
         self.facts.bus, self.unfinished = bus, unfinished
         scheduler.adapters.gate, runner.adapters = self.gate, self.batches
+        self.slots.wanted = lambda: (use.name for own in unfinished() for use in own.lora)
         self.gate.running = lambda: (*scheduler.running, *scheduler.holding)
 
     def resolve(self, text: str | None) -> Uses:

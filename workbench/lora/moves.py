@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from workbench.lora.pool import Place, RankPool, Resident
+from workbench.lora.threads import in_the_background
 
 
 class Move(NamedTuple):
@@ -69,7 +70,7 @@ class Mover:
         begin = time.perf_counter()
         if self._stream is None or ready is None:
             return self.pool.write(place), time.perf_counter() - begin
-        with torch.cuda.stream(self._stream):
+        with in_the_background(), torch.cuda.stream(self._stream):
             self._stream.wait_event(ready)
             resident = self.pool.write(place)
             self._stream.record_event().synchronize()

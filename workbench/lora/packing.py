@@ -1,4 +1,4 @@
-"""`Packed`: an adapter as rank rows in host memory, ready to be copied to the device in one piece.
+"""`Packed`: an adapter as rank rows in host memory, ready to be copied to the device.
 
 A layer's part is its rows of A for every part of its outputs, and its columns of B with the scale
 multiplied in; what an adapter always adds is a rank row of its own. Made once when an adapter is
@@ -21,6 +21,8 @@ from workbench.lora.targets import Target, bounds_of, dtype_of, targets_of
 from workbench.lora.threads import in_threads
 from workbench.models import DecoderLM
 
+_PIECE = 4 << 20  # bytes
+
 
 class LayerShape(NamedTuple):
     """How large a rank row of a layer is: parts, numbers that each reads, and outputs' bounds."""
@@ -41,15 +43,15 @@ class LayerShape(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """An adapter's rank rows: for each layer in turn a [rank, parts, num_read], then b [rank,
-    outputs], one after the other in `flat`. constant: the last rank row adds whatever the input.
-    saved: modules stored whole, by path. lengths: DoRA's, by layer."""
+    """An adapter's rank rows: each layer's a [rank, parts, num_read] and b [rank, outputs], several
+    in a piece of memory. constant: the last rank row adds whatever the input. saved: modules stored
+    whole, by path. lengths: DoRA's, by layer."""
 
     rank: int
     constant: bool
     embeds: bool
     layers: tuple[str, ...]
-    flat: Tensor
+    rows: tuple[tuple[Tensor, Tensor], ...]
     saved: Mapping[str, Tensor]
     lengths: Mapping[str, RowLengths]
 
@@ -57,7 +59,8 @@ class Packed(NamedTuple):
     def num_bytes(self) -> int:
         """Bytes in host memory."""
         whole = sum(tensor.nbytes for tensor in self.saved.values())
-        return self.flat.nbytes + whole + sum(some.num_bytes for some in self.lengths.values())
+        own = sum(a.nbytes + b.nbytes for a, b in self.rows)
+        return own + whole + sum(some.num_bytes for some in self.lengths.values())
 
 
 class Packer:
@@ -108,18 +111,36 @@ class Packer:
         changed = [*adapter.pairs, *adapter.biases]
         layers = tuple(dict.fromkeys(self.targets[path].layer for path in changed))
         rank, dtype = adapter.rank, dtype_of(self.model)
-        size = rank * sum(self.shapes[name].size for name in layers)
-        pinned = self.model.device.type == "cuda"
-        flat = torch.empty(size, dtype=dtype, pin_memory=pinned)
+        rows = self._make(rank, layers)
 
-        def fill(layer: tuple[str, Tensor, Tensor]) -> None:
-            self._fill(adapter, *layer)
+        def fill(number: int) -> None:
+            self._fill(adapter, layers[number], *rows[number])
 
-        in_threads(fill, unpack(layers, rank, flat, self.shapes), flat.nbytes)
+        in_threads(fill, range(len(layers)), sum(a.nbytes + b.nbytes for a, b in rows))
         embeds = any(pair.of_embedding for pair in adapter.pairs.values())
         saved = {path: tensor.to(dtype) for path, tensor in adapter.saved.items()}
         lengths = self._lengths(adapter)
-        return Packed(rank, adapter.adds_constants, embeds, layers, flat, saved, lengths)
+        return Packed(rank, adapter.adds_constants, embeds, layers, rows, saved, lengths)
+
+    def _make(self, rank: int, layers: tuple[str, ...]) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Return memory for the rank rows of each layer, as it comes.
+
+        Pinned on a machine with CUDA, and in pieces, as nobody else can call CUDA while a piece is
+        pinned.
+        """
+        pinned, dtype = self.model.device.type == "cuda", dtype_of(self.model)
+        sizes = [rank * self.shapes[name].size for name in layers]
+        found, place, left = [], 0, torch.empty(0, dtype=dtype)
+        for number, (name, size) in enumerate(zip(layers, sizes, strict=True)):
+            if place + size > len(left):
+                piece = max(size, min(sum(sizes[number:]), _PIECE // dtype.itemsize))
+                place, left = 0, torch.empty(piece, dtype=dtype, pin_memory=pinned)
+            shape = self.shapes[name]
+            middle, end = place + rank * shape.parts * shape.num_read, place + size
+            a = left[place:middle].view(rank, shape.parts, shape.num_read)
+            found.append((a, left[middle:end].view(rank, shape.num_outputs)))
+            place = end
+        return tuple(found)
 
     def _lengths(self, adapter: Adapter) -> dict[str, RowLengths]:
         """Return the lengths of the rows of each layer that a DoRA adapter changes."""
@@ -191,18 +212,3 @@ class Packer:
     def _bias_change(self, adapter: Adapter, target: Target) -> Tensor:
         own = self.model.get_parameter(f"{target.layer}.bias")[target.rows].detach()
         return adapter.biases[target.path].float() - own.float().cpu()
-
-
-def unpack(
-    layers: tuple[str, ...], rank: int, flat: Tensor, shapes: Mapping[str, LayerShape]
-) -> list[tuple[str, Tensor, Tensor]]:
-    """Return (layer, a [rank, parts, num_read], b [rank, outputs]) of each layer, views of flat."""
-    found, at = [], 0
-    for name in layers:
-        shape = shapes[name]
-        middle = at + rank * shape.parts * shape.num_read
-        end = middle + rank * shape.num_outputs
-        a = flat[at:middle].view(rank, shape.parts, shape.num_read)
-        found.append((name, a, flat[middle:end].view(rank, shape.num_outputs)))
-        at = end
-    return found

@@ -7,14 +7,14 @@ writer of the rows' tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from workbench.lora.dora import RowLengths
-from workbench.lora.packing import Packed, Packer, unpack
+from workbench.lora.packing import Packed, Packer
 from workbench.lora.targets import dtype_of
 from workbench.lora_batch import LoRAWeights
 
@@ -108,7 +108,7 @@ class RankPool:
     def take(self, packed: Packed) -> Place:
         """Take free rows for an adapter, of which there must be enough, and leave them as they
         are."""
-        rows = tuple(self._free.pop() for _ in range(packed.rank))
+        rows = tuple(sorted(self._free.pop() for _ in range(packed.rank)))
         given = {}
         for number, name in enumerate(packed.layers):
             layer = self.model.get_submodule(name)
@@ -123,17 +123,22 @@ class RankPool:
     def write(self, place: Place) -> Resident:
         """Write an adapter to its place, layer after layer, on the current stream; by any thread,
         as long as the pool neither grows nor shrinks."""
-        packed, device = place.packed, self.model.device
-        index = torch.tensor(place.rows, device=device)
-        found = unpack(packed.layers, packed.rank, packed.flat, self.packer.shapes)
+        packed, runs = place.packed, list(_runs(place.rows))
+        empty: list[Tensor] = []
+        into: list[Tensor] = []
+        given: list[Tensor] = []
         for weights, number in place.layers:
-            if number is None:  # what others left there
-                weights.b.index_fill_(0, index, 0)
-                weights.a.index_fill_(0, index, 0)
-            else:
-                _, a, b = found[number]
-                weights.a.index_copy_(0, index, a.to(device, non_blocking=True))
-                weights.b.index_copy_(0, index, b.to(device, non_blocking=True))
+            for begin, end, row in runs:
+                held = [weights.a[row : row + end - begin], weights.b[row : row + end - begin]]
+                if number is None:  # what others left there
+                    empty += held
+                else:
+                    into += held
+                    given += [tensor[begin:end] for tensor in packed.rows[number]]
+        if empty:
+            torch._foreach_zero_(empty)
+        if into:  # one call, which holds no lock of Python
+            torch._foreach_copy_(into, given, non_blocking=True)
         lengths = {self.model.get_submodule(name): its for name, its in packed.lengths.items()}
         replaced = self._replaced(packed)
         return Resident(place.rows, packed.constant, packed.embeds, replaced, lengths)
@@ -156,3 +161,12 @@ class RankPool:
             self.model.get_submodule(targets[path].layer): tensor.to(device)
             for path, tensor in packed.saved.items()
         }
+
+
+def _runs(rows: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+    """Yield (begin, end, row) of the places in `rows` that hold row, row + 1, and so on."""
+    begin = 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or rows[end] != rows[end - 1] + 1:
+            yield begin, end, rows[begin]
+            begin = end

@@ -128,10 +128,13 @@ class _Reader:
 
     def _check_complete(self) -> None:
         """Hold the tensors that are there against those that the config names."""
+        by_path: dict[str, list[str]] = {}
+        for path, kind in self.shapes:
+            by_path.setdefault(path, []).append(kind)
         for path, target in self.targets.items():
             asked = {"is_head": target.is_head, "is_embedding": target.is_embedding}
             wanted, saved = self.config.targets(path, **asked), self.config.saves(path)
-            kinds = [kind for p, kind in self.shapes if p == path]
+            kinds = by_path.get(path, [])
             halves = [kind for kind in kinds if kind in _HALVES]
             if wanted and len(halves) != 2:
                 lacks = "both A and B" if not halves else f"the other half of {halves[0]}"

@@ -1,15 +1,15 @@
 """`DeviceSlots`: which adapters are on the device, and who makes room for whom.
 
-The least recently used adapter that nobody needs now and that is not pinned leaves first. What is
-needed is not counted but asked for anew at every step, from the sequences that run: nothing can be
-held by a request that is gone. On a GPU adapters are brought beside the passes that run. Called by
-the manager.
+The least recently used adapter that nobody needs now and that is not pinned leaves first, and those
+that requests wait for leave last. What is needed is not counted but asked for anew at every step,
+from the sequences that run: nothing can be held by a request that is gone. On a GPU adapters are
+brought beside the passes that run. Called by the manager.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from workbench.lora.moves import Move, Mover
 from workbench.lora.packing import Packed, Packer
@@ -28,6 +28,7 @@ class DeviceSlots:
         self.pool = RankPool(packer, num_rows or 0)
         self.table = VariantTable(packer.model.device)
         self.needed: set[str] = set()
+        self.wanted: Callable[[], Iterable[str]] = tuple  # by requests that have not ended
         self.mover = Mover(self.pool)
         self.beside = packer.model.device.type == "cuda"  # whether passes run meanwhile
 
@@ -64,11 +65,13 @@ class DeviceSlots:
                 self.settle()
                 rows = self.pool.num_rows
                 self.pool.grow(max(rows + lacking, 2 * rows, _FIRST_ROWS))
-        for victim in self._evictable():
-            if self.pool.num_free >= entry.rank:
-                break
-            self.evict(victim)
-            victims.append(victim)
+        if self.pool.num_free < entry.rank:
+            wanted = set(self.wanted())  # those who wait would have it brought again
+            for victim in sorted(self._evictable(), key=lambda e: e.name in wanted):
+                if self.pool.num_free >= entry.rank:
+                    break
+                self.evict(victim)
+                victims.append(victim)
         source, place = entry.tier, self.pool.take(packed)
         if wait or not self.beside:
             entry.resident = self.pool.write(place)
@@ -125,6 +128,7 @@ class DeviceSlots:
     def resize(self, num_rows: int) -> list[Entry]:
         """Have more rank rows or fewer, in which pinned and needed adapters have room; return who
         left for it."""
+        self.settle()
         if num_rows >= self.pool.num_rows:
             self.pool.grow(num_rows)
             return []

@@ -20,6 +20,7 @@ from workbench.lora.moves import Move
 from workbench.lora.packing import Packed, Packer
 from workbench.lora.pool import Resident
 from workbench.lora.reader import read_adapter
+from workbench.lora.threads import in_the_background
 
 
 @dataclass(slots=True)
@@ -102,10 +103,11 @@ class AdapterStore:
         """Return the adapter of a folder, checked, hashed and packed, by any thread; `AdapterError`
         if it is none."""
         begin = time.perf_counter()
-        adapter = read_adapter(folder, self.packer.model, max_rank=self.max_rank)
-        adapter = replace(adapter, folder=folder)
-        packed = self.packer.pack(adapter)
-        assert adapter.digest, "it is worked out here, where nobody waits for it"
+        with in_the_background():
+            adapter = read_adapter(folder, self.packer.model, max_rank=self.max_rank)
+            adapter = replace(adapter, folder=folder)
+            packed = self.packer.pack(adapter)
+            assert adapter.digest, "it is worked out here, where nobody waits for it"
         self.reading[adapter] = time.perf_counter() - begin
         return adapter, packed
 

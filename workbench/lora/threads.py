@@ -6,13 +6,18 @@ Reading an adapter is checks, hashes and copies of some hundred tensors; each is
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 _MOST = 8
+_TURN = 2e-4
+_turns, _lock = [0, sys.getswitchinterval()], threading.Lock()
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T], num_bytes: int) -> list[R]:
@@ -25,3 +30,24 @@ def in_threads(function: Callable[[T], R], items: Iterable[T], num_bytes: int) -
         return [function(item) for item in items]
     with ThreadPoolExecutor(count, thread_name_prefix="adapter") as threads:
         return list(threads.map(function, items))
+
+
+@contextmanager
+def in_the_background() -> Iterator[None]:
+    """Let other threads, such as an engine's, have Python's lock after 0.2 ms of waiting.
+
+    A step lets go of it some hundred times, and gets it back from a thread that computes in Python
+    after 5 ms otherwise: those steps took 80 ms in place of 5.
+    """
+    with _lock:
+        if not _turns[0]:
+            _turns[1] = sys.getswitchinterval()
+            sys.setswitchinterval(_TURN)
+        _turns[0] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _turns[0] -= 1
+            if not _turns[0]:
+                sys.setswitchinterval(_turns[1])

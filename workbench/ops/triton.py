@@ -60,7 +60,7 @@ class TritonBackend(ReferenceBackend):
         named = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         self.tuned = TunedTable.load(named)
         self._splits = self._cuts(sm_count(device))
-        self.lora = LoRAKernels(self._run, self._splits.num_sms)
+        self.lora = LoRAKernels(self._run)
         self._lacks_fp8 = lacks_fp8(device)
         self.capturable = device.type == "cuda"
 

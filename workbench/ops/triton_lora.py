@@ -25,8 +25,8 @@ before all others have ended, which is the oracle."""
 class LoRAKernels:
     """Launches both kernels. run(kernel, dtype, **inputs): launches one by name."""
 
-    def __init__(self, run: Callable[..., Any], num_sms: int) -> None:
-        self.run, self.num_sms = run, num_sms
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self.run = run
         self.order: LoRAOrder = "early"
         self._sides: dict[int, torch.cuda.Stream] = {}
 
@@ -84,7 +84,7 @@ class LoRAKernels:
 
     def _inner(self, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Tensor:
         tiles, width, (_, parts, num_inputs) = batch.tiles, batch.table.width, weights.a.shape
-        splits = _splits(tiles.num_used, parts, width, num_inputs, self.num_sms)
+        splits = _splits(tiles.size, num_inputs)
         shape = splits, len(tiles.order), parts, width
         return torch.empty(shape, dtype=torch.float32, device=x.device)
 
@@ -118,7 +118,7 @@ def gain_lora(run: Callable[..., Any], out: Tensor, gain: LoRAGain, batch: LoRAB
 
 
 @cache
-def _splits(num_tiles: int, parts: int, width: int, num_inputs: int, num_sms: int) -> int:
+def _splits(tile: int, num_inputs: int) -> int:
     from workbench.kernels.lora_shrink import choose_splits
 
-    return choose_splits(num_tiles, parts, width, num_inputs, num_sms)
+    return choose_splits(tile, num_inputs)

@@ -7,6 +7,7 @@ belong.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -25,6 +26,9 @@ class Desk(Protocol):
     def ask(self, function: Callable[[LoRAManager], T], then: Callable[[T], None]) -> None:
         """Give `then` what `function` says of the manager."""
 
+    def load(self, name: str, path: str, then: Callable[[Any], None]) -> None:
+        """Have an adapter loaded from a folder, then call `then`."""
+
 
 class ManagerDesk:
     """Asks a manager that is used on the notebook's own thread."""
@@ -40,6 +44,10 @@ class ManagerDesk:
             self.tell(_said(error))
         else:
             then(found)
+
+    def load(self, name: str, path: str, then: Callable[[Any], None]) -> None:
+        """Load it at once."""
+        self.ask(lambda manager: manager.load(name, path), then)
 
 
 class AsyncDesk:
@@ -68,6 +76,26 @@ class AsyncDesk:
             self.aengine.call(lambda engine: function(engine.loras)).add_done_callback(heard)
         except WorkbenchError as error:
             self.tell(_said(error))
+
+    def load(self, name: str, path: str, then: Callable[[Any], None]) -> None:
+        """Have a thread read the folder while the engine goes on, then leave word."""
+
+        def read(manager: LoRAManager) -> None:
+            try:
+                adapter = manager.read(path)
+            except WorkbenchError as error:
+                self._hand_over(self.tell, _said(error))
+            else:
+                self.ask(lambda manager: manager.load(name, adapter), then)
+
+        def start(manager: LoRAManager) -> None:
+            threading.Thread(target=read, args=(manager,), name="adapter", daemon=True).start()
+
+        def known(manager: LoRAManager) -> LoRAManager:
+            manager.check_new(name)
+            return manager
+
+        self.ask(known, start)
 
     def _hand_over(self, then: Callable[[Any], None], found: Any) -> None:
         if self._loop is None:

@@ -142,11 +142,12 @@ class LoRAPanel(Panel):
         """Do what the browser asks for: {"command": name, …}; what fails is shown beside it."""
         self.notice = ""
         try:
-            act = _action(content)
+            if content["command"] == "load":
+                self._desk.load(content["name"], content["path"], lambda _: self.take())
+            else:
+                self._desk.ask(_action(content), lambda _: self.take())
         except (ConfigError, KeyError, TypeError) as error:
             self._tell(f"{type(error).__name__}: {error}")
-            return
-        self._desk.ask(act, lambda _: self.take())
 
     def close(self) -> None:
         """Stop listening, and remove the widget."""
@@ -159,9 +160,6 @@ def _action(content: dict[str, Any]) -> Callable[[LoRAManager], Any]:
     """Return what a command does to the manager."""
     command, name = content["command"], content["name"]
     match command:
-        case "load":
-            path = content["path"]
-            return lambda manager: manager.load(name, path)
         case "unload":
             wait = bool(content["wait"])
             return lambda manager: manager.unload(name, wait=wait)
