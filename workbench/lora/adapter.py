@@ -147,4 +147,4 @@ class Adapter(Described):
 
 def _hash(tensor: Tensor) -> bytes:
     """Return a hash of a tensor's bytes; SHA-256, which processors have instructions for."""
-    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).digest()
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).digest()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import AdapterError
+from workbench.lora.token_indices import Indices, parse_indices
 
 CONFIG = "adapter_config.json"
 FIX = "Export the adapter again with PEFT's `save_pretrained`, or merge it into its base."
@@ -35,6 +36,7 @@ _READ = frozenset(
         *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules"),
         *("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias"),
         *("lora_bias", "use_dora", "target_parameters"),
+        "trainable_token_indices",
     }
 )
 # Initialisations that write into the base as well; converted when saved, they are plain LoRA.
@@ -48,7 +50,7 @@ class LoRAConfig:
     target_modules: names (a module's path ends in one), a regular expression for whole paths, or
     "all-linear". rank_pattern and alpha_pattern: regular expressions for the ends of paths -> what
     is there in place of `r` and `lora_alpha`; the first that fits counts. target_parameters: ends
-    of paths of fused parameters, see `workbench.lora.experts`.
+    of paths of fused parameters, see `workbench.lora.experts`. token_indices: rows, by module.
     """
 
     r: int
@@ -65,6 +67,7 @@ class LoRAConfig:
     lora_bias: bool = False
     use_dora: bool = False
     target_parameters: tuple[str, ...] = ()
+    token_indices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     base_model: str | None = None
 
     def rank(self, path: str) -> int:
@@ -160,9 +163,11 @@ def parse_config(content: Any, folder: Path) -> LoRAConfig:
         lora_bias=reader.flag("lora_bias"),
         use_dora=reader.flag("use_dora"),
         target_parameters=tuple(reader.names("target_parameters", pattern=False)),
+        token_indices=reader.indices("trainable_token_indices"),
         base_model=reader.text("base_model_name_or_path"),
     )  # fmt: skip
-    if not (config.target_modules or config.modules_to_save or config.target_parameters):
+    others = config.modules_to_save, config.target_parameters, config.token_indices
+    if not config.target_modules and not any(others):
         reader.wrong("target_modules", "names no module")
     if config.use_dora and config.lora_bias:
         reader.wrong("use_dora", "goes with no lora_bias, in PEFT neither")
@@ -214,6 +219,13 @@ class _Reader:
         if value is not None and not isinstance(value, bool):
             self.wrong(key, "must be true or false")
         return value is True
+
+    def indices(self, key: str) -> Indices:
+        try:
+            return parse_indices(self.content.get(key))
+        except ValueError as error:
+            self.wrong(key, str(error))
+            return {}
 
     def text(self, key: str) -> str | None:
         value = self.content.get(key)

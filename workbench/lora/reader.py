@@ -24,6 +24,7 @@ from workbench.lora.nemo import WEIGHTS as NEMO_WEIGHTS
 from workbench.lora.nemo import is_nemo, read_nemo
 from workbench.lora.targets import Target, targets_of
 from workbench.lora.threads import in_threads
+from workbench.lora.token_rows import rows_as_pairs
 from workbench.models import DecoderLM
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -59,10 +60,12 @@ def read_adapter(folder: str | Path, model: DecoderLM, *, max_rank: int = 256) -
         raise AdapterError(folder, [f"{WEIGHTS} is {what}"], FIX)
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
+            held: Any = file
             if config.target_parameters:
-                config, table = take_apart(folder, config, model, targets_of(model), file)
-                return _Reader(folder, config, model, max_rank, table).read()
-            return _Reader(folder, config, model, max_rank, file).read()
+                config, held = take_apart(folder, config, model, targets_of(model), held)
+            if config.token_indices:
+                config, held = rows_as_pairs(folder, config, model, targets_of(model), held)
+            return _Reader(folder, config, model, max_rank, held).read()
     except (SafetensorError, OSError) as error:
         problem = f"{WEIGHTS} ({path.stat().st_size} bytes) is damaged: {error}"
         raise AdapterError(folder, [problem], "Fetch or export it again.") from error
