@@ -24,7 +24,8 @@ from workbench.sample import Sampler
 from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Scheduler
 from workbench.scheduler.foresight import MANY
-from workbench.speculation import NGram
+from workbench.speculation import NGram, SpeculationConfig
+from workbench.speculation.control import Control
 
 
 @pytest.fixture
@@ -139,6 +140,37 @@ def test_proposers_and_a_users_sampler_are_plain(make_engine: MakeEngine) -> Non
         engine.swap(**part)
         tokens_of(engine, random_prompts(2, seed=96), greedy(10))
         assert engine.overlap.taken == 0
+
+
+class Sometimes(Control):
+    """Drafts in one step of five, and knows it one step ahead."""
+
+    def __init__(self) -> None:
+        super().__init__(SpeculationConfig(adaptive=True))
+        self.asked = 0
+
+    def pauses(self, num_sequences: int) -> bool:
+        return self.asked % 5 != 4
+
+    def depth(self, num_sequences: int) -> int:
+        self.asked += 1
+        return 0 if self.asked % 5 else 4
+
+
+def test_while_an_adaptive_proposer_pauses_passes_start_ahead(make_engine: MakeEngine) -> None:
+    """A step that drafts finds nothing under way."""
+    prompts = [[5, 6, 7] * 6, [5, 6, 7] * 6 + [9], *random_prompts(3, seed=8)]
+    params = [greedy(30) if i % 2 == 0 else drawn(i, 30) for i in range(5)]
+    expected = tokens_of(make_engine(overlap=False), prompts, params)
+    engine = make_engine(overlap=True)
+    engine.swap(proposer=NGram(4, max_n=2))
+    engine.speculator.control = Sometimes()
+    outputs = engine.generate(prompts, params)
+    assert [output.outputs[0].token_ids for output in outputs] == expected
+    assert sum(output.metrics.num_accepted for output in outputs) > 0
+    assert engine.overlap.taken > 10
+    assert engine.overlap.plain["there is a proposer"] >= 4
+    assert engine.overlap.dropped == 0
 
 
 def test_a_step_by_hand_leaves_nothing_under_way(make_engine: MakeEngine) -> None:

@@ -189,3 +189,15 @@ def test_batches_that_grow_smaller_take_at_most_two_percent_more(case: str) -> N
         assert spent < 0.6 * 40 * length * plain(4)
     else:
         assert told < 0.5 * steps
+
+
+def test_a_pause_is_known_one_step_ahead() -> None:
+    control, told = Control(SpeculationConfig(adaptive=True, max_depth=8)), 0
+    for _ in range(600):
+        pauses = control.pauses(4)
+        depth = control.depth(4)
+        told += pauses
+        assert not (pauses and depth)
+        observe(control, [0] * 4, depth, PLAIN * (1 + depth))
+    assert told > 400
+    assert not Control(SpeculationConfig()).pauses(4)

@@ -178,7 +178,7 @@ class Overlap(Described):
 
     def _why_plain(self, plan: StepPlan, drawing: Drawing) -> str:
         """Return why the next pass may not begin before this step's tokens are seen."""
-        if not self._speculator.rests(len(plan.sequences)):
+        if not self._speculator.pauses(len(plan.sequences)):
             return "there is a proposer"
         why = drawing.needs_host or self._runner.why_plain()
         if why:

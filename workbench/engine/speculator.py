@@ -102,6 +102,12 @@ class Speculator(Described):
         """Whether nobody is asked for drafts while so many sequences run, whatever they do."""
         return self.proposer is None or self.config.depth(num_sequences) < 1
 
+    def pauses(self, num_sequences: int) -> bool:
+        """Whether nobody will be asked in the next step either, if so many sequences run then, and
+        nothing of its pass has to be kept."""
+        pauses = self.control.pauses(num_sequences) and not self._needs
+        return self.rests(num_sequences) or pauses
+
     def propose(self) -> Proposed:
         """Return drafts for the sequences that decode in the next step."""
         self._depth = 0

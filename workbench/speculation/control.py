@@ -54,6 +54,11 @@ class Control(Described):
         """Whether it has to be told of plain steps."""
         return self.config.adaptive
 
+    def pauses(self, num_sequences: int) -> bool:
+        """Whether it is decided that the next step of so many sequences has no drafts."""
+        load = self._load(num_sequences)
+        return self.config.adaptive and load.depth == 0 and load.left > 0
+
     def passes_over(self) -> bool:
         """Whether a plain step need not be told of; it counts like the next that is."""
         if self._passing <= 0:
