@@ -93,6 +93,7 @@ def test_a_kernel_is_swapped_into_a_running_engine(
     engine.step()
     swapped = compare_in_engine(engine, report.spec, [3, 4, 5], max_tokens=3)
     assert swapped.same_tokens, swapped
+    assert swapped.longest_ms >= swapped.after[1] > 0
     assert engine.runner.backend.kernels["silu_mul"] is report.spec
     engine.run()
     assert len(engine.output(waiting).outputs[0].token_ids) == 4

@@ -202,12 +202,16 @@ def _set_beside(
 
 @dataclass(frozen=True, slots=True)
 class Swapped:
-    """One prompt before and after a swap: token ids and the median milliseconds of a step."""
+    """One prompt before and after a swap: token ids and the median milliseconds of a step.
+
+    longest_ms: the longest step after it, in which the new kernel was compiled and captured.
+    """
 
     kernel: str
     before: tuple[list[int], float]
     after: tuple[list[int], float]
     swap_ms: float
+    longest_ms: float
 
     @property
     def same_tokens(self) -> bool:
@@ -220,7 +224,7 @@ class Swapped:
         said = "the same tokens" if self.same_tokens else f"other tokens: {old} became {new}"
         return (
             f"{self.kernel} swapped in {self.swap_ms:.1f} ms: {said} ({len(new)}), "
-            f"{was:.2f} -> {now:.2f} ms a step"
+            f"{was:.2f} -> {now:.2f} ms a step; the longest after it {self.longest_ms:.0f} ms"
         )
 
 
@@ -228,15 +232,18 @@ def compare_in_engine(
     engine: Engine, spec: KernelSpec, prompt: str | list[int], max_tokens: int = 16
 ) -> Swapped:
     """Run a prompt greedily, `Engine.swap` a kernel in, run it again; the new kernel stays."""
-    before = _timed_run(engine, prompt, max_tokens)
+    before, _ = _timed_run(engine, prompt, max_tokens)
     started = time.perf_counter()
     engine.swap(kernel=spec)
     swap_ms = 1e3 * (time.perf_counter() - started)
-    return Swapped(spec.name, before, _timed_run(engine, prompt, max_tokens), swap_ms)
+    after, longest_ms = _timed_run(engine, prompt, max_tokens)
+    return Swapped(spec.name, before, after, swap_ms, longest_ms)
 
 
-def _timed_run(engine: Engine, prompt: str | list[int], max_tokens: int) -> tuple[list[int], float]:
-    """Return a prompt's greedy tokens and the median milliseconds of its steps."""
+def _timed_run(
+    engine: Engine, prompt: str | list[int], max_tokens: int
+) -> tuple[tuple[list[int], float], float]:
+    """Return a prompt's greedy tokens with the median milliseconds of its steps, and the most."""
     params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
     request_id = engine.add(prompt, params)
     times = []
@@ -246,4 +253,4 @@ def _timed_run(engine: Engine, prompt: str | list[int], max_tokens: int) -> tupl
         times.append(1e3 * (time.perf_counter() - started))
     tokens = engine.output(request_id).outputs[0].token_ids
     decodes = sorted(times[1:]) or times  # the first step is the prompt's
-    return list(tokens), decodes[len(decodes) // 2]
+    return (list(tokens), decodes[len(decodes) // 2]), max(times)
