@@ -51,7 +51,8 @@ def test_logits_agree_step_by_step(
         pytest.skip("kernels run on the GPU here: lifted by TRITON_INTERPRET=1 on a CPU")
     if fast == "native" and device != "cpu":
         pytest.skip("the native backend runs on a CPU")
-    prompts = random_prompts(6, seed=41, longest=60)
+    # Triton is interpreted on a CPU: half as many, of 1 to 26 tokens, beyond the window.
+    prompts = random_prompts(3 if fast == "triton" else 6, seed=41, longest=60)
     engines = [
         make_engine(family, backend=b, device=device, block_size=4, num_blocks=200)
         for b in ("reference", fast)

@@ -60,7 +60,13 @@ def execute(notebook: Any, path: Path, timeout: int) -> str | None:
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     where = {"metadata": {"path": str(path.resolve().parent)}}
-    client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=where)
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        resources=where,
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # a newcomer reads this terminal
+    )
     try:
         client.execute()
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
