@@ -121,6 +121,23 @@ def test_adapters_leave_for_it_the_least_used_first(loaded: MakeEngine) -> None:
         assert one.outputs[0].token_ids == other.outputs[0].token_ids
 
 
+@pytest.mark.parametrize("rows", [16, 28])
+def test_what_is_on_its_way_arrives_before(loaded: MakeEngine, rows: int) -> None:
+    """Its rows get other numbers, or lie elsewhere, as those of the others do."""
+    engine = loaded()
+    expected = engine.generate([[5, 6, 7]], greedy(6), lora="b")[0].outputs[0].token_ids
+    engine.loras.evict("b")
+    engine.loras.slots.beside = True
+    engine.add([1, 2], greedy(2), lora="a")
+    name = engine.add([5, 6, 7], greedy(6), lora="b")
+    engine.step()
+    assert any(entry.moving for entry in engine.loras.store.entries.values())
+    engine.rebalance(lora_rows=rows)
+    assert not any(entry.moving for entry in engine.loras.store.entries.values())
+    engine.run()
+    assert tokens(engine, [name]) == [expected]
+
+
 def test_what_is_cached_is_found_afterwards(loaded: MakeEngine) -> None:
     engine, prompt = loaded(num_blocks=40, block_size=4), list(range(1, 40))
     engine.generate([prompt], greedy(2))
