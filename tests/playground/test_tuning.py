@@ -6,6 +6,7 @@ import importlib.util
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -261,7 +262,7 @@ def test_a_guided_search_finds_a_slope_sooner_than_chance() -> None:
 
 def test_a_hopeless_candidate_is_not_timed_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """`n` says how often it was; one that may win is timed until the median stands."""
-    graphs: Any = {"this": "this", "default": "default"}
+    graphs: Any = dict.fromkeys(("this", "default"), SimpleNamespace(num_calls=1))
 
     def batch(took: float) -> Any:
         return lambda graphs, count: {"this": [took] * count, "default": [1.0] * count}
@@ -272,6 +273,20 @@ def test_a_hopeless_candidate_is_not_timed_for_long(monkeypatch: pytest.MonkeyPa
         assert (found["this"]["p50"], found["this"]["n"]) == (took, n)
     monkeypatch.setattr(timing, "_batch", batch(2.5))
     assert timing.time_together(graphs, 1.0)["this"]["n"] == 105
+
+
+@pytest.mark.parametrize(("calls", "n"), [(1, 105), (16, 25)])
+def test_a_slow_call_is_timed_a_hundred_times_whatever_its_samples_hold(
+    monkeypatch: pytest.MonkeyPatch, calls: int, n: int
+) -> None:
+    """The time is up at once, and the samples never settle."""
+    graphs: Any = {"this": SimpleNamespace(num_calls=calls)}
+
+    def batch(graphs: Any, count: int) -> Any:
+        return {"this": [1.0 + place for place in range(count)]}
+
+    monkeypatch.setattr(timing, "_batch", batch)
+    assert timing.time_together(graphs, 0.0)["this"]["n"] == n
 
 
 def test_the_error_of_a_median() -> None:

@@ -2,9 +2,9 @@
 
 What is compared is captured in CUDA graphs over inputs that rotate (together twice the L2 cache,
 where the case is large enough) and replayed in turn, so that clocks and neighbours weigh on all
-alike. At least 100 samples each, until half the 95 % interval of every median is below 0.5 % of it
-or the time is up; how near it came is part of the result. Of a candidate that takes more than twice
-the default's time a few samples say so, and `n` how many.
+alike. At least 100 samples each, until half the 95 % interval of every median is below 0.5 % of it;
+where the time is up before, at least 100 calls in 20 samples. How near it came is part of the
+result. Of a candidate that takes more than twice the default's time a few samples say so.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from workbench.bench.gpu import captured
 
 Call = Callable[[], object]
 MIN_SAMPLES, MAX_SAMPLES = 100, 1000
+MIN_CALLS, LATE_SAMPLES = 100, 20  # once the time is up: a slow call over many inputs
 REL_ERROR = 0.005
 _SAMPLE_US = 400.0  # a sample lasts at least this, so that events resolve it
 _BATCH = 20  # samples between two looks at the clock
@@ -65,14 +66,15 @@ def time_together(
         if this > HOPELESS * other:
             return {name: _figures(taken) for name, taken in samples.items()}
     deadline = time.perf_counter() + seconds
+    calls = min(graph.num_calls for graph in graphs.values())
+    late_samples = max(LATE_SAMPLES, -(-MIN_CALLS // calls))
     while True:
         for name, taken in _batch(graphs, _BATCH).items():
             samples[name] += taken
         least = min(map(len, samples.values()))
         settled = max(map(relative_error, samples.values())) < REL_ERROR
-        if least >= MAX_SAMPLES or (
-            least >= MIN_SAMPLES and (settled or time.perf_counter() > deadline)
-        ):
+        late = time.perf_counter() > deadline and least >= late_samples
+        if least >= MAX_SAMPLES or late or (least >= MIN_SAMPLES and settled):
             return {name: _figures(taken) for name, taken in samples.items()}
 
 
