@@ -30,7 +30,7 @@ from workbench.kernels.lora_math import (
 from workbench.kernels.spec import Case, Inputs, KernelSpec, check_limits
 
 LIMITS = {"tile": (1, 64), "parts": (1, 3)}
-_PROGRAMS = 792  # six on each multiprocessor of an H100 or H200
+_PROGRAMS = 396  # three on each multiprocessor of an H100 or H200
 
 
 @triton.jit(do_not_specialize=["num_places"])
@@ -130,7 +130,7 @@ def default(tile: int, b: Tensor, rows: Tensor, tiles: Tensor, **_: Any) -> Conf
     block_n = max(64, 32768 // (b.element_size() * block_r * warps))
     most = max(1, min(8, cdiv(b.shape[1], block_n) * len(tiles) // _PROGRAMS))
     blocks = 1 << (most.bit_length() - 1)
-    whole = {"BLOCK_N": block_n, "BLOCKS": blocks, "STAGES": 3}
+    whole = {"BLOCK_N": block_n, "BLOCKS": blocks, "STAGES": 4}
     return {"BLOCK_R": block_r, **whole, "num_warps": warps}
 
 
@@ -280,7 +280,7 @@ SPEC = KernelSpec(
         "BLOCK_R": (16, 64),
         "BLOCK_N": (64, 128, 256, 512, 1024),
         "BLOCKS": (1, 2, 4, 8),
-        "STAGES": (1, 3, 5),
+        "STAGES": (1, 3, 4),
         "num_warps": (1, 2, 4),
     },
     keep=keep,

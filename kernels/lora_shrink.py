@@ -130,10 +130,12 @@ def default(x: Tensor, tile: int, inner: Tensor, tiles: Tensor, **_: Any) -> Con
     """Return blocks that hold a split's rank rows at once for few tokens, short ones for many."""
     if tile > 16:
         return {"BLOCK_R": 16, "BLOCK_K": 256 // x.element_size(), "STAGES": 3, "num_warps": 4}
-    most = (2048 if tile == 1 else 512) // x.element_size()
-    step = min(max(64, power_of_2(split_of(x.shape[1], inner.shape[0]))), most)
-    warps = max(2, step // (128 if len(tiles) < 16 else 256))
-    return {"BLOCK_R": 16, "BLOCK_K": step, "STAGES": 1, "num_warps": warps}
+    if tile > 1 or len(tiles) >= 16:  # what waits is other programs' turn: small ones, many at once
+        step, stages = (256 if tile > 1 else 512) // x.element_size(), 3 if tile > 1 else 1
+        return {"BLOCK_R": 16, "BLOCK_K": step, "STAGES": stages, "num_warps": 1}
+    step = max(64, power_of_2(split_of(x.shape[1], inner.shape[0])))
+    step = min(step, 2048 // x.element_size())
+    return {"BLOCK_R": 16, "BLOCK_K": step, "STAGES": 1, "num_warps": max(1, step // 128)}
 
 
 def plan(
@@ -279,7 +281,7 @@ SPEC = KernelSpec(
         "BLOCK_R": (16, 32),
         "BLOCK_K": (64, 128, 256, 512, 1024),
         "STAGES": (1, 2, 3, 4),
-        "num_warps": (2, 4, 8),
+        "num_warps": (1, 2, 4, 8),
     },
     keep=keep,
     default=default,

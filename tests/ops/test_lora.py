@@ -208,7 +208,7 @@ def test_the_order_of_launches_changes_no_bit(size: int, replayed: bool, device:
     layer.weight, layer.bias = torch.randn(BOUNDS[-1], INPUTS, device=device), None
     base = backend.linear(x, layer.weight)
     found = {}
-    for order in get_args(LoRAOrder):
+    for order in (*get_args(LoRAOrder), None):
         backend.lora.order = order
         found[order] = batch.linear(layer, x, backend)
     expected = by_definition(base, x, weights, batch)

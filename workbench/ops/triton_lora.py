@@ -18,26 +18,40 @@ from workbench.lora_batch import LoRABatch, LoRAGain, LoRAWeights
 
 LoRAOrder = Literal["early", "ahead", "beside", "plain"]
 """Where the first kernel, which needs the inputs alone, is launched: after the base product; before
-it; or beside it on a second stream, if passes are replayed. "plain": after it, and no kernel starts
-before all others have ended, which is the oracle."""
+it; or beside it on a second stream. "plain": after it, and no kernel starts before all others have
+ended, which is the oracle."""
+
+_FEW = 4  # tiles
 
 
 class LoRAKernels:
-    """Launches both kernels. run(kernel, dtype, **inputs): launches one by name."""
+    """Launches both kernels. run(kernel, dtype, **inputs): launches one by name. order: None takes
+    what was fastest on an H200 for such a batch."""
 
     def __init__(self, run: Callable[..., Any]) -> None:
         self.run = run
-        self.order: LoRAOrder = "early"
+        self.order: LoRAOrder | None = None
         self._sides: dict[int, torch.cuda.Stream] = {}
+
+    def _order(self, batch: LoRABatch, device: torch.device) -> LoRAOrder:
+        """Return how a batch is launched: kernel by kernel, a second stream costs the host's time;
+        a token alone waits least with A x before the base product, many tokens of few variants with
+        A x beside it, and where adapters' bytes count nothing beats reading them ahead."""
+        tiles = batch.tiles
+        best: LoRAOrder = "early" if tiles.num_used > _FEW else "ahead"
+        if tiles.size > 1 and best == "ahead":
+            best = "beside"
+        order = self.order or best
+        able = batch.replayed and device.type == "cuda"
+        return "early" if order == "beside" and not able else order
 
     def start(self, x: Tensor, weights: LoRAWeights, batch: LoRABatch) -> Tensor | None:
         """Begin A x [splits, T, parts, width] for x [T, inputs], if that is not done afterwards."""
-        if not batch.tiles.num_used or self.order in ("early", "plain"):
+        order = self._order(batch, x.device)
+        if not batch.tiles.num_used or order in ("early", "plain"):
             return None
-        if self.order == "ahead":
+        if order == "ahead":
             return self._shrink(x, weights, batch, joins=False)
-        if not batch.replayed or x.device.type != "cuda":
-            return None  # launched kernel by kernel, a second stream would cost the host's time
         inner, current = self._inner(x, weights, batch), torch.cuda.current_stream(x.device)
         side = self._side(current)
         side.wait_stream(current)
@@ -59,7 +73,7 @@ class LoRAKernels:
         joins = self.order == "plain"
         if started is None:
             started = self._shrink(x, weights, batch, joins=joins)
-        elif self.order == "beside":
+        elif self._order(batch, x.device) == "beside":
             joins, current = True, torch.cuda.current_stream(x.device)
             current.wait_stream(self._side(current))
         factors = {"scales": table.scales, "shifts": table.shifts, "starts": weights.starts}
