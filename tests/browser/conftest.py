@@ -21,6 +21,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from notebook_parameters import shorten
 
 from workbench.cli.lab import lab_command
 from workbench.cli.machine.browser import HOW_TO_GET_ONE, find_browser
@@ -174,6 +175,7 @@ def run_notebook(
 
     def run(path: Path) -> list[Any]:
         notebook = nbformat.read(path, as_version=4)
+        shorten(notebook, path.stem)
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None

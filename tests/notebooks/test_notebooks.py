@@ -15,19 +15,12 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from notebook_parameters import SHORTER, set_parameter, shorten
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MAX_BYTES = 2 * 1024**2
 SECONDS_PER_NOTEBOOK = 240
-# Values that a notebook's cell of parameters gets here, where what it shows costs much more than
-# what a run of it proves; what training reaches is seen in tests/train.
-SHORTER: dict[str, dict[str, Any]] = {
-    "30_speculation": {"NUM_PROMPTS": 4, "MAX_TOKENS": 24, "SIZES": (1, 4)},
-    "31_train_heads": {"NUM_PROMPTS": 2, "MAX_TOKENS": 24, "NUM_ROWS": 16, "STEPS": 4},
-    "32_invent_a_strategy": {"NUM_PROMPTS": 4, "MAX_TOKENS": 24, "SIZES": (1, 4)},
-    "41_train_adapter": {"SECONDS": 6},
-}
 
 # Folders that are somebody's own machine, wherever the notebook was run.
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|Users|root|tmp|private|mnt|workspace)/[\w.-]+")
@@ -36,15 +29,11 @@ DATA_URI = re.compile(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=\s]+")
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def execute(path: Path, folder: Path, parameters: dict[str, Any] | None = None) -> Any:
-    """Run a copy of a notebook in `folder` and return it; raises what the first bad cell raised.
-
-    parameters: other values of what its cell of parameters sets.
-    """
+def execute(path: Path, folder: Path) -> Any:
+    """Run a copy of a notebook in `folder` and return it; raises what the first bad cell raised."""
     copy = Path(shutil.copy(path, folder))
     notebook = nbformat.read(copy, as_version=4)
-    for name, value in (parameters or {}).items():
-        set_parameter(notebook, name, value)
+    shorten(notebook, path.stem)
     client = NotebookClient(
         notebook,
         timeout=SECONDS_PER_NOTEBOOK,
@@ -53,13 +42,6 @@ def execute(path: Path, folder: Path, parameters: dict[str, Any] | None = None) 
     )
     client.execute()
     return notebook
-
-
-def set_parameter(notebook: Any, name: str, value: Any) -> None:
-    """Change the line of the parameters' cell that gives `name` its value; there must be one."""
-    (cell,) = (c for c in notebook.cells if c.source.startswith("# Parameters\n"))
-    cell.source, count = re.subn(rf"(?m)^{name} = [^#\n]*", f"{name} = {value!r}  ", cell.source)
-    assert count == 1, f"the notebook has no parameter {name}"
 
 
 def output_texts(notebook: Any) -> Iterator[str]:
@@ -88,7 +70,7 @@ def machine_paths(notebook: Any) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS_PER_NOTEBOOK + 30)
 def test_it_runs(path: Path, tmp_path: Path) -> None:
-    notebook = execute(path, tmp_path, SHORTER.get(path.stem))
+    notebook = execute(path, tmp_path)
     assert [c for c in notebook.cells if c.cell_type == "code"], "no code cell"
 
 
@@ -122,6 +104,10 @@ def test_a_failing_cell_fails_the_run(tmp_path: Path) -> None:
     nbformat.write(notebook_of("x = 1", "assert x == 2"), bad)
     with pytest.raises(CellExecutionError, match="AssertionError"):
         execute(bad, tmp_path / "copy")
+
+
+def test_what_is_shortened_is_there() -> None:
+    assert SHORTER.keys() <= {path.stem for path in NOTEBOOKS}
 
 
 def test_a_parameter_is_set_where_there_is_one() -> None:
