@@ -205,7 +205,7 @@ SPEC = KernelSpec(
         "llama-8b 64x8k int8": Case(
             {"lens": [8192] * 64, "cache_dtype": torch.int8, **_8B}, small=False
         ),
-        "llama-8b 256x1k": Case({"lens": [1024] * 256, **_8B}, small=False, quick=True),
+        "llama-8b 256x1k": Case({"lens": [1024] * 256, **_8B}, small=False),
         "llama-8b 64x512": Case({"lens": [512] * 64, **_8B}, small=False),
         "llama-8b ragged 1024": Case({"lens": ragged(1024, 8192), **_8B}, small=False),
     },
