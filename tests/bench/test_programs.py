@@ -12,7 +12,16 @@ import pytest
 import torch
 from tiny import write_checkpoint
 
-from workbench.bench import cpu, gpu_engine, lora, scheduler, speculation, speculation_gpu, views
+from workbench.bench import (
+    cpu,
+    gpu_engine,
+    lora,
+    scheduler,
+    speculation,
+    speculation_gpu,
+    tuning,
+    views,
+)
 from workbench.bench.cpu import peer_dtypes
 from workbench.bench.gpu_workloads import WORKLOADS, Work, make_jobs
 from workbench.bench.lora_traffic import Traffic
@@ -216,6 +225,32 @@ def test_every_program_is_run_here(request: pytest.FixtureRequest) -> None:
     programs = {name for action in bench._actions for name in action.choices or ()}
     assert programs, "the programs were not found"
     assert {name for name in programs if not hasattr(request.module, f"test_{name}")} == set()
+
+
+def test_playground(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One kernel, chosen and compiled: what a machine without a GPU can do, too."""
+    rows = tmp_path / "rows.jsonl"
+    settings = ["--kernel", "silu_mul", "--parts", "select,compile", "--rows", str(rows)]
+    assert main(["bench", "playground", *settings]) == 0
+    assert "silu_mul for cuda:90" in capsys.readouterr().out
+    assert [json.loads(line)["case"] for line in rows.read_text().splitlines()] == [
+        "new", "known", "compile"
+    ]  # fmt: skip
+
+
+def test_tuning(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a small shape; without one it says so before anything else."""
+    config = ModelConfig("LlamaForCausalLM", 100_000, 64, 96, 2, 4, 2, 16, context=1024)
+    monkeypatch.setattr(tuning, "SHAPES", {"tiny": config})
+    settings = ["--shape", "tiny", "--batches", "1", "--rounds", "1", "--steps", "2"]
+    status = main(["bench", "tuning", *settings])
+    shown = capsys.readouterr()
+    if torch.cuda.is_available():
+        assert status == 0
+        assert tuning.AGAIN in shown.out
+    else:
+        assert status == 2
+        assert "measured on a CUDA GPU" in shown.err
 
 
 @pytest.mark.browser
