@@ -201,3 +201,19 @@ def test_a_pause_is_known_one_step_ahead() -> None:
         observe(control, [0] * 4, depth, PLAIN * (1 + depth))
     assert told > 400
     assert not Control(SpeculationConfig()).pauses(4)
+
+
+def test_a_try_that_was_not_measured_is_made_again() -> None:
+    """Its step captured a graph; where a try counted all the same, the next came 32 steps later."""
+    control = Control(SpeculationConfig(adaptive=True, max_depth=5))
+    depths, captures = [], 2
+    for _ in range(12):
+        depth = control.depth(1)
+        depths.append(depth)
+        if depth and captures:
+            captures -= 1
+            control.unmeasured(1)
+        else:
+            observe(control, [depth], depth, PLAIN * (1.5 if depth else 1))
+    assert depths[:4] == [0] * 4
+    assert depths[4:7] == [1] * 3, "until it was measured"

@@ -182,7 +182,11 @@ class Speculator(Described):
             return
         before, self._preparations = self._preparations, self.runner.preparations
         count = plan.num_decodes + len(plan.drafts)
-        if not count or count < len(plan.sequences) or before != self._preparations:
+        if not count or count < len(plan.sequences):
+            return
+        if before != self._preparations:
+            if self._depth and self.control.watches:
+                self.control.unmeasured(count)
             return
         seconds = sum(parts.values())
         if not self._depth:

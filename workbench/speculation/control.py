@@ -127,6 +127,12 @@ class Control(Described):
         if kind > 0 and self._allowance < 0:
             load.left = 0
 
+    def unmeasured(self, num_sequences: int) -> None:
+        """Take in that a step's time says nothing, as it made something for later steps (captured a
+        graph, say): what it tried is not tried yet."""
+        load = self._load(num_sequences)
+        load.tried_at, load.left = -1, 0
+
     def _worth(self, made: Mapping[int, int], load: _Load, queue: bool) -> float:
         """Return how many plain steps would have come as far as a step."""
         paces = self._paces
