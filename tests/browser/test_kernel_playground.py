@@ -37,8 +37,12 @@ def show(page: Any, cells: list[Any], place: int = 0) -> Any:
         }""",
         index,
     )
-    panel = page.locator(f".jp-Cell[data-windowed-list-index='{index}'] .wb-view")
+    path = f".jp-Cell[data-windowed-list-index='{index}'] .wb-view"
+    panel = page.locator(path)
     panel.wait_for(state="visible", timeout=SECONDS)
+    # A cell that comes into the window is built anew: until it has drawn it says nothing.
+    drawn = "path => document.querySelector(`${path} .wb-tiles`)?.innerText.trim()"
+    page.wait_for_function(drawn, arg=path, timeout=SECONDS)
     return panel
 
 
