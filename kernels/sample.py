@@ -6,8 +6,8 @@ index. Every parameter is a tensor, nothing is read on the host, so a captured g
 
 Four launches. `peaks` and `sums` read the logits once each, in parallel over chunks of the
 vocabulary; `collect` gathers the likeliest tokens of rows that rank; `draw` decides, a program a
-row. Up to CANDIDATES tokens are sorted there; where a filter needs more, `sample_wide` bisects the
-whole vocabulary, exactly and slowly. Rows that need less leave early.
+row, among up to CANDIDATES tokens; where a filter needs more, `sample_wide` bisects the whole
+vocabulary, exactly and slowly. Rows that need less leave early.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from workbench.kernels.sample_math import (
 from workbench.kernels.spec import check_limits
 
 LIMITS = {"vocab_size": (1, 1 << 22)}
-CANDIDATES = 64 if INTERPRETED else 2048  # the interpreter sorts 64 in the time that it has
+CANDIDATES = 64 if INTERPRETED else 2048  # few, for tests to meet rows that need more
 INVALID = -1  # the token of a row that has no distribution: NaN or +inf in it, or nothing at all
 
 
@@ -132,7 +132,7 @@ def collect_kernel(
         wanted = (bin_of(x, peak, heat) < num_bins) & inside
         chosen = wanted.to(tl.int32)
         base = tl.atomic_add(found + row, tl.sum(chosen, axis=0))
-        # In the order of atomics, which is no order: `draw` sorts them.
+        # In the order of atomics, which is no order: `draw` needs none.
         places = candidates + row * CANDIDATES + base + tl.cumsum(chosen, axis=0) - 1
         tl.store(places, key_of(x, columns), mask=wanted)
 
@@ -165,8 +165,8 @@ def plan(
     and min_p [R] float64, 1 and 0 for all; keys [R] int64 of `workbench.sample.random.stream_keys`;
     indices [R] int64, the drawn tokens' places in their outputs. sampled, ranked: whether any row
     may have a temperature, or top-k or top-p; where the host knows that none has, launches are
-    saved. candidates: how many tokens `draw` sorts, a power of two. With penalties `seen` is a
-    third output. A row without a distribution gets `INVALID` and NaN.
+    saved. candidates: how many tokens `draw` looks at first, a power of two. With penalties `seen`
+    is a third output. A row without a distribution gets `INVALID` and NaN.
     """
     num_rows, vocab_size = logits.shape
     check_limits("sample", LIMITS, vocab_size=vocab_size)

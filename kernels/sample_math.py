@@ -73,6 +73,12 @@ def key_of(x, token):
 
 
 @triton.jit
+def least_key(peak, heat, vocab_size):
+    """Return a key so low that no token below it has any weight."""
+    return key_of(peak - 30.0 * heat, vocab_size - 1)
+
+
+@triton.jit
 def value_of(key):
     """Return the logit that a key was made from."""
     ordered = (key >> _ID_BITS).to(tl.int32)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from workbench.kernels.sample_math import key_of, row_logits, token_of, weight_of
+from workbench.kernels.sample_math import key_of, least_key, row_logits, token_of, weight_of
 
 COUNT = tl.constexpr(0)  # how many tokens
 MASS = tl.constexpr(1)  # their weights, compared in float64 as the eager filter does
@@ -46,7 +46,7 @@ def _largest_key(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Return the largest key at or above which there is `bound` or more; the least if none has."""
-    low, high = key_of(peak - 30.0 * heat, vocab_size - 1), key_of(peak, row * 0) + 1
+    low, high = least_key(peak, heat, vocab_size), key_of(peak, row * 0) + 1
     while high - low > 1:
         middle = low + (high - low) // 2
         held = _at_or_above(logits, slots, seen, repetition, presence, frequency, row, row_stride,
@@ -71,7 +71,7 @@ def draw_wide(
     p, floor, vocab_size, PENALISED: tl.constexpr, PRECISE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Return the token that a uniform falls on among what top-k, top-p and min-p keep."""
-    least = key_of(peak - 30.0 * heat, vocab_size - 1)  # what lies lower has no weight
+    least = least_key(peak, heat, vocab_size)
     if k < vocab_size:
         least = _largest_key(
             logits, slots, seen, repetition, presence, frequency, row, row_stride, peak, heat, 0.0,

@@ -1,12 +1,14 @@
 """Sweeps that ship with the repository, measured on a GPU: `datasets/sweeps/<gpu>/*.jsonl`.
 
-What is shown of them is always called recorded, with device and date.
+What is shown of them is always called recorded, with device and date, and of an earlier source if
+the kernel was changed since.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from workbench.kernels.registry import SPECS
 from workbench.playground.sweep import SUFFIX, Sweep, load_sweep
 
 FOLDER = Path(__file__).resolve().parents[2] / "datasets" / "sweeps"
@@ -22,7 +24,10 @@ def recorded_sweeps(kernel: str | None = None, folder: Path = FOLDER) -> list[Sw
 
 
 def title(sweep: Sweep) -> str:
-    """Return what a recorded sweep is called: device, date, dtype, kernel and case."""
+    """Return what a recorded sweep is called: device, date, dtype, kernel, case, and its source."""
     header = sweep.header
     about = f"{header['kernel']} / {header['case']}, {header['dtype']}"
-    return f"recorded {header['when']} on {header['device']}: {about}"
+    spec = SPECS.get(header["kernel"])
+    today = spec is not None and spec.source_hash == header["source_hash"]
+    earlier = "" if today else ", of an earlier source"
+    return f"recorded {header['when']} on {header['device']}: {about}{earlier}"
