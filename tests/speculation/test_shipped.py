@@ -39,7 +39,7 @@ def generate() -> Generate:
 
     @cache
     def run(name: str | None, temperature: float) -> dict[str, Any]:
-        proposer = None if name is None else get_proposer(name, model, "tinypy")
+        proposer = None if name is None else get_proposer(name, model, "tinypy", trees=True)
         prompts = load_prompts()[4::22]
         return served_acceptance(model, proposer, prompts, temperature=temperature, max_tokens=48)
 

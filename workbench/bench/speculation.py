@@ -80,6 +80,8 @@ def _variants(model: DecoderLM, name: str) -> dict[str, tuple[Any, SpeculationCo
             found[shipped] = get_proposer(shipped, model, name), None
         except ConfigError:
             continue  # not trained yet for this model
+        if shipped != "draft":
+            found[f"{shipped}, tree"] = get_proposer(shipped, model, name, trees=True), None
     found["ngram, adaptive"] = NGram(), SpeculationConfig(adaptive=True)
     found["ngram, off"] = NGram(), SpeculationConfig(lengths=((1, 0),))
     return found

@@ -31,6 +31,7 @@ from workbench.speculation.heads import (
     TreeShape,
     commit,
     draft_tree,
+    drafts_trees,
     new_cache,
 )
 from workbench.speculation.heads.cache import HeadCache
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from workbench.models import DecoderLM
 
 
+_TREE, _CHAIN = TreeShape(32, 6, 8), TreeShape(4, 4, 1)
+
+
 class EagleProposer(Described):
     """Proposes what a `SequentialHead` drafts: trees of this shape, or chains of `length`."""
 
@@ -52,20 +56,23 @@ class EagleProposer(Described):
         *,
         shape: TreeShape | None = None,
         length: int | None = None,
+        trees: bool | None = None,
         backend: str = "auto",
         fixed: bool | None = None,
     ) -> None:
-        """fixed: whether drafts are made in passes of one shape (None: where these can be
-        captured). Raise `ConfigError` for a length below 1, or beside a shape."""
+        """trees: with neither shape nor length, whether to draft trees (None: on a GPU). fixed:
+        whether drafts are made in passes of one shape (None: where these can be captured). Raise
+        `ConfigError` for a length below 1, or beside a shape."""
         if length is not None:
             require_positive("EagleProposer.length", length)
             if shape is not None:
                 fix = "Give shape for trees, or length for chains."
                 raise ConfigError("EagleProposer.length", length, "stands beside a shape", fix)
-        chain = None if length is None else TreeShape(length, length, 1)
-        self.head, self.shape = head, shape or chain or TreeShape(32, 6, 8)
-        self.name, self.needs = head.kind, head.needs
         device = next(head.parameters()).device
+        chain = None if length is None else TreeShape(length, length, 1)
+        usual = _TREE if drafts_trees(device, trees) else _CHAIN
+        self.head, self.shape = head, shape or chain or usual
+        self.name, self.needs = head.kind, head.needs
         self.backend: Backend = get_backend(backend, device)
         self.rows = HeadRows(head.needs, new_cache(head, 1))
         graphs = device.type == "cuda" and self.backend.capturable

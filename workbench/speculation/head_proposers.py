@@ -24,21 +24,24 @@ from workbench.speculation.medusa import HydraProposer, MedusaProposer
 HeadProposer = MedusaProposer | HydraProposer | EagleProposer | DFlashProposer
 
 
-def load_proposer(folder: str | Path, target: DecoderLM, **options: Any) -> HeadProposer:
-    """Return a proposer with the head of a folder; options are its family's keywords.
+def load_proposer(
+    folder: str | Path, target: DecoderLM, *, trees: bool | None = None, **options: Any
+) -> HeadProposer:
+    """Return a proposer with the head of a folder.
 
-    Raises what `load_head` and the proposer raise.
+    trees: whether it drafts trees (None: on a GPU); DFlash has none. options: its family's other
+    keywords. Raises what `load_head` and the proposer raise.
     """
-    return proposer_of(load_head(folder, target), **options)
+    return proposer_of(load_head(folder, target), trees=trees, **options)
 
 
-def proposer_of(head: Head, **options: Any) -> HeadProposer:
-    """Return the proposer that drafts with a head."""
-    if isinstance(head, MedusaHead):
-        return MedusaProposer(head, **options)
-    if isinstance(head, HydraHead):
-        return HydraProposer(head, **options)
+def proposer_of(head: Head, *, trees: bool | None = None, **options: Any) -> HeadProposer:
+    """Return the proposer that drafts with a head; keywords as of `load_proposer`."""
     if isinstance(head, DFlashHead):
         return DFlashProposer(head, **options)
+    if isinstance(head, MedusaHead):
+        return MedusaProposer(head, trees=trees, **options)
+    if isinstance(head, HydraHead):
+        return HydraProposer(head, trees=trees, **options)
     assert isinstance(head, SequentialHead), f"no proposer drafts with {head.kind}"
-    return EagleProposer(head, **options)
+    return EagleProposer(head, trees=trees, **options)

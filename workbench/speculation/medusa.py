@@ -22,6 +22,8 @@ from workbench.speculation.heads import (
     HydraHead,
     MedusaHead,
     Paths,
+    chain_path,
+    drafts_trees,
     fill_static,
     grow_paths,
     static_tree,
@@ -71,15 +73,23 @@ class _StaticProposer(Described):
 
 
 class MedusaProposer(_StaticProposer):
-    """Proposes Medusa's tree: `paths`, else those the head was measured for, else usual ones."""
+    """Proposes Medusa's tree: `paths`, else those the head was measured for, else usual ones.
+
+    trees: without `paths`, whether to draft a tree, not each head's best token (None: on a GPU).
+    """
 
     head: MedusaHead
 
     def __init__(
-        self, head: MedusaHead, *, paths: Paths | None = None, backend: str = "auto"
+        self,
+        head: MedusaHead,
+        *,
+        paths: Paths | None = None,
+        trees: bool | None = None,
+        backend: str = "auto",
     ) -> None:
         """Raise `ConfigError` for a tree that is deeper than there are heads."""
-        super().__init__(head, paths or head.paths or usual_paths(head.num_heads), backend)
+        super().__init__(head, paths or _paths(head, head.paths, trees), backend)
 
     @torch.inference_mode()
     def propose(self, context: ProposalContext) -> list[Draft | None]:
@@ -99,15 +109,20 @@ class MedusaProposer(_StaticProposer):
 
 
 class HydraProposer(_StaticProposer):
-    """Proposes Hydra's tree, `paths` or usual ones."""
+    """Proposes Hydra's tree, `paths` or usual ones; trees: as of `MedusaProposer`."""
 
     head: HydraHead
 
     def __init__(
-        self, head: HydraHead, *, paths: Paths | None = None, backend: str = "auto"
+        self,
+        head: HydraHead,
+        *,
+        paths: Paths | None = None,
+        trees: bool | None = None,
+        backend: str = "auto",
     ) -> None:
         """Raise `ConfigError` for a tree that is deeper than there are heads."""
-        super().__init__(head, paths or usual_paths(head.num_heads), backend)
+        super().__init__(head, paths or _paths(head, None, trees), backend)
         self.close()
 
     def close(self) -> None:
@@ -149,6 +164,13 @@ class HydraProposer(_StaticProposer):
         out = self.head.prefix(states, cache.extend(numbers, counts, self.backend))
         cache.commit(numbers, counts)
         return out[ends]
+
+
+def _paths(head: MedusaHead | HydraHead, measured: Paths | None, trees: bool | None) -> Paths:
+    """Return what a head drafts where nobody says."""
+    if drafts_trees(next(head.parameters()).device, trees):
+        return measured or usual_paths(head.num_heads)
+    return chain_path(head.num_heads)
 
 
 def last_state(candidate: Candidate, point: str) -> Tensor | None:

@@ -29,14 +29,18 @@ PLAIN: dict[str, Callable[[], Any]] = {
 
 
 def get_proposer(
-    proposer: str | Path | Proposer | None, target: DecoderLM, model: str = ""
+    proposer: str | Path | Proposer | None,
+    target: DecoderLM,
+    model: str = "",
+    *,
+    trees: bool | None = None,
 ) -> Proposer | None:
     """Return a proposer for `target`.
 
     proposer: a name in `PLAIN`, a name under `adapters/<model>/`, a folder with a draft head in a
     published layout or with a whole draft model, or a proposer, which is returned as it is. model:
-    what the target is called. Raises `ConfigError` for what is nowhere found, and what reading it
-    raises.
+    what the target is called. trees: whether heads that can draft trees do (None: on a GPU). Raises
+    `ConfigError` for what is nowhere found, and what reading it raises.
     """
     if not isinstance(proposer, str | Path):
         return proposer
@@ -48,7 +52,9 @@ def get_proposer(
     except ConfigError as error:
         fix = f"{error.fix} Or one of {', '.join(PLAIN)}, or a `Proposer`."
         raise ConfigError("proposer", error.value, error.problem, fix) from None
-    return DraftModel(folder) if _is_whole_model(folder) else load_proposer(folder, target)
+    if _is_whole_model(folder):
+        return DraftModel(folder)
+    return load_proposer(folder, target, trees=trees)
 
 
 def _is_whole_model(folder: Path) -> bool:

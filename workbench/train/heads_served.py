@@ -73,7 +73,8 @@ def main(argv: Sequence[str]) -> int:
             model, None, prompts, temperature=temperature, max_tokens=arguments.max_tokens
         )
         for name in arguments.proposers:
-            proposer = get_proposer(name, model, arguments.model)
+            # Cards say what trees reach, on whatever device that is found out.
+            proposer = get_proposer(name, model, arguments.model, trees=True)
             found = served_acceptance(
                 model, proposer, prompts, temperature=temperature, max_tokens=arguments.max_tokens
             )

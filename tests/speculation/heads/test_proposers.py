@@ -256,6 +256,18 @@ def test_rows_are_used_again(target, tmp_path) -> None:
         assert proposer.rows.cache.num_rows <= 4
 
 
+@pytest.mark.parametrize("kind", ["medusa", "hydra", "eagle3", "dflash"])
+def test_a_cpu_drafts_chains_unless_trees_are_asked_for(kind, target, tmp_path) -> None:
+    config, make = CONFIGS[kind]
+    files.write(tmp_path, config, make())
+    usual, chain, tree = (
+        get_proposer(tmp_path, target, trees=trees).describe()["draft"]
+        for trees in (None, False, True)
+    )
+    assert usual == chain
+    assert (tree == chain) == (kind == "dflash")
+
+
 def test_what_does_not_fit_is_refused(target, tmp_path) -> None:
     proposer = proposer_of("eagle", target, tmp_path)
     other = load_model(_saved(target, tmp_path / "other"), device="cpu", dtype="float32")

@@ -39,6 +39,20 @@ class StaticTree(NamedTuple):
     ranks: Tensor
 
 
+def drafts_trees(device: torch.device, trees: bool | None) -> bool:
+    """Return whether to draft trees; None for what pays on a device.
+
+    More rows of a pass are almost free on a GPU, where a second guess now and then is right. A CPU
+    computes each of them: chains accept less there and are faster.
+    """
+    return device.type == "cuda" if trees is None else trees
+
+
+def chain_path(num_heads: int) -> Paths:
+    """Return the path of each head's best token."""
+    return tuple((0,) * depth for depth in range(1, num_heads + 1))
+
+
 def static_tree(paths: Iterable[Sequence[int]]) -> StaticTree:
     """Return the nodes of a set of paths.
 
