@@ -2,6 +2,10 @@
 
 `lab` starts the server that `make lab` starts, with its settings in a temporary folder;
 `run_notebook` opens a copy of a notebook, runs all its cells as a reader would, and returns them.
+Nothing may be read from a page before it can be there: tests/support/browsing.py says how.
+
+WORKBENCH_SLOW_PAGE=20 runs the pages' own threads twenty times slower once a notebook is open (a
+bare page: from the start), which finds what does not wait. Limits grow with it, and pytest's end.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from browsing import LIMIT_MS, SLOWER, set_speed, set_theme
 from notebook_parameters import shorten
 
 from workbench.cli.lab import lab_command
@@ -35,8 +40,9 @@ CHROMIUM_OPTIONS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-START_SECONDS = 90
-RUN_SECONDS = 180
+TEST_SECONDS = 600
+START_SECONDS = 120
+RUN_SECONDS = 300 * max(1, SLOWER / 4)
 # The driver looks at every frame by default; all outputs of a notebook are much to look at.
 POLL_MS = 250
 
@@ -52,9 +58,16 @@ FINISHED = f"""() => {{
   const done = cells.every(cell => cell.model.executionCount !== null);
   return (done || failed) && ({IDLE})();
 }}"""
-LIGHT = "document.body.dataset.jpThemeLight === 'true'"
 CELLS = """() => window.jupyterapp.shell.currentWidget.content.widgets.map(
   cell => cell.model.sharedModel.toJSON())"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every test with a browser the same time, which is long: a machine may be slow."""
+    for item in items:
+        if item.get_closest_marker("browser"):
+            limit = 0 if SLOWER > 1 else TEST_SECONDS
+            item.add_marker(pytest.mark.timeout(limit))
 
 
 @dataclass(frozen=True)
@@ -157,7 +170,10 @@ def page(chromium: Path, tmp_path: Path) -> Iterator[Any]:
             args=CHROMIUM_OPTIONS,
             viewport={"width": 1280, "height": 900},
         )
-        yield context.pages[0]
+        page = context.pages[0]
+        page.set_default_timeout(LIMIT_MS)
+        set_speed(page, SLOWER)
+        yield page
         context.close()
 
 
@@ -180,16 +196,13 @@ def run_notebook(
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
         nbformat.write(notebook, lab.folder / path.name)
+        set_speed(page, 1)
         page.goto(lab.address(path.name), wait_until="commit")
         try:
             page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=START_SECONDS * 1e3)
             page.wait_for_function(IDLE, timeout=START_SECONDS * 1e3)
-            # The server keeps the theme that another test may have chosen.
-            page.evaluate(
-                "void window.jupyterapp.commands.execute("
-                "'apputils:change-theme', {theme: 'JupyterLab Light'})"
-            )
-            page.wait_for_function(LIGHT, timeout=START_SECONDS * 1e3)
+            set_theme(page, "Light")  # the server keeps what another test may have chosen
+            set_speed(page, SLOWER)
             # `void`: the command's promise may never settle for the driver
             page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
             page.wait_for_function(FINISHED, polling=POLL_MS, timeout=RUN_SECONDS * 1e3)

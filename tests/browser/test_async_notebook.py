@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import expect
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
-    pytest.mark.timeout(400),
     pytest.mark.xdist_group("browser"),  # one server, one worker
 ]
 
@@ -24,13 +25,14 @@ def test_streams_fill_their_cards(
     errors = [o for c in cells for o in c.get("outputs", []) if o["output_type"] == "error"]
     assert errors == []
     cards = page.locator(".jp-OutputArea .widget-html pre")
-    texts = cards.all_text_contents()
-    assert len(texts) == 8
-    assert all(len(text.split()) > 5 for text in texts[3:]), "a card is empty"
-    buttons = page.locator(".jp-OutputArea button:disabled").all_text_contents()
-    assert buttons.count("cancelled") == 2
-    assert buttons.count("length") == 6
+    expect(cards).to_have_count(8)
+    several_words = re.compile(r"(\S+\s+){5}\S")
+    for place in range(3, 8):
+        expect(cards.nth(place)).to_have_text(several_words)
+    ended = page.locator(".jp-OutputArea button:disabled")
+    expect(ended.filter(has_text=re.compile("^cancelled$"))).to_have_count(2)
+    expect(ended.filter(has_text=re.compile("^length$"))).to_have_count(6)
     cards.first.scroll_into_view_if_needed()
     seen = "() => [...document.querySelectorAll('.widget-html pre')].some(card => card.innerText)"
-    page.wait_for_function(seen, timeout=20_000)
+    page.wait_for_function(seen)
     page.screenshot(path=str(repository / ".artifacts" / "browser" / "09_cards.png"))

@@ -8,16 +8,15 @@ from typing import Any
 
 import nbformat
 import pytest
+from browsing import expect, set_theme, step_back
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
-    pytest.mark.timeout(400),
     pytest.mark.xdist_group("browser"),  # one server, one worker
 ]
 
 RunNotebook = Callable[[Path], list[Any]]
-SECONDS = 60e3
 
 ENGINE = """
 import workbench as wb
@@ -44,7 +43,7 @@ def open_board(tmp_path: Path, run_notebook: RunNotebook, page: Any) -> Any:
         errors = [o for cell in ran for o in cell["outputs"] if o["output_type"] == "error"]
         assert not errors, errors
         panel = page.locator(".wb-dashboard")
-        panel.wait_for(timeout=SECONDS)
+        panel.wait_for()
         return panel
 
     return run
@@ -58,13 +57,8 @@ def wait_for(page: Any, condition: str) -> None:
           const text = (selector) => board.querySelector(selector)?.textContent ?? "";
           const step = Number(board.dataset.step ?? 0);
           return {condition};
-        }}""",
-        timeout=SECONDS,
+        }}"""
     )
-
-
-def step_of(panel: Any) -> int:
-    return int(panel.get_attribute("data-step") or 0)
 
 
 def test_the_hand_on_an_engine(open_board: Any, page: Any, repository: Path) -> None:
@@ -92,9 +86,10 @@ def test_the_hand_on_an_engine(open_board: Any, page: Any, repository: Path) -> 
     panel.get_by_label("policy").select_option("shortest_first")
     wait_for(page, 'text(".wb-notice") === ""')
 
-    before = panel.locator(".wb-request").count()
+    requests = panel.locator(".wb-request")
+    expect(requests).to_have_count(12)
     panel.get_by_role("button", name="abort <script>").click()
-    wait_for(page, f'board.querySelectorAll(".wb-request").length === {before - 1}')
+    expect(requests).to_have_count(11)
     assert page.evaluate("window.harmed") is None
 
     panel.get_by_role("button", name="Run", exact=True).click()
@@ -103,15 +98,9 @@ def test_the_hand_on_an_engine(open_board: Any, page: Any, repository: Path) -> 
     wait_for(page, 'text(".wb-state") === "paused"')
     shots = repository / ".artifacts" / "browser"
     panel.screenshot(path=str(shots / "dashboard-light.png"))
-    page.evaluate(
-        "window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
-    )
-    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'", timeout=SECONDS)
+    set_theme(page, "Dark")
     panel.screenshot(path=str(shots / "dashboard-dark.png"))
-    panel.get_by_label("step", exact=True).focus()
-    here = step_of(panel)
-    page.keyboard.press("ArrowLeft")
-    wait_for(page, f"step === {here - 1}")
+    step_back(page, panel)
 
 
 def test_an_asynchronous_engine(open_board: Any, page: Any) -> None:

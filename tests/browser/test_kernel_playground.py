@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import expect, set_theme
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
-    pytest.mark.timeout(400),
     pytest.mark.xdist_group("browser"),  # one server, one worker
 ]
 
 RunNotebook = Callable[[Path], list[Any]]
-SECONDS = 60e3
-DARK = "document.body.dataset.jpThemeLight === 'false'"
 
 
 def errors(cells: list[Any]) -> list[Any]:
@@ -37,13 +36,18 @@ def show(page: Any, cells: list[Any], place: int = 0) -> Any:
         }""",
         index,
     )
-    path = f".jp-Cell[data-windowed-list-index='{index}'] .wb-view"
-    panel = page.locator(path)
-    panel.wait_for(state="visible", timeout=SECONDS)
+    panel = page.locator(f".jp-Cell[data-windowed-list-index='{index}'] .wb-view")
     # A cell that comes into the window is built anew: until it has drawn it says nothing.
-    drawn = "path => document.querySelector(`${path} .wb-tiles`)?.innerText.trim()"
-    page.wait_for_function(drawn, arg=path, timeout=SECONDS)
+    expect(panel.locator(".wb-tiles")).to_have_text(re.compile(r"\S"))
     return panel
+
+
+def drawn_now(panel: Any) -> tuple[str, str]:
+    """Return the configuration and the figures that are drawn: both of one drawing."""
+    config, figures = panel.evaluate(
+        "panel => [panel.dataset.config, panel.querySelector('.wb-tiles').textContent]"
+    )
+    return config, figures
 
 
 @pytest.mark.runs_notebook("10_kernel_playground")
@@ -53,44 +57,26 @@ def test_a_knob_is_turned_and_the_figures_and_the_code_change(
     cells = run_notebook(repository / "notebooks" / "10_kernel_playground.ipynb")
     assert not errors(cells)
     panel = show(page, cells)
-    assert not panel.locator(".wb-problem").inner_text().strip()
-    before = panel.get_attribute("data-config")
-    figures = panel.locator(".wb-tiles").inner_text()
+    problem = panel.locator(".wb-problem")
+    expect(problem).to_have_text("")
+    config, figures = drawn_now(panel)
     knob = panel.locator("input.wb-knob").first
     knob.focus()
     page.keyboard.press("ArrowLeft")  # in JupyterLab's command mode, too
-    page.wait_for_function(
-        "([panel, before]) => panel.dataset.config !== before && panel.dataset.status === 'ok'",
-        arg=[panel.element_handle(), before],
-        timeout=SECONDS,
-    )
-    page.wait_for_function(
-        "([tiles, before]) => tiles.innerText !== before",
-        arg=[panel.locator(".wb-tiles").element_handle(), figures],
-        timeout=SECONDS,
-    )
+    expect(panel).not_to_have_attribute("data-config", config)
+    expect(panel).to_have_attribute("data-status", "ok")
+    expect(panel.locator(".wb-tiles")).not_to_have_text(figures)
     # The figures are known in the browser: a click on the grid needs no kernel.
-    box = panel.locator("canvas.wb-space").bounding_box()
-    here = panel.get_attribute("data-config")
-    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.wait_for_function(
-        "([panel, here]) => panel.dataset.config !== here",
-        arg=[panel.element_handle(), here],
-        timeout=SECONDS,
-    )
-    page.evaluate(
-        "void window.jupyterapp.commands.execute("
-        "'apputils:change-theme', {theme: 'JupyterLab Dark'})"
-    )
-    page.wait_for_function(DARK, timeout=SECONDS)
-    page.wait_for_timeout(500)  # for the picture only: nothing is judged by it
+    config, _ = drawn_now(panel)
+    panel.locator("canvas.wb-space").click()
+    expect(panel).not_to_have_attribute("data-config", config)
+    set_theme(page, "Dark")
     shots = repository / ".artifacts" / "browser"
     page.screenshot(path=str(shots / "10_kernel_playground_dark.png"))
-    assert not panel.locator(".wb-problem").inner_text().strip()
+    expect(problem).to_have_text("")
     recorded = show(page, cells, 1)
-    assert "recorded" in recorded.inner_text()
-    assert "TB/s" in recorded.locator(".wb-tiles").inner_text()
-    page.wait_for_timeout(500)
+    expect(recorded.locator(".wb-recorded")).to_contain_text("recorded")
+    expect(recorded.locator(".wb-tiles")).to_contain_text("TB/s")
     page.screenshot(path=str(shots / "10_kernel_playground_recorded.png"))
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from browsing import drawn, expect
 from view_page import show
 
 from workbench.bench.view_trace import make_trace
@@ -22,14 +24,16 @@ def view() -> KVCacheView:
     return shown
 
 
-def said(page: Any, beginning: str) -> str:
-    """Wait until a block has been announced, and return the words."""
-    page.wait_for_function(
-        "([where, text]) => document.querySelector(where).textContent.startsWith(text)",
-        arg=[SAID, beginning],
-        timeout=20_000,
+def said(page: Any, beginning: str) -> None:
+    """Wait until a block has been announced."""
+    expect(page.locator(SAID)).to_have_text(re.compile(f"^{re.escape(beginning)}"))
+
+
+def points_at(page: Any, block: int) -> None:
+    """Wait until the tooltip is about a block."""
+    expect(page.locator(".wb-tooltip")).to_have_text(
+        re.compile(rf"^block\s{block}\s"), use_inner_text=True
     )
-    return str(page.locator(SAID).text_content())
 
 
 def test_arrows_go_from_block_to_block_and_say_what_each_is(page: Any, view: KVCacheView) -> None:
@@ -37,28 +41,26 @@ def test_arrows_go_from_block_to_block_and_say_what_each_is(page: Any, view: KVC
     grid = page.locator(".wb-grid").first
     page.locator(".wb-slider").focus()
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("document.querySelector('.wb-view').dataset.step == 21")
-    assert page.locator(SAID).get_attribute("aria-live") == "polite"
+    drawn(page, 21)
+    expect(page.locator(SAID)).to_have_attribute("aria-live", "polite")
     grid.focus()
     page.keyboard.press("ArrowDown")
-    words = said(page, "block 0;")
-    assert "state" in words
+    said(page, "block 0;")
+    expect(page.locator(SAID)).to_contain_text("state")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    words = said(page, "block 2;")
+    said(page, "block 2;")
     tooltip = page.locator(".wb-tooltip")
-    assert tooltip.is_visible()
-    assert tooltip.inner_text().replace("\n", " ").startswith("block 2 ")
+    tooltip.wait_for(state="visible")
+    points_at(page, 2)
     page.keyboard.press("ArrowDown")
-    page.wait_for_function(
-        "where => !document.querySelector(where).textContent.startsWith('block 2;')", arg=SAID
-    )
-    assert page.locator(".wb-view").get_attribute("data-step") == "21", "no step was taken"
+    expect(page.locator(SAID)).not_to_have_text(re.compile("^block 2;"))
+    drawn(page, 21)  # no step was taken
     page.keyboard.press("PageDown")  # keys that are none of its scrub as ever
     page.wait_for_function("document.querySelector('.wb-view').dataset.step < 21")
     page.keyboard.press("Tab")
     tooltip.wait_for(state="hidden")
-    assert page.locator(SAID).text_content() == ""
+    expect(page.locator(SAID)).to_have_text("")
 
 
 def test_enter_selects_the_sequence_and_escape_lets_it_go(page: Any, view: KVCacheView) -> None:
@@ -82,9 +84,6 @@ def test_a_mouse_takes_over(page: Any, view: KVCacheView) -> None:
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     said(page, "block 1;")
-    box = grid.bounding_box()
-    page.mouse.move(box["x"] + 5, box["y"] + 5)
-    page.wait_for_function(
-        "document.querySelector('.wb-tooltip').innerText.replace('\\n', ' ').startsWith('block 0')"
-    )
-    assert page.locator(SAID).text_content() == ""
+    grid.hover(position={"x": 5, "y": 5})
+    points_at(page, 0)
+    expect(page.locator(SAID)).to_have_text("")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from browsing import drawn, expect, mouse_to
 from view_page import add, show
 
 from workbench.events import StepDone
@@ -59,15 +60,6 @@ def trace_of(steps: int) -> Trace:
     return trace
 
 
-def drawn(page: Any, step: int, panel: int = 0) -> None:
-    """Wait until a panel has drawn this step."""
-    page.wait_for_function(
-        "([n, step]) => document.querySelectorAll('.wb-view')[n].dataset.step == step",
-        arg=[panel, step],
-        timeout=20_000,
-    )
-
-
 def test_keys_and_mouse_scrub_every_panel_of_a_trace(page: Any) -> None:
     trace = trace_of(100)
     show(page, Dial(trace))
@@ -84,18 +76,26 @@ def test_keys_and_mouse_scrub_every_panel_of_a_trace(page: Any) -> None:
     page.locator("canvas").nth(1).focus()
     page.keyboard.press("ArrowLeft")
     drawn(page, 99)
-    box = slider.bounding_box()
-    page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + box["height"] / 2)
+    mouse_to(page, slider, 0.9, 0.5)
     page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] / 2, steps=8)
+    expect(slider).not_to_have_value("99")
+    mouse_to(page, slider, 0.5, 0.5)
     page.mouse.up()
     drawn(page, 50, panel=1)
     drawn(page, 0, panel=2)
-    page.keyboard.press("Home")
-    page.keyboard.press(" ")  # plays to the end by itself
+
+
+def test_space_plays_and_stops(page: Any) -> None:
+    show(page, Dial(trace_of(10_000)))  # more than it can play while we look
+    play = page.locator(".wb-play")
+    page.locator(".wb-slider").focus()
+    page.keyboard.press(" ")
+    expect(play).to_have_attribute("aria-label", "Pause")
     page.wait_for_function("document.querySelector('.wb-view').dataset.step > 2")
     page.keyboard.press(" ")
-    assert page.locator(".wb-play").first.get_attribute("aria-label") == "Play"
+    expect(play).to_have_attribute("aria-label", "Play")
+    stopped = page.locator(".wb-slider").input_value()
+    drawn(page, int(stopped))
 
 
 def test_text_is_text_in_a_tooltip(page: Any) -> None:
@@ -103,7 +103,7 @@ def test_text_is_text_in_a_tooltip(page: Any) -> None:
     page.locator("canvas").hover()
     shown = page.locator(".wb-tooltip")
     shown.wait_for(state="visible")
-    assert "<script>window.harmed = 1</script>" in shown.inner_text()
+    expect(shown).to_contain_text("<script>window.harmed = 1</script>")
     page.mouse.move(5, 800)
     shown.wait_for(state="hidden")
     assert page.evaluate("window.harmed === undefined")
@@ -114,11 +114,11 @@ def test_an_error_in_the_browser_or_the_kernel_is_shown_in_the_panel(page: Any) 
     problem = page.locator(".wb-problem")
     page.evaluate("window.model.set('step', 5)")
     problem.wait_for(state="visible")
-    assert problem.inner_text() == "dial: five is out of order"
+    expect(problem).to_have_text("dial: five is out of order")
     page.evaluate("window.model.set('step', 6)")
     problem.wait_for(state="hidden")
     page.evaluate("window.model.set('problem', 'ValueError: <b>no</b>')")
-    assert problem.inner_text() == "ValueError: <b>no</b>"
+    expect(problem).to_have_text("ValueError: <b>no</b>")
     page.evaluate("window.model.set('problem', '')")
     problem.wait_for(state="hidden")
 
@@ -126,24 +126,24 @@ def test_an_error_in_the_browser_or_the_kernel_is_shown_in_the_panel(page: Any) 
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_theme_is_read_and_read_again(page: Any, dark: bool) -> None:
     show(page, Dial(trace_of(3)), dark=dark)
-    label = "() => document.querySelector('canvas').getAttribute('aria-label')"
-    assert page.evaluate(label) == f"step 0, dark {str(dark).lower()}"
+    canvas = page.locator("canvas")
+    expect(canvas).to_have_attribute("aria-label", f"step 0, dark {str(dark).lower()}")
     page.evaluate("""() => {
       document.body.style.setProperty("--jp-layout-color1", "#101010");
       document.body.dataset.jpThemeName = "Another Dark";
     }""")
-    page.wait_for_function(f"({label})() === 'step 0, dark true'")
+    expect(canvas).to_have_attribute("aria-label", "step 0, dark true")
     page.evaluate("""() => {
       document.body.style.setProperty("--jp-layout-color1", "white");
       document.body.dataset.jpThemeName = "Light";
     }""")
-    page.wait_for_function(f"({label})() === 'step 0, dark false'")
+    expect(canvas).to_have_attribute("aria-label", "step 0, dark false")
 
 
 def test_a_panel_that_is_left_leaves_nothing(page: Any) -> None:
     show(page, Dial(trace_of(9)))
     page.evaluate("window.leave()")
-    assert page.locator(".wb-view").count() == 0
+    expect(page.locator(".wb-view")).to_have_count(0)
     left = """() => [globalThis[Symbol.for("workbench.cursors")].size,
       [...window.model.handlers.values()].flat().length]"""
     assert page.evaluate(left) == [0, 0]

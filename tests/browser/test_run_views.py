@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from browsing import drawn, expect
 from recorded_run import SCRIPT, WORDS, RecordedRun
 from view_page import add, show
 
@@ -19,6 +21,11 @@ pytestmark = [
 
 
 SCRIPT_ID = WORDS.index(SCRIPT)
+PAINTED = """() => {
+  const c = document.querySelector(".wb-view canvas");
+  const { data } = c.getContext("2d").getImageData(0, 0, c.width, c.height);
+  return new Uint32Array(data.buffer).some((pixel) => pixel !== 0);
+}"""
 
 
 @pytest.fixture
@@ -27,48 +34,48 @@ def trace() -> Trace:
     return run.run(60)
 
 
-def drawn(page: Any, step: int, panel: int = 0) -> None:
-    page.wait_for_function(
-        "([n, step]) => document.querySelectorAll('.wb-view')[n].dataset.step == step",
-        arg=[panel, step],
-        timeout=20_000,
-    )
+def place(x: float, y: float) -> dict[str, float]:
+    """Return a place in an element, for a pointer."""
+    return {"x": x, "y": y}
 
 
-def at(page: Any, selector: str, x: float, y: float) -> tuple[float, float]:
-    """Return page coordinates of a place in an element."""
-    box = page.locator(selector).bounding_box()
-    return box["x"] + x, box["y"] + y
+def column(timeline: Any, step: float, y: float, count: float = 60) -> dict[str, float]:
+    """Return where a step is on the timeline's canvas, between names and edge; count: across."""
+    width = timeline.bounding_box()["width"]
+    return place(104 + (step - 0.5) * (width - 104 - 20) / count, y)
 
 
-def column_x(page: Any, column: int, count: int) -> float:
-    """Return where a step's column is on the timeline's canvas: between names and edge."""
-    width = page.locator(".wb-timeline").bounding_box()["width"]
-    return 104 + (column + 0.5) * (width - 104 - 20) / count
+def hint(page: Any, beginning: str) -> None:
+    """Wait until a visible tooltip's text begins so: a regular expression of lines."""
+    shown = page.locator(".wb-tooltip:visible")
+    expect(shown).to_have_text(re.compile(f"^{beginning}"), use_inner_text=True)
 
 
-def batch(page: Any) -> str:
-    return str(page.locator(".wb-detail").inner_text())
+def card(page: Any, text: str) -> None:
+    """Wait until the card of a token says this."""
+    expect(page.locator(".wb-card")).to_contain_text(text, use_inner_text=True)
 
 
 def test_a_click_goes_to_a_step_and_lists_its_batch(page: Any, trace: Trace) -> None:
     view = BatchTimeline(trace)
     show(page, view)
-    page.mouse.click(*at(page, ".wb-timeline", column_x(page, 19, 60), 40))
+    timeline, detail = page.locator(".wb-timeline"), page.locator(".wb-detail")
+    timeline.click(position=column(timeline, 20, 40))
     drawn(page, 20)
     expected = view.rows(20)
-    assert batch(page).startswith(f"Step 20: {expected['num'].sum()} of at most 256 tokens")
+    num = expected["num"].sum()
+    expect(detail).to_have_text(re.compile(f"^Step 20: {num} of at most 256 tokens"))
     rows = page.locator(".wb-batch tr")
-    assert rows.count() == 1 + len(expected)
-    assert rows.nth(1).locator("td").nth(1).inner_text() == expected["request"][0]
-    page.locator(".wb-timeline").focus()
+    expect(rows).to_have_count(1 + len(expected))
+    expect(rows.nth(1).locator("td").nth(1)).to_have_text(expected["request"][0])
+    timeline.focus()
     page.keyboard.press("ArrowRight")
     drawn(page, 21)
-    assert batch(page).startswith("Step 21")
+    expect(detail).to_have_text(re.compile("^Step 21"))
     page.keyboard.press("Enter")
-    page.locator(".wb-detail").wait_for(state="hidden")
+    detail.wait_for(state="hidden")
     page.keyboard.press("Enter")
-    page.locator(".wb-detail").wait_for(state="visible")
+    detail.wait_for(state="visible")
 
 
 def test_text_of_a_prompt_is_text_everywhere(page: Any, trace: Trace) -> None:
@@ -84,55 +91,47 @@ def test_text_of_a_prompt_is_text_everywhere(page: Any, trace: Trace) -> None:
     page.locator(".wb-timeline").focus()
     page.keyboard.press("Enter")
     page.locator(".wb-detail").wait_for(state="visible")
-    assert SCRIPT in page.locator(".wb-text").text_content()
-    assert SCRIPT.replace(" ", "·") in page.locator(".wb-detail").text_content()
+    expect(page.locator(".wb-text")).to_contain_text(SCRIPT)
+    expect(page.locator(".wb-detail")).to_contain_text(SCRIPT.replace(" ", "·"))
     assert page.evaluate("window.harmed === undefined")
-    assert page.locator(".wb-view script").count() == 0
+    expect(page.locator(".wb-view script")).to_have_count(0)
 
 
 def test_hovering_says_what_a_request_did(page: Any, trace: Trace) -> None:
     view = BatchTimeline(trace)
     show(page, view)
-    page.mouse.move(*at(page, ".wb-timeline", column_x(page, 9, 60), 60))
-    tooltip = page.locator(".wb-tooltip")
-    tooltip.wait_for(state="visible")
-    words = tooltip.inner_text()
-    assert f"step\n10\nbatch\n{view.rows(10)['num'].sum()} of 256 tokens" in words
-    page.mouse.move(*at(page, ".wb-timeline", column_x(page, 9, 60), 150))  # the first lane
-    page.wait_for_function("document.querySelector('.wb-tooltip').innerText.includes('request')")
-    assert "r0 (sequence 0)" in tooltip.inner_text()
-    page.mouse.move(*at(page, ".wb-timeline", 20, 5))
-    tooltip.wait_for(state="hidden")
+    timeline = page.locator(".wb-timeline")
+    timeline.hover(position=column(timeline, 10, 60))
+    hint(page, rf"step\s10\sbatch\s{view.rows(10)['num'].sum()} of 256 tokens")
+    timeline.hover(position=column(timeline, 10, 150))  # the first lane
+    hint(page, r"request\sr0 \(sequence 0\)")
+    timeline.hover(position=place(20, 5))
+    page.locator(".wb-tooltip").wait_for(state="hidden")
 
 
 def test_zoom_pan_and_the_step_stays_in_view(page: Any, trace: Trace) -> None:
     show(page, BatchTimeline(trace))
-    page.locator(".wb-timeline").focus()
+    timeline = page.locator(".wb-timeline")
+    timeline.focus()
     page.keyboard.press("Home")
     for _ in range(3):
         page.keyboard.press("+")
     drawn(page, 1)
     # 60 steps by three halvings: 7.5 steps across, so the first one is wide
-    x = 104 + 0.5 * (page.locator(".wb-timeline").bounding_box()["width"] - 124) / 7.5
-    page.mouse.move(*at(page, ".wb-timeline", x, 60))
-    page.wait_for_function(
-        "document.querySelector('.wb-tooltip').innerText.startsWith('step\\n1\\n')"
-    )
+    timeline.hover(position=column(timeline, 1, 60, 7.5))
+    hint(page, r"step\s1\s")
     page.keyboard.press("End")
     drawn(page, 60)
-    box = page.locator(".wb-timeline").bounding_box()
-    page.mouse.move(box["x"] + box["width"] - 25, box["y"] + 60)
-    page.wait_for_function(
-        "document.querySelector('.wb-tooltip').innerText.startsWith('step\\n60\\n')"
-    )
+    last = column(timeline, 7.5, 60, 7.5)
+    timeline.hover(position=last)
+    hint(page, r"step\s60\s")
+    box = timeline.bounding_box()
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] + 200, box["y"] + 60, steps=5)
     page.mouse.up()
+    timeline.hover(position=last)
+    hint(page, r"step\s5[0-9]\s")
     drawn(page, 60)  # a drag is no click
-    page.mouse.move(box["x"] + box["width"] - 25, box["y"] + 62)
-    page.wait_for_function(
-        "/^step\\n5[0-9]\\n/.test(document.querySelector('.wb-tooltip').innerText)"
-    )
 
 
 def test_a_token_tells_how_it_came_and_goes_to_its_step(page: Any, trace: Trace) -> None:
@@ -143,32 +142,30 @@ def test_a_token_tells_how_it_came_and_goes_to_its_step(page: Any, trace: Trace)
     position = int(table.index[table["maker"] == "drafted"][0])
     token = page.locator(f".wb-t[data-position='{position}']")
     token.hover()
-    card = page.locator(".wb-card")
-    page.wait_for_function(
-        "document.querySelector('.wb-card').innerText.includes('drafted by medusa')"
-    )
-    assert f"step\n{table['step'][position]}" in card.inner_text()
-    assert page.locator(".wb-other").count() == 4
+    step = int(table["step"][position])
+    card(page, "drafted by medusa")
+    card(page, f"step\n{step}")
+    expect(page.locator(".wb-other")).to_have_count(4)
     percent = f"{100 * table['probability'][position]:.1f} %"
-    assert page.locator(".wb-chosen .wb-percent").inner_text() == percent
+    expect(page.locator(".wb-chosen .wb-percent")).to_have_text(percent)
     token.click()
-    drawn(page, int(table["step"][position]), panel=1)
-    later = page.locator(".wb-t.wb-later").count()
-    assert later == (table["step"] > table["step"][position]).sum()
-    fresh = page.locator(".wb-t.wb-fresh").count()
-    assert fresh == (table["step"] == table["step"][position]).sum() > 1
+    drawn(page, step, panel=1)
+    expect(page.locator(".wb-t.wb-later")).to_have_count(int((table["step"] > step).sum()))
+    fresh = int((table["step"] == step).sum())
+    assert fresh > 1
+    expect(page.locator(".wb-t.wb-fresh")).to_have_count(fresh)
     page.keyboard.press("End")
-    page.wait_for_function("document.querySelectorAll('.wb-t.wb-later').length === 0")
+    expect(page.locator(".wb-t.wb-later")).to_have_count(0)
 
 
 def test_the_request_is_shared_by_all_panels(page: Any, trace: Trace) -> None:
     show(page, BatchTimeline(trace))
     add(page, TokenView(trace))
     page.locator(".wb-select").select_option("2")
-    page.wait_for_function("document.querySelector('.wb-card').innerText.includes('request\\nr2')")
+    card(page, "request\nr2")
     page.locator(".wb-timeline").focus()
     page.keyboard.press("ArrowDown")
-    page.wait_for_function("document.querySelector('.wb-card').innerText.includes('request\\nr3')")
+    card(page, "request\nr3")
 
 
 def test_the_tree_of_a_step_and_its_neighbours(page: Any, trace: Trace) -> None:
@@ -177,17 +174,15 @@ def test_the_tree_of_a_step_and_its_neighbours(page: Any, trace: Trace) -> None:
     first = view.drafts().iloc[0]
     drawn(page, int(first["step"]))
     words = page.locator(".wb-tree-words")
-    assert f"drafted {first['tokens']} token" in words.inner_text()
-    page.mouse.move(*at(page, ".wb-tree", 30, 32))
-    page.wait_for_function(
-        "document.querySelector('.wb-tooltip').innerText.includes('before the draft')"
-    )
+    expect(words).to_contain_text(f"drafted {first['tokens']} token")
+    page.locator(".wb-tree").hover(position=place(30, 32))
+    expect(page.locator(".wb-tooltip:visible")).to_contain_text("before the draft")
     page.locator(".wb-speculation-tree .wb-button").nth(1).click()
     following = view.drafts()["step"]
     drawn(page, int(following[following > first["step"]].iloc[0]))
-    page.locator(".wb-acceptance").click(position={"x": 105, "y": 22})
+    page.locator(".wb-acceptance").click(position=place(105, 22))
     drawn(page, 1)
-    assert words.inner_text().startswith("Step 1 verified no draft")
+    expect(words).to_have_text(re.compile("^Step 1 verified no draft"))
 
 
 @pytest.mark.parametrize("kind", [BatchTimeline, TokenView, SpeculationTree])
@@ -197,12 +192,8 @@ def test_colours_follow_the_theme(page: Any, trace: Trace, kind: Any) -> None:
         view = kind(trace)
         show(page, view, dark=dark)
         canvas = page.locator(".wb-view canvas").first
-        painted = canvas.evaluate(
-            """c => new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height)
-                .data.buffer).some((pixel) => pixel !== 0)"""
-        )
-        assert painted
-        assert canvas.get_attribute("aria-label").startswith(f"step {view.step}")
+        page.wait_for_function(PAINTED)
+        expect(canvas).to_have_attribute("aria-label", re.compile(f"^step {view.step}"))
         pictures.append(page.locator(".wb-body").screenshot())
     assert pictures[0] != pictures[1]
 
@@ -211,8 +202,8 @@ def test_a_view_without_a_run_says_so(page: Any) -> None:
     show(page, BatchTimeline(Trace()))
     add(page, TokenView(Trace()))
     add(page, SpeculationTree(Trace()))
-    assert "No request yet." in page.evaluate("document.body.innerText")
-    assert page.locator(".wb-problem:visible").count() == 0
+    expect(page.locator("body")).to_contain_text("No request yet.")
+    expect(page.locator(".wb-problem:visible")).to_have_count(0)
 
 
 def test_a_panel_that_is_hidden_keeps_its_picture_and_draws_when_it_is_seen(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+from browsing import expect, set_theme
 from recorded_run import RecordedRun
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
-    pytest.mark.timeout(400),
     pytest.mark.xdist_group("browser"),  # one server, one worker
 ]
 
@@ -35,6 +36,9 @@ CELLS = [
     "wb.views.SpeculationTree(wb.Trace.load('drafts.trace'))",
 ]
 STEP = """(name) => Number(document.querySelector(`.jp-OutputArea .wb-${name}`)?.dataset.step)"""
+# How bright the timeline's output is, 0 to 255.
+BRIGHTNESS = """getComputedStyle(document.querySelector(".wb-batch-timeline")).backgroundColor
+  .match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0) / 3"""
 
 # JupyterLab's layout is gone for a moment while it loads a theme, and a canvas with it.
 PAINTED = """(selector) => {
@@ -47,16 +51,6 @@ PAINTED = """(selector) => {
 
 def step_of(page: Any, name: str, step: int) -> None:
     page.wait_for_function(f"([name, step]) => ({STEP})(name) === step", arg=[name, step])
-
-
-def darkness(page: Any) -> float:
-    """Return how bright the timeline's output is, 0 to 255."""
-    return float(
-        page.locator(".wb-batch-timeline").evaluate(
-            "e => getComputedStyle(e).backgroundColor.match(/\\d+/g).slice(0, 3)"
-            ".reduce((sum, part) => sum + Number(part), 0) / 3"
-        )
-    )
 
 
 def test_a_run_seen_by_four_panels(
@@ -79,15 +73,13 @@ def test_a_run_seen_by_four_panels(
     canvas.scroll_into_view_if_needed()
     page.wait_for_function(f"({STEP})('batch-timeline') > 0")
 
-    box = canvas.bounding_box()
-    page.mouse.click(box["x"] + 105, box["y"] + 40)  # the first step
+    canvas.click(position={"x": 105, "y": 40})  # the first step
     step_of(page, "batch-timeline", 1)
     detail = page.locator(".wb-detail")
-    assert detail.inner_text().startswith("Step 1: ")
-    assert "<script>" in detail.inner_text().replace("·", "").replace("\n", "")
-    page.mouse.move(box["x"] + 110, box["y"] + 150)
-    page.locator(".wb-batch-timeline .wb-tooltip").wait_for(state="visible")
-    assert "r0" in page.locator(".wb-batch-timeline .wb-tooltip").inner_text()
+    expect(detail).to_have_text(re.compile("^Step 1: "))
+    expect(detail).to_have_text(re.compile("<·?s·?c·?r·?i·?p·?t·?>"))
+    canvas.hover(position={"x": 110, "y": 150})
+    expect(page.locator(".wb-batch-timeline .wb-tooltip:visible")).to_contain_text("r0")
 
     canvas.focus()
     page.keyboard.press("ArrowRight")  # JupyterLab has these keys for itself in command mode
@@ -104,18 +96,14 @@ def test_a_run_seen_by_four_panels(
     canvas.scroll_into_view_if_needed()
     page.wait_for_function(f"({STEP})('batch-timeline') > 12")
 
-    bright = darkness(page)
-    page.evaluate(
-        "void window.jupyterapp.commands.execute('apputils:change-theme', "
-        "{theme: 'JupyterLab Dark'})"
-    )
-    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+    page.wait_for_function(f"{BRIGHTNESS} > 60")
+    set_theme(page, "Dark")
+    page.wait_for_function(f"{BRIGHTNESS} < 60")
     page.wait_for_function(PAINTED, arg=".wb-timeline")
     page.screenshot(path=str(shots / "run_views_dark.png"))
-    assert darkness(page) < 60 < bright
     tree = page.locator(".jp-OutputArea .wb-speculation-tree")
     tree.scroll_into_view_if_needed()
     page.wait_for_function(PAINTED, arg=".wb-tree")
     page.screenshot(path=str(shots / "run_views_drafts.png"))
-    assert page.locator(".wb-problem:visible").count() == 0
+    expect(page.locator(".wb-problem:visible")).to_have_count(0)
     assert page.evaluate("window.harmed === undefined")

@@ -13,7 +13,6 @@ import pytest
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
-    pytest.mark.timeout(400),
     pytest.mark.xdist_group("browser"),  # one server, one worker
 ]
 
