@@ -49,10 +49,11 @@ def serve(make_engine: MakeEngine) -> Iterator[Serve]:
 
     Its keywords are `make_engine`'s, `max_pending`, and `pace`: seconds that each step takes at
     least. A test that acts on a running request gives one, so that a reader whom the machine keeps
-    waiting still finds it running. At the end, each that is still open must hold no block; then it
-    is closed, and its thread ends.
+    waiting for seconds still finds it running; `hurry` ends it. At the end, each that is still open
+    must hold no block; then it is closed, and its thread ends.
     """
     served: list[AsyncEngine] = []
+    before = set(threading.enumerate())
 
     def start(
         engine: Engine | None = None,
@@ -63,8 +64,8 @@ def serve(make_engine: MakeEngine) -> Iterator[Serve]:
     ) -> AsyncEngine:
         engine = engine or make_engine(**settings)
         if pace:
-            real = engine.step
-            engine.step = lambda: (time.sleep(pace), real())[1]
+            real, engine.pace = engine.step, pace
+            engine.step = lambda: (time.sleep(engine.pace), real())[1]
         served.append(AsyncEngine(engine, max_pending=max_pending))
         return served[-1]
 
@@ -72,13 +73,20 @@ def serve(make_engine: MakeEngine) -> Iterator[Serve]:
     try:
         for aengine in served:
             if not aengine.closed:
-                aengine.resume().result(20)
-                aengine.call(require_clean).result(20)
+                aengine.resume().result(60)
+                aengine.call(require_clean).result(60)
     finally:
         for aengine in served:
             aengine.close()
             assert aengine.closed
-    assert [t for t in threading.enumerate() if t.name == "workbench-engine"] == []
+    left = set(threading.enumerate()) - before
+    assert [thread for thread in left if thread.name == "workbench-engine"] == []
+
+
+@pytest.fixture
+def hurry() -> Callable[[AsyncEngine], None]:
+    """Return a function that ends an engine's pace: its steps take as long as they take."""
+    return lambda aengine: setattr(aengine._loop.engine, "pace", 0)
 
 
 def require_clean(engine: Engine) -> None:

@@ -21,7 +21,7 @@ from workbench.events import Event, RequestFinished, StepDone
 
 PROMPT = [5, 6, 7, 8]
 LONG = greedy(200)
-PACE = 0.03  # at which `LONG` takes six seconds
+PACE = 0.06  # at which `LONG` takes twelve seconds
 
 
 class Watch:
@@ -138,13 +138,13 @@ def test_a_thread_that_breaks_or_is_done_with_a_reply(serve) -> None:
     aengine = serve(pace=PACE)
     for _ in aengine.stream(PROMPT, LONG):
         break
-    assert aengine.call(used_and_step).result(20)[0] == 0
+    assert aengine.call(used_and_step).result(60)[0] == 0
     reply = aengine.generate(PROMPT, LONG)
     assert reply.cancel()
-    assert wait([reply], timeout=20).done == {reply}
+    assert wait([reply], timeout=60).done == {reply}
     with pytest.raises(ReplyCancelled):
-        reply.result(20)
-    assert aengine.call(used_and_step).result(20)[0] == 0
+        reply.result(60)
+    assert aengine.call(used_and_step).result(60)[0] == 0
 
 
 def test_a_loop_that_is_closed_with_streams_in_it(serve) -> None:
@@ -158,13 +158,13 @@ def test_a_loop_that_is_closed_with_streams_in_it(serve) -> None:
 
     task = loop.create_task(read())  # kept: neither the task nor its stream is collected
     loop.run_until_complete(aengine.stream(PROMPT, greedy(4)).__anext__())
-    aengine.pause().result(20)
+    aengine.pause().result(60)
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
-    aengine.resume().result(20)
-    aengine.drain().result(20)
+    aengine.resume().result(60)
+    aengine.drain().result(60)
     assert not task.done()
-    assert aengine.call(used_and_step).result(20)[1] < 150, "it did not run to its end"
+    assert aengine.call(used_and_step).result(60)[1] < 150, "it did not run to its end"
     task._log_destroy_pending = False
 
 
@@ -177,7 +177,7 @@ def test_a_destroyed_task_of_a_closed_loop(serve) -> None:
     reply._log_destroy_pending = False
     del reply
     gc.collect()
-    assert aengine.call(used_and_step).result(20)[0] == 0
+    assert aengine.call(used_and_step).result(60)[0] == 0
 
 
 def test_abort_by_id_ends_streams_and_replies_with_what_there_is(serve) -> None:
@@ -186,18 +186,18 @@ def test_abort_by_id_ends_streams_and_replies_with_what_there_is(serve) -> None:
     reply = aengine.generate(PROMPT, LONG, request_id="r")
     in_line = aengine.generate(PROMPT, LONG, request_id="l")
     next(stream)
-    aengine.pause().result(20)  # so that none ends by itself before it is aborted
-    assert aengine.abort("l").result(20) == in_line.result(20)
+    aengine.pause().result(60)  # so that none ends by itself before it is aborted
+    assert aengine.abort("l").result(60) == in_line.result(60)
     assert in_line.result(0).outputs[0].token_ids == []
-    output = aengine.abort("s").result(20)
+    output = aengine.abort("s").result(60)
     *_, last = stream
     assert last.output == output == stream.output
     assert last.finish_reason == output.outputs[0].finish_reason == "abort"
-    assert aengine.abort("r").result(20) == reply.result(20)
+    assert aengine.abort("r").result(60) == reply.result(60)
     for name in ("s", "never"):
         with pytest.raises(UnknownRequest):
-            aengine.abort(name).result(20)
-    aengine.resume().result(20)
+            aengine.abort(name).result(60)
+    aengine.resume().result(60)
 
 
 def test_a_request_that_others_end_or_forget(serve) -> None:
@@ -205,9 +205,9 @@ def test_a_request_that_others_end_or_forget(serve) -> None:
     reply = aengine.generate(PROMPT, LONG, request_id="r")
     stream = aengine.stream(PROMPT, LONG, request_id="s")
     next(stream)
-    aengine.call(lambda engine: engine.abort("r")).result(20)
-    assert reply.result(20).outputs[0].finish_reason == "abort"
-    aengine.call(lambda engine: engine.discard(["s"])).result(20)
+    aengine.call(lambda engine: engine.abort("r")).result(60)
+    assert reply.result(60).outputs[0].finish_reason == "abort"
+    aengine.call(lambda engine: engine.discard(["s"])).result(60)
     with pytest.raises(UnknownRequest):
         list(stream)
 
@@ -218,15 +218,15 @@ def test_a_request_that_others_end_or_forget(serve) -> None:
                 engine.abort(name)
 
     aengine.bus.subscribe(end_second)
-    assert aengine.generate(PROMPT, LONG).result(20).outputs[0].finish_reason == "abort"
+    assert aengine.generate(PROMPT, LONG).result(60).outputs[0].finish_reason == "abort"
     aengine.bus.unsubscribe(end_second)
 
 
 def test_a_timeout_ends_a_stream(serve) -> None:
     aengine = serve(pace=PACE)
-    aengine.pause().result(20)
+    aengine.pause().result(60)
     stream = aengine.stream(PROMPT, LONG, timeout=1e-3)
-    aengine.call(lambda engine: threading.Event().wait(0.01)).result(20)
+    aengine.call(lambda engine: threading.Event().wait(0.01)).result(60)
     aengine.resume()
     (last,) = stream
     assert last.finish_reason == "timeout"
@@ -261,4 +261,4 @@ def test_an_interrupt_while_a_thread_reads_harms_nothing(serve, make_engine) -> 
     finally:
         signal.signal(signal.SIGALRM, alarm)
     assert signal.getsignal(signal.SIGINT) is previous
-    assert [reply.result(20).outputs for reply in replies] == expected
+    assert [reply.result(60).outputs for reply in replies] == expected

@@ -87,7 +87,6 @@ def run_plain(
             count.whole += 1
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("max_pending", [1024, 40])
 def test_a_storm_leaves_nothing_behind(serve, make_engine, max_pending: int) -> None:
     params = [drawn(number, 16) for number in range(len(PROMPTS))]
@@ -114,12 +113,12 @@ def test_a_storm_leaves_nothing_behind(serve, make_engine, max_pending: int) -> 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(100)
+        thread.join(240)
         assert not thread.is_alive(), "a reader waits for ever"
     assert errors == []
     gc.collect()
-    aengine.call(lambda engine: engine.cache.check()).result(20)
-    assert aengine.call(lambda engine: engine.cache.blocks.num_used).result(20) == 0
+    aengine.call(lambda engine: engine.cache.check()).result(60)
+    assert aengine.call(lambda engine: engine.cache.blocks.num_used).result(60) == 0
     assert aengine.describe()["pending"] == aengine.describe()["in line"] == 0
     ends = [sum(getattr(c, name) for c in counts) for name in ("whole", "left", "cancelled")]
     assert sum(ends) == sum(streams for _, streams in shares)

@@ -191,7 +191,7 @@ def test_aborts_and_time_outs_end_all_beams(
     name = engine.add(PROMPTS[0], beams(4, 30, ignore_eos=True))
     engine.run(5)
     assert {o.finish_reason for o in engine.abort(name).outputs} == {"abort"}
-    late = engine.add(PROMPTS[0], beams(4, 30, ignore_eos=True), timeout=9.0)
+    late = engine.add(PROMPTS[0], beams(4, 30, ignore_eos=True), timeout=900.0)
     engine.run(5)
     deadline = engine.requests[late].request.deadline
     monkeypatch.setattr("workbench.scheduler.queues.time.monotonic", lambda: deadline + 1)

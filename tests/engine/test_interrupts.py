@@ -32,7 +32,7 @@ PARAMS = [greedy(30) if i % 2 else drawn(i, 30) for i in range(8)]
 
 
 # pytest-timeout's own way would be the very alarm that is used here.
-pytestmark = pytest.mark.timeout(120, method="thread")
+pytestmark = pytest.mark.timeout(300, method="thread")
 
 
 class Alarm:

@@ -5,8 +5,11 @@ On a GPU the same tests run natively, and candidates are timed.
 
 from __future__ import annotations
 
+import threading
+import time
 import weakref
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -166,17 +169,24 @@ def test_a_user_s_mistake_is_raised_as_it_is(worker: Worker) -> None:
     from workbench.errors import ConfigError
 
     with pytest.raises(ConfigError, match="silu_mul has no such case"):
-        worker.ask(jobs.Prepare(Subject("silu_mul", "none", "float16")), 60)
+        worker.ask(jobs.Prepare(Subject("silu_mul", "none", "float16")), 120)
 
 
-def test_cancelling_ends_a_job_at_once() -> None:
-    import threading
+def test_cancelling_ends_a_job_at_once(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    say = f"open({str(begun)!r}, 'w').close()"
+    loops = PLAN.format(run=f"    def run(self):\n        {say}\n        while True: pass")
+
+    def cancel_it(worker: Worker) -> None:
+        while not begun.exists():
+            time.sleep(0.01)
+        worker.cancel()
 
     with Worker() as worker:
-        subject = Subject("silu_mul", "odd width", "float16", source=LOOPS)
+        subject = Subject("silu_mul", "odd width", "float16", source=loops)
         prepare(subject, worker)
-        timer = threading.Timer(0.2, worker.cancel)
-        timer.start()
+        other = threading.Thread(target=cancel_it, args=[worker], daemon=True)
+        other.start()
         with pytest.raises(WorkerLost, match="cancelled"):
             worker.ask(jobs.Try(subject, CONFIG), 120)
-        timer.join()
+        other.join(60)

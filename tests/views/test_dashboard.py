@@ -159,16 +159,17 @@ def test_a_step_that_fails_is_said_and_stops(make_engine: Any) -> None:
 def test_an_asynchronous_engine_is_driven_by_word(make_engine: Any) -> None:
     engine = make_engine()
     with wb.AsyncEngine(engine) as aengine:
-        aengine.pause().result(20)
+        aengine.pause().result(60)
         board = EngineDashboard(aengine)
         reply = aengine.generate(PROMPTS[0], params(4), request_id="r")
         press(board, "step", count=2)
-        assert aengine.call(lambda e: e.scheduler.step).result(20) == 2
-        press(board, "abort", request_id="nobody")
+        assert aengine.call(lambda e: e.scheduler.step).result(60) == 2
         press(board, "configure", changes={"max_sequences": 3})
-        assert aengine.call(lambda e: e.scheduler.config.max_sequences).result(20) == 3
+        assert aengine.call(lambda e: e.scheduler.config.max_sequences).result(60) == 3
+        press(board, "abort", request_id="nobody")
+        aengine.call(lambda e: None).result(60)  # it came after the abort, and so did this
         assert "not a request" in board.notice
         press(board, "run")
-        assert reply.result(20).finished
+        assert reply.result(60).finished
         board.close()
         assert not aengine.bus

@@ -88,7 +88,7 @@ def test_what_is_selected_is_tried_and_compiled_in_the_background(make: Make) ->
     assert len(view.rows) == 2
     assert view.comparison["lines"]
     view._command(None, {"command": "list", "stage": "sass", "launch": 0}, [])
-    view.wait(10)
+    assert view.wait(240)
     assert "EXIT" in view.listing["text"]
     assert "2 of 6" in view.summary()
     assert len(view.trials()) == 2
@@ -126,7 +126,7 @@ def test_a_recorded_sweep_is_called_so_and_nothing_is_tried(make: Make) -> None:
 
 def test_cancel_stops_at_once_and_the_playground_goes_on(make: Make) -> None:
     view = make("paged_decode", "split")
-    view.wait(240)
+    assert view.wait(240)
     view.sweep()
     timer = threading.Timer(0.5, view.cancel)
     timer.start()
