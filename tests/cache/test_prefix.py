@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from workbench.cache import BlockManager, HostTier, PrefixIndex, block_hash
 from workbench.cache import prefix as module
@@ -63,6 +65,37 @@ def test_reasons(blocks: BlockManager, tokens: list[int], num_tokens: int, reaso
     assert replace(found, reason="", cause="") == silent
     assert len(set(found.block_ids)) == len(found.block_ids)
     blocks.check()
+
+
+def test_the_longest_beginning_is_found_among_many_that_came_later() -> None:
+    blocks = BlockManager(64, SIZE)
+    remember(blocks, [1, 2, 3, 4])
+    for other in range(40):
+        remember(blocks, [1, 10 + other, 0, 0])
+    assert blocks.lookup([1, 2, 3, 9, 9]).num_copied == 3
+    blocks.check()
+
+
+FEW = st.lists(st.integers(0, 2), min_size=SIZE, max_size=SIZE)
+
+
+@given(st.lists(FEW), st.lists(st.integers(0, 2), min_size=1, max_size=SIZE), st.data())
+def test_a_beginning_is_as_long_as_any(
+    kept: list[list[int]], wanted: list[int], data: st.DataObject
+) -> None:
+    index, held = PrefixIndex(), {}
+    for block_id, tokens in enumerate(kept):
+        if index.add(Content.of(root_hash(""), tokens), block_id):
+            held[block_id] = tokens
+    for block_id in data.draw(st.sets(st.sampled_from(sorted(held))) if held else st.just(set())):
+        index.forget(block_id)
+        del held[block_id]
+    index.check()
+    longest = max((module.common_length(tokens, wanted) for tokens in held.values()), default=0)
+    found = index.beginning(root_hash(""), wanted)
+    assert (found.num_tokens if found else 0) == longest
+    if found:
+        assert held[found.block_id][:longest] == wanted[:longest]
 
 
 def test_evicted(blocks: BlockManager) -> None:

@@ -10,6 +10,7 @@ touches reference counts.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
@@ -18,9 +19,6 @@ from typing import NamedTuple
 
 _EVICTIONS_REMEMBERED = 65_536
 _NAMESPACES_ASKED = 512
-# Blocks with the same parent and first token that a search by first tokens looks at, newest first:
-# it bounds the cost where thousands of prompts differ early.
-_CHILDREN_COMPARED = 16
 
 
 def root_hash(namespace: str) -> bytes:
@@ -47,6 +45,10 @@ class Content(NamedTuple):
         return cls(block_hash(parent, tokens), parent, tokens)
 
 
+def _tokens_of(content: Content) -> array[int]:
+    return content.token_ids
+
+
 class Beginning(NamedTuple):
     """A block whose first `num_tokens` tokens are the ones looked for."""
 
@@ -62,12 +64,13 @@ class Why(NamedTuple):
 
 
 class PrefixIndex:
-    """Content hash <-> block, a block's children by their first token, and past evictions."""
+    """Content hash <-> block, a block's children in the order of their tokens, past evictions."""
 
     def __init__(self) -> None:
         self._block_of: dict[bytes, int] = {}
         self._content_of: dict[int, Content] = {}
-        self._children: dict[tuple[bytes, int], dict[bytes, None]] = {}
+        # Sorted: of all children, one beside the place of other tokens begins most like them.
+        self._children: dict[bytes, list[Content]] = {}
         self._evicted: OrderedDict[bytes, tuple[int, int | None]] = OrderedDict()
         self._forgot_evictions = False
 
@@ -93,13 +96,12 @@ class PrefixIndex:
 
     def add(self, content: Content, block_id: int) -> bool:
         """Make a block findable; False if another block already holds the same content."""
-        name, parent, tokens = content
-        if name in self._block_of:
+        if content.name in self._block_of:
             return False
-        self._block_of[name] = block_id
+        self._block_of[content.name] = block_id
         self._content_of[block_id] = content
-        self._children.setdefault((parent, tokens[0]), {})[name] = None
-        self._evicted.pop(name, None)
+        insort(self._children.setdefault(content.parent, []), content, key=_tokens_of)
+        self._evicted.pop(content.name, None)
         return True
 
     def evict(self, block_id: int, step: int, for_sequence_id: int | None) -> Content:
@@ -117,28 +119,23 @@ class PrefixIndex:
         content = self._content_of.pop(block_id, None)
         if content is None:
             return
-        name, parent, tokens = content
-        del self._block_of[name]
-        siblings = self._children[parent, tokens[0]]
-        del siblings[name]
+        del self._block_of[content.name]
+        siblings = self._children[content.parent]
+        del siblings[bisect_left(siblings, content.token_ids, key=_tokens_of)]
         if not siblings:
-            del self._children[parent, tokens[0]]
+            del self._children[content.parent]
 
     def beginning(self, parent: bytes, token_ids: Sequence[int]) -> Beginning | None:
         """Return the block after `parent` that begins with most of these tokens; None if none does.
 
-        Of many candidates only the newest are compared, see `_CHILDREN_COMPARED`.
+        Two blocks are compared, however many there are.
         """
-        candidates = self._children.get((parent, token_ids[0]), {})
-        best: Beginning | None = None
-        for name in islice(reversed(candidates), _CHILDREN_COMPARED):
-            block_id = self._block_of[name]
-            length = common_length(self._content_of[block_id].token_ids, token_ids)
-            if best is None or length > best.num_tokens:
-                best = Beginning(block_id, length)
-            if length == len(token_ids):
-                break
-        return best
+        siblings = self._children.get(parent, [])
+        place = bisect_left(siblings, array("q", token_ids), key=_tokens_of)
+        beside = siblings[max(0, place - 1) : place + 1]
+        lengths = [common_length(content.token_ids, token_ids) for content in beside]
+        length, content = max(zip(lengths, beside, strict=True), default=(0, None))
+        return Beginning(self._block_of[content.name], length) if content and length else None
 
     def why_missing(
         self,
@@ -167,11 +164,13 @@ class PrefixIndex:
         """Raise `AssertionError` unless contents, blocks and children say the same."""
         names = {content.name: block for block, content in self._content_of.items()}
         assert names == self._block_of, "contents and blocks are out of step"
-        children = {name: key for key, names in self._children.items() for name in names}
+        children = {c.name: parent for parent, made in self._children.items() for c in made}
         for name, parent, tokens in self._content_of.values():
             assert name == block_hash(parent, tokens), "a block does not hold what its name says"
-            assert children.pop(name, None) == (parent, tokens[0]), "a block is not its parent's"
+            assert children.pop(name, None) == parent, "a block is not its parent's"
         assert not children, "a parent has a child that is gone"
+        for made in self._children.values():
+            assert made == sorted(made, key=_tokens_of), "children are out of order"
         assert all(self._children.values()), "a parent without children is kept"
 
 
