@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import events
+from workbench.atomic_files import atomic_write
 from workbench.events import Event, MemoryRebalanced, StepDone, StepPlanned
 from workbench.trace.layout import CacheLayout
 
@@ -33,7 +34,9 @@ def write(path: Path, header: dict[str, Any], entries: Iterable[tuple[float, Eve
         last = 1e6 * seconds
         records += writer.records(last, event)
     records += writer.close(last)
-    path.write_text(json.dumps({"traceEvents": records, "metadata": header}), encoding="utf-8")
+    text = json.dumps({"traceEvents": records, "metadata": header})
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
     return path
 
 
