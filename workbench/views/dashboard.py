@@ -69,7 +69,7 @@ class EngineDashboard(View):
     def update(self) -> tuple[int, int]:
         """Take in what the trace has got; return the first and last step."""
         if self._meters is None and len(self.trace):
-            self._meters = Meters(self.trace.layout)
+            self._meters = Meters(self.trace.layout.num_blocks)
         meters = self._meters
         if meters is not None:
             taken = slice(self._taken, len(self.trace.seconds))
