@@ -18,9 +18,9 @@ from workbench.engine import Engine
 from workbench.errors import ConfigError
 from workbench.events import Event
 from workbench.lora import LoRAManager
+from workbench.views.adapter_traffic import BASE, AdapterTraffic
 from workbench.views.esm import compose
 from workbench.views.lora_desk import AsyncDesk, Desk, ManagerDesk
-from workbench.views.lora_log import BASE, AdapterTraffic
 from workbench.views.panel import Panel
 from workbench.views.picture import HUES
 
