@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench import views
+    from workbench import debug, speculation, views
     from workbench.async_engine import AsyncEngine
     from workbench.batch import ForwardContext, StepPlan
     from workbench.build import build
@@ -64,6 +65,7 @@ _HOMES = {
     "workbench.trace.compare": ("compare",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = ("debug", "speculation", "views")  # modules that are names of the face
 
 __all__ = [
     "LLM",
@@ -93,14 +95,24 @@ __all__ = [
     "Trace",
     "build",
     "compare",
+    "debug",
     "get_backend",
     "load_model",
     "plan_memory",
+    "speculation",
     "views",
 ]
 
 
-_MODULES = ("views",)  # modules that are names of the face
+class _Face(ModuleType):
+    """Keeps `build` the function: an import of `workbench.build` would set the module there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_module = name == "build" and isinstance(value, ModuleType)
+        super().__setattr__(name, value.build if is_module else value)
+
+
+sys.modules[__name__].__class__ = _Face
 
 
 def __getattr__(name: str) -> Any:
@@ -108,11 +120,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"workbench.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME_OF[name]), name)
-    # Whoever imports the module `workbench.build` leaves it here under the function's name.
-    if "workbench.build" in sys.modules:
-        globals()["build"] = sys.modules["workbench.build"].build
-    return value
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
 
 
 def load_ipython_extension(shell: Any) -> None:

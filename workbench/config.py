@@ -228,7 +228,7 @@ class EngineConfig:
 def require_positive(field: str, value: Any) -> None:
     """Raise `ConfigError` unless `value` is an int of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(field, value, "must be a whole number of at least 1", "Raise it.")
+        raise ConfigError(field, value, "must be a whole number of at least 1", "Give 1 or more.")
 
 
 def require_choice(field: str, value: Any, known: Sequence[str]) -> None:

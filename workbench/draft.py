@@ -133,7 +133,9 @@ def _whole(name: str, values: Iterable[Any]) -> tuple[int, ...]:
         found = tuple(values)
         whole = tuple(int(value) for value in found)
     except (TypeError, ValueError):
-        raise DraftError(f"Draft.{name}", values, "is no list of whole numbers", "") from None
+        raise DraftError(
+            f"Draft.{name}", values, "is no list of whole numbers", "Use ints."
+        ) from None
     if whole != found or any(isinstance(value, bool) for value in found):
         raise DraftError(f"Draft.{name}", found, "holds more than whole numbers", "Use ints.")
     return whole

@@ -207,7 +207,8 @@ class SamplingParams:
 
 def _whole(name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise RequestError(name, value, f"must be a whole number of at least {least}", "Change it.")
+        problem, fix = f"must be a whole number of at least {least}", f"Give {least} or more."
+        raise RequestError(name, value, problem, fix)
 
 
 def _optional_whole(name: str, value: Any, least: int) -> None:
@@ -233,7 +234,7 @@ def _tuple_of(name: str, values: Any, kind: type) -> tuple[Any, ...]:
     items = tuple(values) if isinstance(values, Iterable) else (values,)
     if not all(isinstance(item, kind) for item in items):
         problem = f"must be a sequence of {kind.__name__}"
-        raise RequestError(name, values, problem, "Check the types.")
+        raise RequestError(name, values, problem, f"Give {kind.__name__} values alone.")
     return items
 
 

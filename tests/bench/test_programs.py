@@ -14,7 +14,7 @@ from tiny import write_checkpoint
 
 from workbench.bench import (
     cpu,
-    gpu_engine,
+    gpu_workloads,
     lora,
     scheduler,
     speculation,
@@ -153,7 +153,7 @@ def test_gpu(
 ) -> None:
     """On a GPU a small shape; without one it says so before anything else."""
     config = ModelConfig("LlamaForCausalLM", 100_000, 64, 96, 2, 4, 2, 16, context=1024)
-    monkeypatch.setattr(gpu_engine, "SHAPES", {"tiny": config})
+    monkeypatch.setattr(gpu_workloads, "SHAPES", {"tiny": config})
     rows = tmp_path / "rows.jsonl"
     settings = ["--shape", "tiny", "--workload", "decode_b1,decode_b32", "--repeats", "1"]
     settings += ["--num-blocks", "8192", "--rows", str(rows)]
@@ -241,7 +241,7 @@ def test_playground(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_tuning(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU a small shape; without one it says so before anything else."""
     config = ModelConfig("LlamaForCausalLM", 100_000, 64, 96, 2, 4, 2, 16, context=1024)
-    monkeypatch.setattr(tuning, "SHAPES", {"tiny": config})
+    monkeypatch.setattr(gpu_workloads, "SHAPES", {"tiny": config})
     settings = ["--shape", "tiny", "--batches", "1", "--rounds", "1", "--steps", "2"]
     status = main(["bench", "tuning", *settings])
     shown = capsys.readouterr()

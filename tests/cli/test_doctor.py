@@ -29,7 +29,6 @@ SERVER = Machine(
     torch_cuda="13.0",
     triton="3.7.1",
     flashinfer="0.6.4",
-    compiler="g++ 12.2.0",
     c_compiler="gcc 12.2.0",
     ptxas=Path("bin/ptxas"),
     ptxas_version="13.0",
@@ -48,7 +47,6 @@ NOTHING = Machine(
     torch_cuda=None,
     triton=None,
     flashinfer=None,
-    compiler=None,
     c_compiler=None,
     ptxas=None,
     ptxas_version=None,
@@ -161,7 +159,7 @@ def test_a_gpu_that_torch_cannot_use_is_told_apart() -> None:
 
 
 def test_triton_needs_a_compiler_and_linux() -> None:
-    assert "C compiler" in runs(SERVER, compiler=None)["Triton kernels"]
+    assert "C compiler" in runs(SERVER, c_compiler=None)["Triton kernels"]
     mac = runs(NOTHING, system="Darwin", torch="2.13.0")
     assert mac["Triton kernels"] == "no: triton is not installed (there is none for Darwin)"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from workbench.cli.main import main
-from workbench.cli.places import EMBEDDED_MODEL, repository_root
+from workbench.places import EMBEDDED_MODEL, repository_root
 
 
 @pytest.fixture

@@ -159,6 +159,24 @@ def test_catastrophic_backtracking_is_none_here(strict: GrammarCompiler) -> None
 
 
 @pytest.mark.slow  # starts worker processes of its own
+def test_a_worker_that_cannot_be_started_is_told_and_tried_again(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def submit(*_: Any) -> None:
+        tried.append(1)
+        raise OSError("no more processes")
+
+    compiler = GrammarCompiler(tokenizer, 4096)
+    monkeypatch.setattr(compiler._client, "submit", submit)
+    for _ in range(2):
+        with pytest.raises(WorkbenchError, match="no more processes"):
+            compiled(compiler, regex="a+")
+    assert len(tried) == 2
+    compiler.close()
+
+
 def test_equal_constraints_share_one_compilation(tokenizer: Tokenizer) -> None:
     compiler = GrammarCompiler(tokenizer, 4096, max_seconds=60)
     try:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from workbench.data.prompts import load_prompts, repository_root
+from workbench.data.prompts import load_prompts
 from workbench.models import DecoderLM, load_model
+from workbench.places import repository_root
 from workbench.speculation import get_proposer
 from workbench.train.heads_served import served_acceptance
 

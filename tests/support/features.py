@@ -265,7 +265,6 @@ FEATURES = [
             output.hidden_states is not None
             and len(output.hidden_states) == len(prompt) + len(output.token_ids) - 1
         ),
-        happened=lambda run: True,
     ),
     Feature("echo", "the prompt before the text", params={"echo": True}),
     Feature("n", "three branches of a prompt", params={"n": 3}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import workbench as wb
-from workbench.bench.scheduler import idle_engine
+from workbench.bench.idle import idle_engine
 
 PARAMS = wb.SamplingParams(max_tokens=9, temperature=0, ignore_eos=True)
 

@@ -80,7 +80,7 @@ class RecordedRun:
     def _arrivals(self) -> None:
         while self.left and self.random.random() < 0.4:
             self.left -= 1
-            number = sum(1 for event in self.trace.events if type(event) is events.RequestAdded)
+            number = len(self.requests)
             prompt, wanted = (self.random.randint(*size) for size in self.sizes)
             ids = tuple(self.random.randrange(VOCAB) for _ in range(prompt))
             self.requests.append(_Request(number, prompt, wanted, tokens=prompt))

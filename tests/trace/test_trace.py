@@ -119,6 +119,27 @@ def test_an_empty_trace(tmp_path: Path) -> None:
     assert loaded.describe()["events"] == 0
 
 
+def test_what_comes_while_it_is_saved_is_left_for_the_next_time(
+    trace: Trace, tmp_path: Path
+) -> None:
+    """An engine on a thread has stated an event whose time is not noted yet."""
+    trace.events.append(events.HostCleared(5))
+    assert len(Trace.load(trace.save(tmp_path / "run.trace"))) == len(EVENTS)
+    written = json.loads(trace.to_perfetto(tmp_path / "run.json").read_text())
+    assert written["traceEvents"]
+    assert trace.describe()["events"] == len(EVENTS)
+    assert len(trace.to_pandas(events.HostCleared)) == len(trace.of(events.HostCleared)) - 1
+
+
+def test_a_save_that_fails_leaves_the_older_file(trace: Trace, saved: Path) -> None:
+    before = saved.read_bytes()
+    trace(events.PolicyFailed(5, "p", object()))  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        trace.save(saved)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
 def test_of_and_len(trace: Trace) -> None:
     assert len(trace) == len(EVENTS)
     assert trace.of(events.BlockEvicted) == EVENTS[11:13]
@@ -145,7 +166,7 @@ def test_a_file_whole_in_gzip_but_not_in_lines(saved: Path) -> None:
 
 def test_damaged_bytes(saved: Path) -> None:
     data = saved.read_bytes()
-    for position in range(24, len(data), 9):  # the name of the file lies before that
+    for position in range(10, len(data), 9):  # the header of gzip lies before that
         damaged = bytearray(data)
         damaged[position] ^= 0xFF
         saved.write_bytes(bytes(damaged))

@@ -10,8 +10,8 @@ import pytest
 
 import workbench as wb
 from workbench.build import build
-from workbench.data.prompts import repository_root
 from workbench.data.tasks import exact_matches, load_held_out
+from workbench.places import repository_root
 from workbench.train.lora_card import adapter_card, answers
 
 HOME = repository_root() / "adapters" / "tinypy" / "lora"

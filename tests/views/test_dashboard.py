@@ -125,6 +125,19 @@ def test_what_a_command_could_not_do_is_said(
         assert board.notice == ""
 
 
+def test_whatever_a_command_raises_is_said(make_engine: Any, monkeypatch: Any) -> None:
+    """In a callback of the widget nobody would see it."""
+    engine = make_engine()
+
+    def broken(_: object) -> None:
+        raise AssertionError("a fault of ours")
+
+    with EngineDashboard(engine) as board:
+        monkeypatch.setattr(engine, "abort", broken)
+        press(board, "abort", request_id="r0")
+        assert board.notice == "AssertionError: a fault of ours"
+
+
 def test_running_is_a_task_that_leaves_the_loop_alive(make_engine: Any) -> None:
     async def main() -> None:
         engine = make_engine()

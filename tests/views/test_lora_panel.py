@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from workbench.async_engine import AsyncEngine
 from workbench.bench.lora_adapters import RandomAdapters
 from workbench.errors import ConfigError
 from workbench.events import RequestAdded, RequestFinished, SequenceForked, StepDone
-from workbench.views.lora_log import SECONDS, AdapterTraffic
+from workbench.views.adapter_traffic import SECONDS, AdapterTraffic
 from workbench.views.lora_panel import LoRAPanel
 
 PARAMS = wb.SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
@@ -105,7 +106,7 @@ def test_buttons_act_while_requests_run(engine: wb.Engine, tmp_path: Path) -> No
         ("load", {"name": "sql", "path": "x"}, "is loaded already"),
         ("load", {"name": "new", "path": "no/such/folder"}, "is no folder"),
         ("load", {"name": "../new", "path": "x"}, "is no name"),
-        ("load", {"name": "new"}, "KeyError"),
+        ("load", {"name": "new"}, "lacks a part"),
         ("explode", {"name": "sql"}, "is no command"),
     ],
 )
@@ -140,6 +141,25 @@ def test_an_engine_on_a_thread_is_asked_between_its_steps(engine: wb.Engine) -> 
         aengine.call(lambda engine: None).result()
         assert named(panel)["json"]["pinned"]
         assert "nobody" in panel.notice
+
+
+def test_a_panel_may_ask_while_an_engine_tells() -> None:
+    traffic = AdapterTraffic()
+
+    def tell() -> None:
+        for step in range(5000):
+            traffic.take(RequestAdded(step, "a", step, 1, 1, (5,)), 0.01 * step)
+            traffic.take(RequestFinished(step, "a", step, "length", 1), 0.01 * step)
+            traffic.take(StepDone(step, ((step, 7),), {}, 0), 0.01 * step)
+
+    with ThreadPoolExecutor(1) as pool:
+        told, now = pool.submit(tell), 0.0
+        while not told.done():
+            now += 0.01
+            traffic.rates(now)
+            traffic.running()
+    told.result()
+    assert traffic.tokens[""] == 5000
 
 
 def test_rates_are_of_the_last_seconds_and_forks_count_as_their_parents() -> None:

@@ -8,7 +8,6 @@ step allows.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -20,14 +19,21 @@ from typing import Any
 
 import torch
 
-from workbench.bench.measure import Row, Samples, append_rows, interleave, machine
+from workbench.bench.measure import (
+    Figures,
+    Row,
+    Samples,
+    append_rows,
+    hash_of,
+    interleave,
+    machine,
+)
 from workbench.bench.peers import HuggingFace
 from workbench.bench.shapes import SHAPES, write_random_checkpoint
-from workbench.bench.workloads import DESCRIPTIONS, Job, make_workload
+from workbench.bench.workloads import DESCRIPTIONS, Job, make_workload, run_jobs
 from workbench.errors import ConfigError
 from workbench.llm import LLM
 from workbench.models import resolve_model
-from workbench.sampling_params import SamplingParams
 
 _OURS = "workbench"
 
@@ -95,7 +101,7 @@ def _measure(
     def run(engine: Callable[[list[Job]], list[list[int]]], repeat: int) -> list[list[int]]:
         return engine(make_workload(name, repeat))
 
-    candidates = {_OURS: partial(run, partial(run_engine, llm))}
+    candidates = {_OURS: partial(run, partial(run_jobs, llm.engine))}
     candidates |= {peer: partial(run, peers[peer].run) for peer in peers}
     samples, results = interleave(
         candidates, repeats, lambda line: print(f"  {name} {line}", flush=True)
@@ -118,15 +124,6 @@ def _measure(
     return rows
 
 
-def run_engine(llm: LLM, jobs: list[Job]) -> list[list[int]]:
-    """Run jobs greedily through the engine and return each one's new token ids."""
-    params = [
-        SamplingParams(max_tokens=job.num_output, temperature=0, ignore_eos=True) for job in jobs
-    ]
-    outputs = llm.generate([job.prompt for job in jobs], params, progress=False)
-    return [output.outputs[0].token_ids for output in outputs]
-
-
 def read_bandwidth(num_bytes: int = 1 << 28, repeats: int = 7) -> float:
     """Return how fast all threads read memory, in bytes/s: the best of a few sums over 256 MiB."""
     data = torch.ones(num_bytes // 4)
@@ -146,19 +143,11 @@ def _row(
     result: list[list[int]],
     where: dict[str, Any],
 ) -> Row:
-    fast, slow = samples.spread
-    digest = hashlib.sha256(json.dumps(result).encode()).hexdigest()[:16]
     return Row(
-        bench="cpu",
-        case=case,
-        engine=engine,
-        unit="output tokens/s",
-        median=tokens / samples.median,
-        low=tokens / slow,
-        high=tokens / fast,
-        n=len(samples.seconds),
+        *("cpu", case, engine, "output tokens/s"),
+        *Figures.of([tokens / seconds for seconds in samples.seconds]),
         foreign_cores=round(max(samples.foreign_cores), 2),
-        output_hash=digest,
+        output_hash=hash_of(result),
         where=where,
     )
 

@@ -6,6 +6,7 @@ its calls. Calls rotate over several inputs, which together are larger than the 
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,22 @@ def require_gpu() -> torch.device:
             "for one, and `pytest tests/kernels` checks them in Triton's interpreter.",
         )
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def driver_version() -> str:
+    """Return the version of the NVIDIA driver, "unknown" where nvidia-smi does not say."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what was queued on a GPU; a CPU has done it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def graph_timing(calls: Sequence[Call], seconds: float) -> Timing:

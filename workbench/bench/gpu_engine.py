@@ -8,7 +8,6 @@ GPU's busy time and the rest. Prefix reuse is off, as every repeat brings the sa
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import statistics
 import time
@@ -19,13 +18,12 @@ from typing import Any
 import torch
 
 from workbench.bench.gpu import Ceilings, eager_timing, measure_ceilings, require_gpu
-from workbench.bench.gpu_workloads import PEER, SHAPES, WORKLOADS, Work, make_jobs
-from workbench.bench.measure import Row, append_rows, machine
-from workbench.bench.workloads import Job
+from workbench.bench.gpu_workloads import PEER, SHAPES, WORKLOADS, Work, get_shape, make_jobs
+from workbench.bench.measure import Figures, Row, append_rows, hash_of, machine
+from workbench.bench.workloads import Job, run_jobs
 from workbench.build import build
 from workbench.config import EngineConfig, ModelConfig
 from workbench.engine import Engine
-from workbench.errors import ConfigError
 from workbench.memory_plan import plan_memory
 from workbench.models import DecoderLM, LlamaForCausalLM
 from workbench.sampling_params import SamplingParams
@@ -49,9 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print the table and write the rows; return 0."""
     arguments = _parser().parse_args(argv)
     names = list(WORKLOADS) if arguments.workload == "all" else arguments.workload.split(",")
-    if arguments.shape not in SHAPES:
-        known = f"Known: {', '.join(SHAPES)}."
-        raise ConfigError("--shape", arguments.shape, "no such shape", known)
+    shape = get_shape(arguments.shape)
     jobs = make_jobs(names)
     device = require_gpu()
     ceilings = measure_ceilings(device)
@@ -62,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         f"copy {ceilings.copy / 1e12:.2f} TB/s, read {ceilings.read / 1e12:.2f} TB/s, "
         f"bf16 product {ceilings.gemm / 1e12:.0f} TFLOP/s"
     )
-    engine, start_up = _start(SHAPES[arguments.shape], arguments, device)
+    engine, start_up = _start(shape, arguments, device)
     parts = {name: str(value) for name, value in engine.runner.describe().items()}
     where = machine() | parts | versions | {"start-up": start_up}
     run = _Run(engine, arguments.shape, ceilings, where, arguments.repeats)
@@ -122,15 +118,6 @@ def _start(
     return engine, {name: round(value, 2) for name, value in marks.items()}
 
 
-def run_jobs(engine: Engine, jobs: list[Job]) -> list[list[int]]:
-    """Run jobs greedily, all in flight together, and return each one's new token ids."""
-    params = [
-        SamplingParams(max_tokens=job.num_output, temperature=0, ignore_eos=True) for job in jobs
-    ]
-    outputs = engine.generate([job.prompt for job in jobs], params)
-    return [output.outputs[0].token_ids for output in outputs]
-
-
 def _measure(run: _Run, name: str, jobs: list[Job]) -> Row:
     seconds: list[float] = []
     torch.cuda.reset_peak_memory_stats()
@@ -161,21 +148,12 @@ def _measure(run: _Run, name: str, jobs: list[Job]) -> Row:
         + (f"  {late} captures or compiles came late" if late else ""),
         flush=True,
     )
-    ordered = sorted(seconds)
-    cut = len(ordered) // 10
+    facts = {"floor": floor, "peer": peer, "peak bytes": peak, "warm-up": warm_up, "late": late}
     return Row(
-        bench="gpu",
-        case=name,
-        engine="workbench",
-        unit=f"{workload.counted} tokens/s",
-        median=tokens / median,
-        low=tokens / ordered[-1 - cut],
-        high=tokens / ordered[cut],
-        n=len(seconds),
-        foreign_cores=0.0,
-        output_hash=hashlib.sha256(json.dumps(result).encode()).hexdigest()[:16],
-        where=run.where
-        | {"floor": floor, "peer": peer, "peak bytes": peak, "warm-up": warm_up, "late": late},
+        *("gpu", name, "workbench", f"{workload.counted} tokens/s"),
+        *Figures.of([tokens / each for each in seconds]),
+        output_hash=hash_of(result),
+        where=run.where | facts,
     )
 
 
@@ -210,18 +188,9 @@ def _overhead(run: _Run, count: int) -> Row:
         f"{wall - busy:.0f} µs  (host: {detail})",
         flush=True,
     )
-    ordered = sorted(walls)
-    cut = len(ordered) // 10
     return Row(
-        bench="gpu",
-        case=f"outside_b{count}",
-        engine="workbench",
-        unit="µs a decode step beside the GPU's busy time",
-        median=wall - busy,
-        low=ordered[cut] - busy,
-        high=ordered[-1 - cut] - busy,
-        n=len(walls),
-        foreign_cores=0.0,
+        *("gpu", f"outside_b{count}", "workbench", "µs a decode step beside the GPU's busy time"),
+        *Figures.of([each - busy for each in walls]),
         where=run.where | {"busy": busy, "wall": wall} | split,
     )
 

@@ -15,8 +15,8 @@ import pandas as pd
 
 from workbench.bench.gpu_workloads import PEER, WORKLOADS, make_jobs
 from workbench.bench.measure import Row
-from workbench.data.prompts import repository_root
 from workbench.errors import InvalidValue
+from workbench.places import DATASETS, repository_root
 
 
 def recorded(name: str = "h200", root: Path | None = None) -> list[Row]:
@@ -25,7 +25,7 @@ def recorded(name: str = "h200", root: Path | None = None) -> list[Row]:
     root: the folder that holds `datasets`; by default this package's repository. Raises
     `InvalidValue` if there is no such file.
     """
-    folder = (root or repository_root()) / "datasets" / "gpu"
+    folder = (root or repository_root()) / DATASETS / "gpu"
     path = folder / f"{name}.jsonl"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.jsonl"))) or "none"

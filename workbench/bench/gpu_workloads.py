@@ -95,6 +95,14 @@ PEER: Mapping[tuple[str, str], Mapping[str, float]] = MappingProxyType(
 )
 
 
+def get_shape(name: str) -> ModelConfig:
+    """Return the shape of a name; raise `ConfigError` if there is none."""
+    if name not in SHAPES:
+        known = f"Known: {', '.join(SHAPES)}."
+        raise ConfigError("--shape", name, "no such shape", known)
+    return SHAPES[name]
+
+
 def make_jobs(names: list[str]) -> dict[str, list[Job]]:
     """Return the jobs of these workloads; raise `ConfigError` for a name that is none."""
     for name in names:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ import torch
 from workbench.bench.gpu import (
     Ceilings,
     Timing,
+    driver_version,
     eager_timing,
     graph_timing,
     measure_ceilings,
@@ -49,11 +49,14 @@ def main(argv: list[str] | None = None) -> int:
     """Print the table; exit code 1 if a kernel is wrong."""
     arguments = _parser().parse_args(argv)
     device = require_gpu()
+    import triton
+
     from workbench.kernels.tuning import FOLDER, TunedTable
 
     chosen = _chosen(arguments)
     named = torch.cuda.get_device_name(device)
-    where = machine() | {"device": named, **_versions()}
+    versions = {"triton": triton.__version__, "driver": driver_version()}
+    where = machine() | {"device": named, **versions}
     print(json.dumps(where))
     ceilings = measure_ceilings(device)
     print(
@@ -169,18 +172,8 @@ def _row(kernel: str, case: str, engine: str, timing: Timing, where: dict[str, A
         low=timing.p10,
         high=timing.p90,
         n=timing.n,
-        foreign_cores=0.0,
         where=where,
     )
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions of Triton and of the GPU's driver."""
-    import triton
-
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return {"triton": triton.__version__, "driver": done.stdout.strip() or "unknown"}
 
 
 def _parser() -> argparse.ArgumentParser:

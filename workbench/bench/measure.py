@@ -6,22 +6,42 @@ appended to a JSON-lines file and never edited.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
 
 import workbench
+
+
+class Figures(NamedTuple):
+    """A measurement that was repeated n times: median, 10th and 90th percentile.
+
+    Of fewer than ten, low and high are the extremes.
+    """
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Figures:
+        """Return the figures of the repeats, one value each."""
+        ordered = sorted(values)
+        cut = len(ordered) // 10
+        return cls(statistics.median(ordered), ordered[cut], ordered[-1 - cut], len(ordered))
 
 
 @dataclass(slots=True)
@@ -39,9 +59,8 @@ class Samples:
     @property
     def spread(self) -> tuple[float, float]:
         """10th and 90th percentile of the seconds (the extremes for fewer than ten)."""
-        ordered = sorted(self.seconds)
-        cut = len(ordered) // 10
-        return ordered[cut], ordered[-1 - cut]
+        figures = Figures.of(self.seconds)
+        return figures.low, figures.high
 
     @contextmanager
     def measure(self) -> Iterator[None]:
@@ -58,7 +77,10 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a benchmark: what was measured, how often, and where."""
+    """One line of a benchmark: what was measured (`Figures`), and where.
+
+    foreign_cores: how many cores other processes used meanwhile, where that was seen.
+    """
 
     bench: str
     case: str
@@ -68,7 +90,7 @@ class Row:
     low: float
     high: float
     n: int
-    foreign_cores: float
+    foreign_cores: float = 0.0
     output_hash: str = ""
     where: dict[str, Any] = field(default_factory=dict)
 
@@ -108,6 +130,11 @@ def interleave(
             load = f"other load {taken.foreign_cores[-1]:.2f} cores"
             progress(f"{turn}: {name} {taken.seconds[-1]:.3f} s, {load}")
     return samples, results
+
+
+def hash_of(result: Any) -> str:
+    """Return a short hash of plain values, such as each request's token ids."""
+    return hashlib.sha256(json.dumps(result).encode()).hexdigest()[:16]
 
 
 def append_rows(path: Path, rows: list[Row]) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from workbench.bench.scheduler import idle_engine
+from workbench.bench.idle import idle_engine
 from workbench.engine import Engine
 from workbench.events import EventBus
 from workbench.llm import LLM

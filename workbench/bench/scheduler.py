@@ -8,71 +8,12 @@ sequence.
 from __future__ import annotations
 
 import argparse
-from types import SimpleNamespace
-from typing import Any, cast
 
-import torch
-
-from workbench.batch import StepPlan
+from workbench.bench.idle import idle_engine
 from workbench.bench.measure import Samples
-from workbench.cache import KVCache
-from workbench.config import ModelConfig, SchedulerConfig
-from workbench.engine import Engine
-from workbench.request import Sequence
-from workbench.results import ForwardOutput, SampledTokens
 from workbench.sampling_params import SamplingParams
-from workbench.scheduler import Scheduler
 
 SIZES = (1, 64, 256, 1024)
-_NOTHING = ForwardOutput(torch.empty(0))
-
-
-class NoRunner:
-    """Stands where the runner is and computes nothing."""
-
-    device = torch.device("cpu")
-    captured: tuple[str, ...] = ()
-    preparations = 0
-    backend = SimpleNamespace(name="none")
-    draw = None
-
-    def __init__(self, model: Any, cache: KVCache) -> None:
-        self.model, self.cache = model, cache
-
-    def run(self, plan: StepPlan) -> ForwardOutput:
-        """Return no logits to speak of."""
-        return _NOTHING
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-class ConstantSampler:
-    """Stands where the sampler is and always chooses token 7."""
-
-    def __call__(self, logits: torch.Tensor, sequences: list[Sequence]) -> SampledTokens:
-        """Return token 7 for every row."""
-        return SampledTokens([7] * len(sequences))
-
-
-def idle_engine(num_sequences: int, num_tokens: int) -> Engine:
-    """Return an engine with room for these sequences of `num_tokens`, whose model is free."""
-    config = ModelConfig("none", 128, 1, 1, 0, 1, 1, 1, context=num_tokens + 1)
-    model = SimpleNamespace(
-        config=config,
-        tokenizer=None,
-        rope_scope=lambda _: None,
-        parameters=list,
-        device=torch.device("cpu"),
-    )
-    blocks = num_sequences * (num_tokens // 16 + 2)
-    cache = KVCache.for_config(config, blocks)
-    budgets = SchedulerConfig(
-        max_batch_tokens=max(2048, num_sequences), max_sequences=num_sequences
-    )
-    scheduler = Scheduler(cache, budgets)
-    parts: tuple[Any, ...] = (model, cache, scheduler, NoRunner(model, cache), ConstantSampler())
-    return Engine(*cast("tuple[Any, Any, Any, Any, Any]", parts))
 
 
 def step_times(num_sequences: int, steps: int, prompt: int = 64) -> Samples:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from workbench.bench.measure import Row, Samples, append_rows, interleave, machine
+from workbench.bench.measure import Figures, Row, Samples, append_rows, interleave, machine
 from workbench.build import build
 from workbench.config import EngineConfig
 from workbench.data.prompts import load_prompts
@@ -146,10 +146,8 @@ def _row(
         flush=True,
     )
     facts = {"acceptance length": length, "accepted": accepted, "drafts": drafts, "same": same}
-    low, high = ratios[0], ratios[-1]
-    unit, times = "times plain decoding", len(ratios)
-    case = f"{size} at once"
-    return Row("speculation", case, name, unit, ratio, low, high, times, load, "", where | facts)
+    what = "speculation", f"{size} at once", name, "times plain decoding"
+    return Row(*what, *Figures.of(ratios), foreign_cores=load, where=where | facts)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from workbench.bench.gpu import require_gpu
+from workbench.bench.gpu import require_gpu, synchronize
 from workbench.bench.gpu_engine import random_model
-from workbench.bench.gpu_workloads import SHAPES
-from workbench.bench.measure import Row, machine
+from workbench.bench.gpu_workloads import get_shape
+from workbench.bench.measure import Figures, Row, machine
 from workbench.build import build
 from workbench.config import EngineConfig
 from workbench.draft import Draft
@@ -75,14 +75,12 @@ Variants = Mapping[str, tuple[Any, SpeculationConfig | None]]
 
 def run(arguments: argparse.Namespace) -> list[Row]:
     """Measure everything that `workbench bench speculation` is asked for; return the rows."""
-    if arguments.shape not in SHAPES:
-        known = f"Known: {', '.join(SHAPES)}."
-        raise ConfigError("--shape", arguments.shape, "no such shape", known)
+    shape = get_shape(arguments.shape)
     device = require_gpu()
     batches = [int(size) for size in arguments.batch.split(",")]
     named = {"device": torch.cuda.get_device_name(device), "shape": arguments.shape}
     print(json.dumps(where := machine() | named))
-    model = random_model(SHAPES[arguments.shape], device)
+    model = random_model(shape, device)
     head = random_head(model)
     settings: dict[str, Any] = {"device": str(device), "prefix_reuse": False, "seed": 0}
     settings |= {"max_sequences": max(batches), "max_batch_tokens": 8192}
@@ -186,10 +184,10 @@ def _measure(engine: Engine, size: int, steps: int) -> tuple[float, float, dict[
         engine.step()
     engine.run(_WARM_UP)
     before = _tokens(engine, names)
-    _synchronize(engine)
+    synchronize(engine.runner.device)
     begin = time.perf_counter()
     records = engine.run(steps)
-    _synchronize(engine)
+    synchronize(engine.runner.device)
     seconds = (time.perf_counter() - begin) / len(records)
     made = (_tokens(engine, names) - before) / (size * len(records))
     engine.discard(names)
@@ -199,11 +197,6 @@ def _measure(engine: Engine, size: int, steps: int) -> tuple[float, float, dict[
 
 def _tokens(engine: Engine, names: list[str]) -> int:
     return sum(engine.find(name).num_output_tokens for name in names)
-
-
-def _synchronize(engine: Engine) -> None:
-    if engine.runner.device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def report(
@@ -230,7 +223,6 @@ def report(
             flush=True,
         )
         facts = {"step": step, "longer": longer, "tokens": statistics.median(one.tokens)}
-        bounds = ratio, ratios[0], ratios[-1], len(ratios)
-        case, unit = f"{size} at once", "times plain decoding"
-        rows.append(Row("speculation", case, name, unit, *bounds, 0.0, "", where | facts))
+        what = "speculation", f"{size} at once", name, "times plain decoding"
+        rows.append(Row(*what, *Figures.of(ratios), where=where | facts))
     return rows

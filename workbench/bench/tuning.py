@@ -10,7 +10,6 @@ replay graphs of their own and take turns, a few steps each. Rows are those of
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import statistics
 import time
@@ -20,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.bench.gpu import require_gpu
+from workbench.bench.gpu import require_gpu, synchronize
 from workbench.bench.gpu_engine import random_model
-from workbench.bench.gpu_workloads import SHAPES
-from workbench.bench.measure import Row, append_rows, machine
+from workbench.bench.gpu_workloads import SHAPES, get_shape
+from workbench.bench.measure import Figures, Row, append_rows, hash_of, machine
 from workbench.build import build
 from workbench.config import EngineConfig
 from workbench.engine import Engine
-from workbench.errors import ConfigError
 from workbench.models import DecoderLM
 from workbench.ops import TritonBackend
 from workbench.sampling_params import SamplingParams
@@ -42,9 +40,7 @@ _PROMPT, _WARM = 128, 8
 def main(argv: list[str] | None = None) -> int:
     """Print a line for each kernel and batch, write the rows; return 0."""
     arguments = _parser().parse_args(argv)
-    if arguments.shape not in SHAPES:
-        known = f"Known: {', '.join(SHAPES)}."
-        raise ConfigError("--shape", arguments.shape, "no such shape", known)
+    shape = get_shape(arguments.shape)
     device = require_gpu()
     from workbench.kernels.tuning import FOLDER, TunedTable
 
@@ -52,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     table = TunedTable.load(named, Path(arguments.tuned) if arguments.tuned else FOLDER)
     where = machine() | {"device": named, "shape": arguments.shape}
     print(json.dumps(where))
-    model = random_model(SHAPES[arguments.shape], device)
+    model = random_model(shape, device)
     rows = []
     for count in map(int, arguments.batches.split(",")):
         rows += measure(model, table, count, arguments.rounds, arguments.steps, where)
@@ -91,15 +87,16 @@ def measure(
     shipped = statistics.median(turns[SHIPPED])
     made = []
     for name, times in turns.items():
-        ordered, median = sorted(times), statistics.median(times)
-        cut = len(ordered) // 10
         about = {"rows": [_short(row) for row in variants[name]], "shipped": shipped}
         about["same tokens"] = tokens[name] == tokens[SHIPPED]
         made.append(
-            Row("tuning", f"decode_b{count}: {name}", "workbench", "µs a step", median,
-                ordered[cut], ordered[-1 - cut], len(times), 0.0, tokens[name],
-                dict(where) | about)
-        )  # fmt: skip
+            Row(
+                *("tuning", f"decode_b{count}: {name}", "workbench", "µs a step"),
+                *Figures.of(times),
+                output_hash=tokens[name],
+                where=dict(where) | about,
+            )
+        )
         print(line(made[-1]), flush=True)
     return made
 
@@ -199,19 +196,14 @@ def take_turns(engines: Mapping[str, Engine], rounds: int, steps: int) -> dict[s
             if len(taken[name]) == rounds:
                 continue
             engine, made = engines[name], engines[name].runner.preparations
-            _synchronize(engine)
+            synchronize(engine.runner.device)
             begin = time.perf_counter()
             for _ in range(steps):
                 engine.advance()
-            _synchronize(engine)
+            synchronize(engine.runner.device)
             if engine.runner.preparations == made:
                 taken[name].append(1e6 * (time.perf_counter() - begin) / steps)
     return taken
-
-
-def _synchronize(engine: Engine) -> None:
-    if engine.runner.device.type == "cuda":
-        torch.cuda.synchronize(engine.runner.device)
 
 
 def _tokens(engines: Mapping[str, Engine]) -> dict[str, str]:
@@ -221,10 +213,7 @@ def _tokens(engines: Mapping[str, Engine]) -> dict[str, str]:
         engine.overlap.drop()
         said[name] = [engine.output(each).outputs[0].token_ids for each in engine.requests]
     reached = min(len(ids) for each in said.values() for ids in each)
-    return {
-        name: hashlib.sha256(json.dumps([ids[:reached] for ids in each]).encode()).hexdigest()[:16]
-        for name, each in said.items()
-    }
+    return {name: hash_of([ids[:reached] for ids in each]) for name, each in said.items()}
 
 
 def _short(row: TunedRow) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The seeded workloads that every CPU figure is measured on.
+"""The seeded workloads that every CPU figure is measured on, and how an engine runs them.
 
 Lengths depend on the workload's name only; token ids also on `repeat`, so that an engine that
 caches prefixes across calls gains nothing from an earlier repeat. All requests arrive at once and
@@ -10,7 +10,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from workbench.engine import Engine
 from workbench.errors import ConfigError
+from workbench.sampling_params import SamplingParams
 
 # Above the special tokens of every tokenizer in use here, and inside the smallest vocabulary.
 _LOW_ID, _HIGH_ID = 16, 4095
@@ -52,3 +54,12 @@ def make_workload(name: str, repeat: int = 0) -> list[Job]:
 
 def _token_ids(source: random.Random, count: int) -> list[int]:
     return [source.randint(_LOW_ID, _HIGH_ID) for _ in range(count)]
+
+
+def run_jobs(engine: Engine, jobs: list[Job]) -> list[list[int]]:
+    """Run jobs greedily, all in flight together, and return each one's new token ids."""
+    params = [
+        SamplingParams(max_tokens=job.num_output, temperature=0, ignore_eos=True) for job in jobs
+    ]
+    outputs = engine.generate([job.prompt for job in jobs], params)
+    return [output.outputs[0].token_ids for output in outputs]

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.cli.places import ARTIFACTS, FULL_ENGINE_NOTEBOOK, repository_root
 from workbench.errors import InvalidValue
+from workbench.places import ARTIFACTS, FULL_ENGINE_NOTEBOOK, repository_root
 
 if TYPE_CHECKING:
     from workbench.cli.delegate import Commands

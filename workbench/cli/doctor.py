@@ -58,7 +58,6 @@ def facts(machine: Machine) -> list[Finding]:
         Finding("triton", machine.triton or "not installed"),
         Finding("GPU", "; ".join(gpus) or "no NVIDIA GPU"),
         Finding("C compiler", machine.c_compiler or "none"),
-        Finding("C++ compiler", machine.compiler or "none"),
         Finding("ptxas", ptxas if machine.ptxas else "none"),
         Finding("browser", machine.browser or "none"),
         Finding("node", machine.node or "none"),

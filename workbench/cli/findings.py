@@ -18,12 +18,11 @@ from workbench.cli.machine.packages import installed_version, torch_cuda_version
 from workbench.cli.machine.tools import (
     HOW_TO_GET_NODE,
     c_compiler,
-    compiler,
     find_ptxas,
     node_version,
     ptxas_version,
 )
-from workbench.cli.places import EMBEDDED_MODEL, repository_root
+from workbench.places import EMBEDDED_MODEL, repository_root
 
 
 class Finding(NamedTuple):
@@ -46,7 +45,6 @@ class Machine:
     torch_cuda: str | None
     triton: str | None
     flashinfer: str | None
-    compiler: str | None
     c_compiler: str | None
     ptxas: Path | None
     ptxas_version: str | None
@@ -71,7 +69,6 @@ def inspect_machine() -> Machine:
         torch_cuda=torch_cuda_version(),
         triton=installed_version("triton"),
         flashinfer=installed_version("flashinfer-python"),
-        compiler=compiler(),
         c_compiler=c_compiler(),
         ptxas=ptxas,
         ptxas_version=ptxas_version(ptxas) if ptxas else None,
@@ -133,7 +130,7 @@ def _triton(machine: Machine) -> str:
         return f"no: {missing} is not installed{where if missing == 'triton' else ''}"
     if not machine.gpu_works:
         return "interpreter only, no GPU (TRITON_INTERPRET=1): for right answers, not for speed"
-    if machine.compiler is None:
+    if machine.c_compiler is None:
         return "no: launching needs a C compiler; install gcc or clang"
     return "on the GPU"
 

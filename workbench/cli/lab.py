@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from workbench.cli.places import START_NOTEBOOK, repository_root
 from workbench.errors import InvalidValue
+from workbench.places import START_NOTEBOOK, repository_root
 
 if TYPE_CHECKING:
     from workbench.cli.delegate import Commands

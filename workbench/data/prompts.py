@@ -21,6 +21,7 @@ from workbench.data.documents import first_line, is_stub
 from workbench.data.holdout import is_held_out, stable_hash
 from workbench.data.sources import SourceFile, stdlib_files
 from workbench.errors import InvalidValue
+from workbench.places import DATASETS, repository_root
 
 _KINDS = ("function", "class", "module")
 _LONGEST = 900  # characters of a head
@@ -44,7 +45,7 @@ def load_prompts(name: str = "python", root: Path | None = None) -> list[str]:
     `root` is the folder that holds `datasets`; by default the repository of this package.
     Raises `InvalidValue` if there is no such suite.
     """
-    folder = (root or repository_root()) / "datasets" / "prompts"
+    folder = (root or repository_root()) / DATASETS / "prompts"
     path = folder / f"{name}.jsonl"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.jsonl"))) or "none"
@@ -53,11 +54,6 @@ def load_prompts(name: str = "python", root: Path | None = None) -> list[str]:
         )
     lines = path.read_text(encoding="utf-8").splitlines()
     return [str(json.loads(line)["prompt"]) for line in lines if line]
-
-
-def repository_root() -> Path:
-    """The folder that holds the package `workbench`."""
-    return Path(__file__).resolve().parents[2]
 
 
 def make_prompts(files: Sequence[SourceFile], count: int) -> list[Prompt]:
@@ -129,7 +125,7 @@ def _spread(prompts: list[Prompt], count: int) -> list[Prompt]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the suite and its card; returns the exit status."""
     parser = argparse.ArgumentParser("workbench.data.prompts", description=__doc__)
-    parser.add_argument("--out", type=Path, default=repository_root() / "datasets" / "prompts")
+    parser.add_argument("--out", type=Path, default=repository_root() / DATASETS / "prompts")
     parser.add_argument("--count", type=int, default=128)
     arguments = parser.parse_args(argv)
     prompts = make_prompts(stdlib_files(), arguments.count)

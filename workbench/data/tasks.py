@@ -18,9 +18,9 @@ from pathlib import Path
 from random import Random
 
 from workbench.data.holdout import stable_hash
-from workbench.data.prompts import repository_root
 from workbench.data.task_writers import Example, arithmetic, date, record, sql, unit_test
 from workbench.errors import InvalidValue
+from workbench.places import DATASETS, repository_root
 
 _HELD_OUT = 16  # one prompt in so many
 _COUNT = 200
@@ -83,7 +83,7 @@ def load_held_out(name: str, root: Path | None = None) -> list[Example]:
 
 def held_out_path(name: str, root: Path | None = None) -> Path:
     """Return where a task's held-out examples lie."""
-    return (root or repository_root()) / "datasets" / "lora" / f"{name}.jsonl"
+    return (root or repository_root()) / DATASETS / "lora" / f"{name}.jsonl"
 
 
 def exact_matches(texts: Sequence[str], examples: Sequence[Example]) -> list[bool]:

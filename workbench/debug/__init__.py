@@ -8,14 +8,14 @@ Nothing here runs while the engine steps: each function runs the model by itself
 """
 
 from workbench.debug.attention import AttentionWeights, attention_weights
-from workbench.debug.divergence import Comparison, Divergence, first_divergence
+from workbench.debug.divergence import Divergence, OutputComparison, first_divergence
 from workbench.debug.points import LAYER_OPS, Point
 
 __all__ = [
     "LAYER_OPS",
     "AttentionWeights",
-    "Comparison",
     "Divergence",
+    "OutputComparison",
     "Point",
     "attention_weights",
     "first_divergence",

@@ -26,7 +26,7 @@ _ROWS_SHOWN = 4  # points shown around the first divergence
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class OutputComparison:
     """Two outputs of one operation.
 
     max_abs: the largest difference. max_rel: the largest one relative to the reference's value
@@ -58,8 +58,8 @@ class Divergence(Described):
     all of them, in order. skipped: operations that only one of the two shows.
     """
 
-    first: Comparison | None
-    comparisons: tuple[Comparison, ...]
+    first: OutputComparison | None
+    comparisons: tuple[OutputComparison, ...]
     tolerance: float
     skipped: tuple[str, ...] = ()
 
@@ -119,7 +119,7 @@ def first_divergence(
     """Run both on these tokens and return where they first differ.
 
     reference: a transformers model of the Llama family, or another `DecoderLM`; the same one twice
-    compares two backends. tolerance: of `Comparison.max_rel` (None: what rounding comes to in
+    compares two backends. tolerance: of `OutputComparison.max_rel` (None: what rounding comes to in
     the coarser of the two dtypes). Raises `RequestError`
     for tokens that the model cannot take, `ConfigError` for models that cannot be compared.
     """
@@ -139,7 +139,7 @@ def first_divergence(
     return Divergence(first, compared, tolerance, tuple(sorted(skipped)))
 
 
-def _compare(point: Point, ours: Outputs, theirs: Outputs, tolerance: float) -> Comparison:
+def _compare(point: Point, ours: Outputs, theirs: Outputs, tolerance: float) -> OutputComparison:
     a, b = ours[point], theirs[point]
     if a.shape != b.shape:
         shapes = f"{list(a.shape)} and {list(b.shape)}"
@@ -152,7 +152,7 @@ def _compare(point: Point, ours: Outputs, theirs: Outputs, tolerance: float) -> 
     worst = _argmax(relative)
     position, *rest = worst
     head = rest[0] if point.op in HEAD_OPS else None
-    return Comparison(
+    return OutputComparison(
         point,
         difference.max().item(),
         relative[worst].item(),

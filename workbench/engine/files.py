@@ -11,6 +11,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from workbench.atomic_files import atomic_write
 from workbench.config import ModelConfig
 from workbench.embeds import PromptEmbeds
 from workbench.engine.plain import pack_tensor, unpack_tensor
@@ -28,7 +29,7 @@ _TIMES = ("arrival", "first_scheduled", "first_token", "finished")
 
 
 def write(path: Path, state: RequestState, config: ModelConfig) -> None:
-    """Write a request; `RequestError` if part of it is code, which a file cannot hold."""
+    """Write a request, whole or not at all; `RequestError` if it holds code, which no file can."""
     params = state.request.params
     if params.logits_processors:
         fix = "Swap them out first, or keep the request in memory with `engine.checkpoint()`."
@@ -46,7 +47,9 @@ def write(path: Path, state: RequestState, config: ModelConfig) -> None:
         "sequences": [_shifted(_packed(data), -now) for data in state.sequences],
         "strategy": state.strategy,
     }
-    path.write_text(json.dumps(content), encoding="utf-8")
+    text = json.dumps(content)
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def read(path: Path, config: ModelConfig) -> RequestState:

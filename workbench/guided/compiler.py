@@ -114,7 +114,11 @@ class GrammarCompiler(Described):
             max_seconds=self.max_seconds,
             max_bytes=self.max_bytes,
         )
-        self._client.submit(job, lambda answer: self._finish(key, params, future, answer))
+        try:
+            self._client.submit(job, lambda answer: self._finish(key, params, future, answer))
+        except OSError as error:  # no process, or no more files: nobody would end the future
+            said = WorkbenchError(f"the process that compiles grammars cannot be started: {error}")
+            self._finish(key, params, future, said)
         return future
 
     def warm_up(self) -> None:

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from workbench.errors import ConfigError
+from workbench.places import ADAPTERS, repository_root
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
@@ -80,9 +81,9 @@ def embedded_models() -> list[str]:
 
 
 def _adapters() -> Path:
-    """`adapters/` of WORKBENCH_HOME, else of the repository that this file lies in."""
+    """`adapters/` of WORKBENCH_HOME, else of the repository."""
     home = os.environ.get("WORKBENCH_HOME")
-    return (Path(home) if home else Path(__file__).resolve().parents[2]) / "adapters"
+    return (Path(home) if home else repository_root()) / ADAPTERS
 
 
 def _from_hub(hub_id: str) -> tuple[Path | None, str]:

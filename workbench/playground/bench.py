@@ -27,7 +27,7 @@ import torch
 
 from workbench.bench.gpu_engine import random_model
 from workbench.bench.gpu_workloads import SHAPES
-from workbench.bench.measure import Row, append_rows, machine
+from workbench.bench.measure import Figures, Row, append_rows, machine
 from workbench.build import build
 from workbench.config import EngineConfig
 from workbench.engine import Engine
@@ -197,7 +197,7 @@ def _case(kernel: str, *, quick: bool) -> str:
 
 def line(row: Row) -> str:
     """Return a row in words: of compilations each is asked for, of the others the median."""
-    asked, got = ASKED[row.case], row.high if row.case == "compile" else row.median
+    asked, got = ASKED[row.case], row.where["longest"] if row.case == "compile" else row.median
     met = "met" if got <= asked else f"MISSED by {got - asked:.3f} s"
     return (
         f"{row.case:<8} asked {asked:6.2f} s, got {row.median:7.3f} s "
@@ -206,11 +206,9 @@ def line(row: Row) -> str:
 
 
 def _row(figure: str, seconds: list[float], where: dict[str, Any]) -> Row:
-    ordered, median = sorted(seconds), statistics.median(seconds)
-    ends = ordered[0], ordered[-1]
-    asked = {"asked": ASKED[figure]}
-    return Row("playground", figure, "workbench", "seconds", median, *ends, len(ordered), 0.0,
-               where=where | asked)  # fmt: skip
+    facts = {"asked": ASKED[figure], "longest": max(seconds)}
+    what = "playground", figure, "workbench", "seconds"
+    return Row(*what, *Figures.of(seconds), where=where | facts)
 
 
 def _parser() -> argparse.ArgumentParser:

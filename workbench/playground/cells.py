@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import sys
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,6 +21,7 @@ from triton import knobs
 from triton.runtime import JITFunction
 from triton.runtime.interpreter import InterpretedFunction
 
+from workbench.atomic_files import atomic_write
 from workbench.errors import ConfigError
 from workbench.kernels.launch import Launch, Plan
 from workbench.kernels.registry import get_spec
@@ -108,9 +108,8 @@ def _module(source: str, name: str) -> ModuleType:
     folder = Path(knobs.cache.dir) / "workbench-cells" / digest  # beside what Triton compiled
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"cell_{name}.py"
-    draft = path.with_suffix(f".{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)  # whole, whoever else writes the same
+    with atomic_write(path) as partial:  # whoever else writes the same
+        partial.write_text(text, encoding="utf-8")
     dotted = f"_workbench_cell_{name}_{digest}"
     found = importlib.util.spec_from_file_location(dotted, path)
     assert found is not None

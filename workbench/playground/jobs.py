@@ -5,7 +5,6 @@ A job that raises is answered by `Failed`, a user's mistake by the error itself.
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import dataclass
 
 from workbench.playground.subject import Subject
@@ -72,13 +71,3 @@ class Failed:
 
     status: str
     reason: str
-
-
-def driver_version() -> str:
-    """Return the version of the NVIDIA driver, "unknown" where nvidia-smi does not say."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"

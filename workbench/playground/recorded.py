@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from workbench.kernels.registry import SPECS
+from workbench.places import DATASETS, repository_root
 from workbench.playground.sweep import SUFFIX, Sweep, load_sweep
 
-FOLDER = Path(__file__).resolve().parents[2] / "datasets" / "sweeps"
+FOLDER = repository_root() / DATASETS / "sweeps"
 
 
 def recorded_sweeps(kernel: str | None = None, folder: Path = FOLDER) -> list[Sweep]:

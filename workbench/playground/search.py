@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import random
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 from workbench.errors import ConfigError, MissingExtra
@@ -43,20 +44,19 @@ class Shuffled:
     def __init__(self, configs: Sequence[Config], seed: int) -> None:
         default, *others = configs
         random.Random(seed).shuffle(others)
-        self._left = [default, *others]
+        self._left = {config_key(config): config for config in (default, *others)}
 
     def next(self) -> Config | None:
         """Return the next one."""
-        return self._left.pop(0) if self._left else None
+        return self._left.pop(next(iter(self._left))) if self._left else None
 
     def ahead(self, count: int) -> tuple[Config, ...]:
         """Return the next ones."""
-        return tuple(self._left[:count])
+        return tuple(islice(self._left.values(), count))
 
     def tell(self, trial: Trial) -> None:
         """Leave out what was tried."""
-        key = config_key(trial.config)
-        self._left = [config for config in self._left if config_key(config) != key]
+        self._left.pop(config_key(trial.config), None)
 
 
 class Guided:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from workbench.errors import WorkbenchError
@@ -262,12 +261,11 @@ class Session:
 
     def _compile_step(self) -> bool:
         with self._changed:
-            config, target = self._uncompiled(), self.target
+            subject, target, config = self.subject, self.target, self._uncompiled()
             if self._closed or config is None:
                 return False
             key = self._compile_key(config)
             self.compiling = True
-        subject = replace(self.subject)
         self._tell()
         found: Compiled | str
         try:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from triton.runtime.cache import triton_key
 
-from workbench.bench.gpu import Ceilings, measure_ceilings
+from workbench.bench.gpu import Ceilings, driver_version, measure_ceilings
 from workbench.errors import WorkbenchError
 from workbench.kernels.launch import INTERPRETED
 from workbench.playground import jobs
@@ -87,7 +87,7 @@ class Server:
         return {
             **found,
             "device": torch.cuda.get_device_name(self.device),
-            "driver": jobs.driver_version(),
+            "driver": driver_version(),
             "target": f"cuda:{10 * major + minor}",
             "ceilings": {"copy": limits.copy, "read": limits.read, "gemm": limits.gemm},
         }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workbench.errors import GuideFailed
 from workbench.request import Sequence
-from workbench.sample.bitmask import apply_bitmask, single_bit
+from workbench.sample.bitmask import apply_bitmask, num_words, single_bit
 from workbench.sample.params import to_device
 from workbench.sample.user_code import last_line
 
@@ -32,7 +32,7 @@ class Guides:
             rows = [row for row, _ in self._rows]
             self._index = to_device(torch.tensor(rows), device)
             # All bits set: a guide that fails leaves its row alone, and ends it.
-            self._all = torch.full((len(rows), -(-vocab_size // 32)), -1, dtype=torch.int32)
+            self._all = torch.full((len(rows), num_words(vocab_size)), -1, dtype=torch.int32)
         return bool(self._rows)
 
     def apply(self, logits: Tensor, failed: dict[int, str]) -> None:

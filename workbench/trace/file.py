@@ -6,6 +6,7 @@ Read as data only. The last line is what proves that a file is whole.
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zlib
 from array import array
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import events
+from workbench.atomic_files import atomic_write
 from workbench.errors import TraceError
 from workbench.trace.log import EventLog, field_names
 
@@ -29,8 +31,13 @@ _RERECORD = "Record it again with `Trace.record(engine)` and `trace.save(path)`.
 
 
 def write(path: Path, header: dict[str, Any], seconds: Iterable[float], log: EventLog) -> Path:
-    """Write header, events and their times to `path`."""
-    with gzip.open(path, "wt", encoding="utf-8") as out:
+    """Write header, events and the time of each to `path`, whole or not at all; return it."""
+    with (
+        atomic_write(path) as partial,
+        partial.open("wb") as raw,
+        gzip.GzipFile("", "wb", fileobj=raw) as zipped,  # which would name the partial file
+        io.TextIOWrapper(zipped, encoding="utf-8") as out,
+    ):
         out.write(json.dumps({"format": FORMAT, "version": VERSION, **header}) + "\n")
         for place, when in enumerate(seconds):
             kind, row = log.row(place)

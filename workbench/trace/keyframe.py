@@ -1,11 +1,12 @@
 """A whole `ReplayedState` in one event, `StateSeen`, and back.
 
 A recording of an engine that already runs begins with one, and so does what is left of a recording
-whose beginning was dropped.
+whose beginning was dropped. How the event's fields are laid out is known here alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from workbench.events import StateSeen
@@ -40,8 +41,7 @@ def store(state: ReplayedState) -> StateSeen:
 def load(state: ReplayedState, event: StateSeen) -> None:
     """Put what `store` packed into a new state."""
     state.step = event.step
-    for packed in event.sequences:
-        sequence, token_ids = _unpacked(packed)
+    for sequence, token_ids in sequences_of(event):
         state.sequences[sequence.sequence_id] = sequence
         state.tokens.setdefault(sequence.sequence_id, token_ids)
     state.running = {number: state.sequences[number] for number in event.running}
@@ -58,6 +58,11 @@ def load(state: ReplayedState, event: StateSeen) -> None:
             state.slot_of[content] = slot
     state.swapped = {i: SwappedState(slots, count) for i, slots, count in event.swapped}
     state.offloading, state.restoring = dict(event.offloading), dict(event.restoring)
+
+
+def sequences_of(event: StateSeen) -> Iterator[tuple[SequenceState, list[int]]]:
+    """Yield each sequence that there was, with its tokens, prompt and output."""
+    return map(_unpacked, event.sequences)
 
 
 def _packed(sequence: SequenceState, token_ids: list[int]) -> tuple[Any, ...]:

@@ -35,13 +35,21 @@ class EventLog(Sequence[Event]):
 
     def of(self, kind: type[E]) -> list[E]:
         """Return the events of one kind, or of kinds derived from it, in order."""
-        wanted = {known for known in set(self._kinds) if issubclass(known, kind)}
-        pairs = zip(self._kinds, self._rows, strict=True)
+        count = len(self)  # it may grow meanwhile, on another thread
+        kinds, rows = self._kinds[:count], self._rows[:count]
+        wanted = {known for known in set(kinds) if issubclass(known, kind)}
+        pairs = zip(kinds, rows, strict=True)
         return [known(*row) for known, row in pairs if known in wanted]
 
     def kinds(self) -> Sequence[type[Event]]:
         """Return each event's class."""
         return self._kinds
+
+    def first(self, count: int) -> EventLog:
+        """Return a log of the first `count` events, which grows no more with this one."""
+        part = EventLog()
+        part._kinds, part._rows = self._kinds[:count], self._rows[:count]
+        return part
 
     def row(self, place: int) -> tuple[type[Event], Row]:
         """Return an event's class and the values of its fields, in their order."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from workbench import events
 from workbench.events import Event
+from workbench.trace.keyframe import sequences_of
 
 
 def token_ids(facts: Iterable[Event]) -> set[int]:
@@ -27,7 +28,8 @@ def token_ids(facts: Iterable[Event]) -> set[int]:
             case events.DraftVerified():
                 found.update((*event.token_ids, event.bonus_token_id))
             case events.StateSeen():
-                found.update(token for packed in event.sequences for token in packed[4])
+                for _, ids in sequences_of(event):
+                    found.update(ids)
             case _:
                 pass
     return found

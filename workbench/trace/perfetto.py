@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from workbench import events
+from workbench.atomic_files import atomic_write
 from workbench.events import Event, MemoryRebalanced, StepDone, StepPlanned
 from workbench.trace.layout import CacheLayout
+from workbench.trace.status import status_after
 
 _STEPS, _REQUESTS, _ROWS = 1, 2, 3
 Record = dict[str, Any]
@@ -33,7 +35,9 @@ def write(path: Path, header: dict[str, Any], entries: Iterable[tuple[float, Eve
         last = 1e6 * seconds
         records += writer.records(last, event)
     records += writer.close(last)
-    path.write_text(json.dumps({"traceEvents": records, "metadata": header}), encoding="utf-8")
+    text = json.dumps({"traceEvents": records, "metadata": header})
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
     return path
 
 
@@ -56,25 +60,22 @@ class _Writer:
                 yield _counter("tokens", now, {"in": sum(row[2] for row in event.rows)})
             case StepDone():
                 yield from self._step(now, event)
-            case events.RequestAdded() if event.sequence_id not in self._states:
+            case events.RequestAdded() if event.sequence_id in self._states:
+                pass  # `SequenceForked` told of it
+            case events.RequestAdded() | events.SequenceForked():
                 yield from _named(event.sequence_id, event.request_id, event.branch)
-                yield from self._turn(event.sequence_id, event.state, now)
-            case events.SequenceForked():
-                yield from _named(event.sequence_id, event.request_id, event.branch)
-                yield from self._turn(event.sequence_id, "waiting", now)
-            case events.SequenceQueued():
-                yield from self._turn(event.sequence_id, event.state, now)
-            case events.SequenceAdmitted():
-                yield from self._turn(event.sequence_id, "running", now)
-            case events.SequencePaused():
-                yield from self._turn(event.sequence_id, "paused", now)
-            case events.SequenceResumed():
-                yield from self._turn(event.sequence_id, "waiting", now)
+                yield from self._turn(event.sequence_id, status_after(event, ""), now)
             case events.Preempted():
                 told = {"cause": event.cause, "kind": event.kind}
                 yield _instant(event.sequence_id, "preempted", now, told)
-                if self._states.get(event.sequence_id, ("", 0))[0] == "running":
-                    yield from self._turn(event.sequence_id, "waiting", now)
+                yield from self._changed(event.sequence_id, event, now)
+            case (
+                events.SequenceQueued()
+                | events.SequenceAdmitted()
+                | events.SequencePaused()
+                | events.SequenceResumed()
+            ):
+                yield from self._changed(event.sequence_id, event, now)
             case events.PrefixHit() | events.PrefixMiss():
                 found = event.num_tokens if isinstance(event, events.PrefixHit) else 0
                 why: Record = {"tokens": found, "reason": event.reason}
@@ -87,6 +88,12 @@ class _Writer:
         """End what is still under way at the end of the trace."""
         for number in list(self._states):
             yield from self._turn(number, None, now)
+
+    def _changed(self, number: int, event: Event, now: float) -> Iterator[Record]:
+        before = self._states.get(number, ("", 0.0))[0]
+        after = status_after(event, before)
+        if after != before:
+            yield from self._turn(number, after, now)
 
     def _turn(self, number: int, state: str | None, now: float) -> Iterator[Record]:
         """End a sequence's state, and begin another unless it has ended."""

@@ -17,7 +17,9 @@ from workbench.trace.apply import apply
 from workbench.trace.layout import CacheLayout
 from workbench.trace.state import BlockState, ReplayedState
 
-# A copy of the state costs about as much as replaying this many events of a small cache.
+# A copy of the state costs about as much as replaying this many events of a small cache. One of a
+# large cache is larger: as many events more as it has blocks, and snapshots take a few dozen bytes
+# for each event, whatever the cache.
 _EVENTS_BETWEEN_SNAPSHOTS = 4096
 
 
@@ -90,6 +92,7 @@ class Timeline:
         self._state = ReplayedState(layout)  # after the first `_done` events
         self._done = 0
         self._snapshots: list[tuple[int, ReplayedState]] = [(0, self._state.copy())]
+        self._between = _EVENTS_BETWEEN_SNAPSHOTS + layout.num_blocks + layout.num_slots
 
     def extend(self) -> None:
         """Take in the events that came since it was last asked."""
@@ -101,7 +104,7 @@ class Timeline:
             if isinstance(event, StepDone):
                 self.steps.append(event.step)
                 self._ends.append(place + 1)
-                if place + 1 - self._snapshots[-1][0] >= _EVENTS_BETWEEN_SNAPSHOTS:
+                if place + 1 - self._snapshots[-1][0] >= self._between:
                     state.touched.clear()
                     self._snapshots.append((place + 1, state.copy()))
 

@@ -12,6 +12,9 @@ from typing import Any
 from workbench import events
 from workbench.trace.host_changes import drop_kept
 from workbench.trace.state import BlockTableState, ReplayedState, SequenceState
+from workbench.trace.status import status_after
+
+Turn = events.SequenceQueued | events.SequenceResumed
 
 
 def _enter(state: ReplayedState, sequence: SequenceState, token_ids: list[int]) -> None:
@@ -29,15 +32,16 @@ def _request_added(state: ReplayedState, event: events.RequestAdded) -> None:
         event.branch,
         event.num_prompt_tokens,
         len(event.token_ids),
-        event.state,
+        status_after(event, ""),
         num_cached=event.num_cached,
         num_preemptions=event.num_preemptions,
     )
     _enter(state, sequence, list(event.token_ids))
 
 
-def _sequence_queued(state: ReplayedState, event: events.SequenceQueued) -> None:
-    state.sequences[event.sequence_id].status = event.state
+def _turned(state: ReplayedState, event: Turn) -> None:
+    sequence = state.sequences[event.sequence_id]
+    sequence.status = status_after(event, sequence.status)
 
 
 def _sequence_forked(state: ReplayedState, event: events.SequenceForked) -> None:
@@ -48,7 +52,7 @@ def _sequence_forked(state: ReplayedState, event: events.SequenceForked) -> None
         event.branch,
         event.num_prompt_tokens,
         shared + len(event.token_ids),
-        "waiting",
+        status_after(event, ""),
         num_cached=parent.num_cached,
         parent_id=event.parent_id,
         num_forked=shared,
@@ -75,25 +79,21 @@ def _looked_up(state: ReplayedState, event: events.PrefixHit | events.PrefixMiss
 
 def _sequence_admitted(state: ReplayedState, event: events.SequenceAdmitted) -> None:
     sequence = state.sequences[event.sequence_id]
-    sequence.status, sequence.holds_blocks = "running", True
+    sequence.status, sequence.holds_blocks = status_after(event, sequence.status), True
     sequence.num_computed = event.num_computed
     state.running[event.sequence_id] = sequence
 
 
 def _sequence_paused(state: ReplayedState, event: events.SequencePaused) -> None:
     state.running.pop(event.sequence_id, None)
-    state.sequences[event.sequence_id].status = "paused"
-
-
-def _sequence_resumed(state: ReplayedState, event: events.SequenceResumed) -> None:
-    # If it runs, that is told next.
-    state.sequences[event.sequence_id].status = "compiling" if event.compiling else "waiting"
+    sequence = state.sequences[event.sequence_id]
+    sequence.status = status_after(event, sequence.status)
 
 
 def _preempted(state: ReplayedState, event: events.Preempted) -> None:
     sequence = state.sequences[event.sequence_id]
-    if state.running.pop(event.sequence_id, None) is not None:
-        sequence.status = "waiting"
+    state.running.pop(event.sequence_id, None)
+    sequence.status = status_after(event, sequence.status)
     sequence.num_computed, sequence.holds_blocks = 0, False
     sequence.num_preemptions += 1
     _forget_holes(sequence)
@@ -102,7 +102,8 @@ def _preempted(state: ReplayedState, event: events.Preempted) -> None:
 def _request_finished(state: ReplayedState, event: events.RequestFinished) -> None:
     state.running.pop(event.sequence_id, None)
     sequence = state.finished[event.sequence_id] = state.sequences.pop(event.sequence_id)
-    sequence.status, sequence.finish_reason = "finished", event.reason
+    sequence.status = status_after(event, sequence.status)
+    sequence.finish_reason = event.reason
     sequence.holds_blocks = False
     _forget_holes(sequence)
     drop_kept(state, event.sequence_id)
@@ -134,14 +135,14 @@ def _step_done(state: ReplayedState, event: events.StepDone) -> None:
 
 CHANGES: dict[type[events.Event], Callable[[ReplayedState, Any], None]] = {
     events.RequestAdded: _request_added,
-    events.SequenceQueued: _sequence_queued,
+    events.SequenceQueued: _turned,
     events.SequenceForked: _sequence_forked,
     events.SequenceExtended: _sequence_extended,
     events.PrefixHit: _looked_up,
     events.PrefixMiss: _looked_up,
     events.SequenceAdmitted: _sequence_admitted,
     events.SequencePaused: _sequence_paused,
-    events.SequenceResumed: _sequence_resumed,
+    events.SequenceResumed: _turned,
     events.Preempted: _preempted,
     events.RequestFinished: _request_finished,
     events.StepPlanned: _step_planned,

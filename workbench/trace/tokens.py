@@ -19,6 +19,7 @@ from workbench.events import (
     StateSeen,
     StepDone,
 )
+from workbench.trace.keyframe import sequences_of
 
 
 class TokenFact(NamedTuple):
@@ -112,8 +113,9 @@ class _Logs:
                 log = self.by_id[event.sequence_id]
                 log.finished, log.finish_reason = now, event.reason
             case StateSeen():
-                for number, request_id, branch, num_prompt, token_ids, *_ in event.sequences:
-                    self._enter(number, request_id, branch, num_prompt, token_ids, now)
+                for sequence, token_ids in sequences_of(event):
+                    names = sequence.sequence_id, sequence.request_id, sequence.branch
+                    self._enter(*names, sequence.num_prompt_tokens, tuple(token_ids), now)
 
     def _enter(
         self,

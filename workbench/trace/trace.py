@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from workbench.config import require_positive
 from workbench.describe import Described
 from workbench.engine import Engine
-from workbench.errors import ConfigError
+from workbench.errors import MissingExtra
 from workbench.events import Event, StepDone, StepPlanned
 from workbench.models.tokenizer import Tokenizer
 from workbench.trace import file, perfetto
@@ -124,6 +124,12 @@ class Trace(Described):
         self._timeline = None
         self.num_shortened += 1
 
+    def _so_far(self) -> tuple[array[float], EventLog]:
+        """Return times and events as they are now, of which an event comes before its time."""
+        with self.reading():
+            count = len(self.seconds)
+            return self.seconds[:count], self.events.first(count)
+
     def __len__(self) -> int:
         """Number of events."""
         return len(self.events)
@@ -162,15 +168,15 @@ class Trace(Described):
 
     def replay(self) -> Iterator[tuple[ReplayedState, ReplayedStep]]:
         """Yield the state after each step with what it changed; see `workbench.trace.replay`."""
-        return replay(self.events, self.layout)
+        return replay(self._so_far()[1], self.layout)
 
     # --- tokens -------------------------------------------------------------------------------
 
     @property
     def sequences(self) -> dict[int, SequenceLog]:
         """Every sequence by id, with where each of its tokens came from; read anew each time."""
-        with self.reading():
-            return sequence_logs(self.events[: len(self.seconds)], self.seconds)
+        seconds, events = self._so_far()
+        return sequence_logs(events, seconds)
 
     def piece_of(self, token_id: int) -> str | None:
         """Return what a token reads as alone; None where neither tokenizer nor file knows it.
@@ -193,12 +199,12 @@ class Trace(Described):
     # --- files --------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
-        """Write the trace to a file (gzipped JSON lines) and return its path."""
-        header = self.header
+        """Write what was recorded so far to a file (gzipped JSON lines) and return its path."""
+        header, (seconds, events) = self.header, self._so_far()
         if self.tokenizer is not None:
-            texts = {str(i): self.piece_of(i) for i in sorted(token_ids(self.events))}
+            texts = {str(i): self.piece_of(i) for i in sorted(token_ids(events))}
             header = {**header, "texts": texts}
-        return file.write(Path(path), header, self.seconds, self.events)
+        return file.write(Path(path), header, seconds, events)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
@@ -210,37 +216,37 @@ class Trace(Described):
 
     def to_perfetto(self, path: str | Path) -> Path:
         """Write a Chrome trace (JSON) for ui.perfetto.dev: steps, requests, batch and KV use."""
-        entries = zip(self.seconds, self.events, strict=True)
-        return perfetto.write(Path(path), self.header, entries)
+        return perfetto.write(Path(path), self.header, zip(*self._so_far(), strict=True))
 
     def to_pandas(self, kind: type[Event]) -> Any:
         """Return the events of one kind as a `pandas.DataFrame`, a row each, with their `seconds`.
 
-        A column for each field. Raises `ConfigError` if pandas is not installed.
+        A column for each field. Raises `MissingExtra` if pandas is not installed.
         """
         try:
             import pandas as pd
-        except ImportError:
-            fix = "Install pandas, or read `trace.of(kind)`."
-            raise ConfigError("to_pandas", kind.__name__, "needs pandas", fix) from None
-        kinds = self.events.kinds()
+        except ImportError as error:
+            raise MissingExtra("Trace.to_pandas", "pandas", "notebook") from error
+        seconds, events = self._so_far()
+        kinds = events.kinds()
         rows = [
-            (seconds, *self.events.row(place)[1])
-            for place, seconds in enumerate(self.seconds)
+            (when, *events.row(place)[1])
+            for place, when in enumerate(seconds)
             if kinds[place] is kind
         ]
         return pd.DataFrame(rows, columns=["seconds", *field_names(kind)])
 
     def describe(self) -> dict[str, Any]:
         """Return the trace in numbers."""
-        kinds = Counter(kind.__name__ for kind in self.events.kinds())
-        done = self.of(StepDone)
+        seconds, events = self._so_far()
+        kinds = Counter(kind.__name__ for kind in events.kinds())
+        done = events.of(StepDone)
         return {
-            "events": len(self),
+            "events": len(events),
             "steps": len(done),
-            "tokens in": sum(sum(row[2] for row in plan.rows) for plan in self.of(StepPlanned)),
+            "tokens in": sum(sum(row[2] for row in plan.rows) for plan in events.of(StepPlanned)),
             "tokens out": sum(len(step.tokens) for step in done),
-            "seconds": round(self.seconds[-1], 3) if self.seconds else 0,
+            "seconds": round(seconds[-1], 3) if seconds else 0,
             "kinds": ", ".join(f"{name} {count}" for name, count in kinds.most_common()),
         }
 

@@ -1,12 +1,17 @@
-"""The model card of the base model, written from its recorded figures.
+"""Cards: README.md beside trained weights, made from the figures in `metrics.json` alone.
 
-Called by the export. Every number in the card comes from `metrics.json`, so the card can be made
-again from that file alone: `model_card(json.load(open("metrics.json")))`.
+Every number in a card comes from that file, so it can be made again without training. Here is the
+base model's; heads and adapters bring their own text, and `write_card` writes any of them.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from workbench.atomic_files import atomic_write
 
 _LICENCE_NOTE = """\
 The weights are published under this repository's licence (Apache-2.0). They were trained only on
@@ -37,6 +42,22 @@ def model_card(metrics: dict[str, Any]) -> str:
         "## Licence\n\n" + _LICENCE_NOTE,
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def write_card(
+    folder: Path, metrics: dict[str, Any], card: Callable[[dict[str, Any]], str]
+) -> None:
+    """Write `metrics.json`, and README.md as the card that `card` makes of these figures alone."""
+    text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"
+    for name, content in (("metrics.json", text), ("README.md", card(metrics))):
+        with atomic_write(folder / name) as partial:
+            partial.write_text(content, encoding="utf-8")
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Return what `write_card` recorded in a folder."""
+    recorded: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return recorded
 
 
 def table(columns: list[str], rows: list[list[Any]]) -> str:

@@ -6,7 +6,6 @@ tokenizer, the measured figures and the model card made from them; it measures n
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
-from workbench.train.card import model_card
+from workbench.train.card import model_card, read_metrics, write_card
 from workbench.train.completion import complete
 
 SHARD_SIZE = "15MB"
@@ -39,19 +38,12 @@ def export_model(
     model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tokenizer_folder / name, folder / name)
-    write_card(folder, metrics)
-
-
-def write_card(folder: Path, metrics: dict[str, Any]) -> None:
-    """Write the figures, and the card made from them."""
-    text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"
-    (folder / "metrics.json").write_text(text, encoding="utf-8")
-    (folder / "README.md").write_text(model_card(metrics), encoding="utf-8")
+    write_card(folder, metrics, model_card)
 
 
 def complete_again(folder: Path) -> None:
     """Complete the card's prompts anew with the weights in `folder`; all else stays as recorded."""
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_metrics(folder)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     metrics["completions"] = complete(model, AutoTokenizer.from_pretrained(folder))
-    write_card(folder, metrics)
+    write_card(folder, metrics, model_card)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from workbench.atomic_files import atomic_write
 from workbench.config import require_positive
 from workbench.errors import ConfigError
 from workbench.interrupts import shielded
@@ -121,9 +122,8 @@ class HeadRun:
             "step": self.step,
             "log": self.log,
         }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(path)
+        with atomic_write(path) as partial:
+            torch.save(state, partial)
 
     def load(self, path: Path) -> None:
         """Go on from the state at `path`; raise `ConfigError` for another run's."""

@@ -18,6 +18,7 @@ from workbench.models.checkpoint import WHOLE
 from workbench.models.weights import expand
 from workbench.speculation.heads import Head, save_head
 from workbench.speculation.heads.formats.shape import write_shape
+from workbench.train.card import write_card
 
 
 def export_head(
@@ -29,14 +30,7 @@ def export_head(
     else:
         save_head(trained, folder, base=base, dtype=torch.bfloat16)
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    write_figures(folder, metrics | {"base": base, "bytes": num_bytes})
-
-
-def write_figures(folder: Path, metrics: dict[str, Any]) -> None:
-    """Write `metrics.json`, and the card made from it."""
-    text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"
-    (folder / "metrics.json").write_text(text, encoding="utf-8")
-    (folder / "README.md").write_text(head_card(metrics), encoding="utf-8")
+    write_card(folder, metrics | {"base": base, "bytes": num_bytes}, head_card)
 
 
 def save_draft_model(model: DecoderLM, folder: Path, dtype: torch.dtype) -> None:

@@ -74,6 +74,7 @@ def main(kind: str, argv: Sequence[str]) -> int:
     )
     command = shlex.join(["workbench", "train", kind, *argv])
     metrics = facts(kind, command, head, arguments) | {"acceptance": {}, "log": log}
+    metrics["steps"] = log[-1]["step"]
     if arguments.export:  # first of all, whatever may go wrong in what follows
         export_head(head, Path(arguments.export), arguments.model, metrics)
     calibrate(head, model, stream, arguments.tree)
@@ -154,12 +155,10 @@ def facts(kind: str, command: str, head: Drafter, arguments: argparse.Namespace)
     text = (
         f"{1 - own:.0%} Python and {own:.0%} text that the model wrote itself" if own else "Python"
     )
-    log_steps = torch.load(Path(arguments.out) / "state.pt", weights_only=True)["step"]
     return {
         "kind": kind,
         "command": command,
         "num_parameters": sum(p.numel() for p in head.parameters()),
-        "steps": log_steps,
         "text": text,
         "device": torch.cuda.get_device_name() if on_cuda else platform.processor() or "a CPU",
     }

@@ -19,7 +19,8 @@ from workbench.models import DecoderLM, load_model
 from workbench.request import RequestOutput
 from workbench.sampling_params import SamplingParams
 from workbench.speculation import Proposer, get_proposer
-from workbench.train.heads_export import write_figures
+from workbench.train.card import read_metrics, write_card
+from workbench.train.heads_export import head_card
 
 
 def served_acceptance(
@@ -96,9 +97,9 @@ def _drafted(proposer: Any) -> str:
 
 def _record(folder: Path, acceptance: dict[str, Any], num_prompts: int, max_tokens: int) -> None:
     """Put figures into a head's `metrics.json` in place of those there, and renew its card."""
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_metrics(folder)
     metrics |= {"num_prompts": num_prompts, "max_tokens": max_tokens, "acceptance": acceptance}
-    write_figures(folder, metrics)
+    write_card(folder, metrics, head_card)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM
 
+from workbench.atomic_files import atomic_write
 from workbench.train.batches import Windows
 from workbench.train.model import window_loss
 from workbench.train.optimizer import MasterWeights
@@ -67,15 +68,14 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Write the state to `path`, whole or not at all."""
-        partial = path.with_suffix(".partial")
         state = {
             "weights": self.weights.state_dict(),
             "progress": asdict(self.progress),
             "step": self.step,
             "log": self.log,
         }
-        torch.save(state, partial)
-        partial.replace(path)
+        with atomic_write(path) as partial:
+            torch.save(state, partial)
 
     def load(self, path: Path) -> None:
         """Go on from the state at `path`."""

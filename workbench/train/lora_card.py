@@ -1,12 +1,11 @@
 """How many answers an adapter gets right, and the card that says so.
 
 `measure_adapter` asks the engine for every held-out example, through the adapter and through the
-base, in one batch. `write_card` makes README.md from `metrics.json` alone.
+base, in one batch. `write_adapter_card` makes README.md from `metrics.json` alone.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from workbench.data.task_writers import Example
 from workbench.data.tasks import exact_matches, get_task, load_held_out
 from workbench.engine import Engine
 from workbench.sampling_params import SamplingParams
+from workbench.train.card import write_card
 from workbench.train.lora import LoRARun
 
 _NAME = "measured"
@@ -88,19 +88,11 @@ def training_facts(run: LoRARun, command: str) -> dict[str, Any]:
     }
 
 
-def write_card(folder: Path, metrics: dict[str, Any]) -> None:
-    """Write `metrics.json`, and the card made from it."""
+def write_adapter_card(folder: Path, metrics: dict[str, Any]) -> None:
+    """Write `metrics.json`, and the card made from it; the adapter's size is read off its file."""
     files = folder.glob("*.safetensors")
-    metrics = metrics | {"bytes": sum(path.stat().st_size for path in files)}
-    text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"
-    (folder / "metrics.json").write_text(text, encoding="utf-8")
-    (folder / "README.md").write_text(adapter_card(metrics), encoding="utf-8")
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """Return what `write_card` recorded in a folder."""
-    recorded: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return recorded
+    num_bytes = sum(path.stat().st_size for path in files)
+    write_card(folder, metrics | {"bytes": num_bytes}, adapter_card)
 
 
 def adapter_card(metrics: dict[str, Any]) -> str:

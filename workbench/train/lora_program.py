@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workbench.data.tasks import TASKS
+from workbench.train.card import read_metrics
 from workbench.train.lora import LoRASettings, train_lora
-from workbench.train.lora_card import measure_adapter, read_metrics, training_facts, write_card
+from workbench.train.lora_card import measure_adapter, training_facts, write_adapter_card
 
 _DEFAULTS = LoRASettings()
 
@@ -40,10 +41,10 @@ def main(argv: Sequence[str]) -> int:
         )
         command = shlex.join(["workbench", "train", "lora", *argv])
         metrics = {"base": model} | training_facts(run, command)
-        write_card(folder, metrics)  # first of all, whatever may go wrong in what follows
+        write_adapter_card(folder, metrics)  # first of all, whatever may go wrong in what follows
     if arguments.held_out:
         metrics |= measure_adapter(folder, metrics["task"], model=model, device=arguments.device)
-        write_card(folder, metrics)
+        write_adapter_card(folder, metrics)
         print(json.dumps(metrics["exact_match"]), file=sys.stderr, flush=True)
     return 0
 

@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from workbench.async_engine import AsyncEngine
-from workbench.async_engine.reply import Reply
 from workbench.engine import Engine
 from workbench.scheduler.policy import policy_name
+from workbench.views.replies import Replies, said
 
 _IDLE_SECONDS = 0.02  # between looks at an engine that has nothing to do
 
@@ -76,7 +76,7 @@ class EngineControls:
                 else:
                     await asyncio.sleep(_IDLE_SECONDS)
         except Exception as error:  # noqa: BLE001 - in a task nobody would see it
-            self.tell(_said(error))
+            self.tell(said(error))
 
     def pause(self) -> None:
         """Stop between two steps."""
@@ -111,7 +111,7 @@ class AsyncControls:
     def __init__(self, aengine: AsyncEngine, engine: Engine, tell: Callable[[str], None]) -> None:
         self.aengine, self.tell = aengine, tell
         self._engine = engine  # to read what is frozen; all else is the thread's
-        self._loop = _running_loop()
+        self._replies = Replies(tell)
 
     @property
     def state(self) -> str:
@@ -121,41 +121,28 @@ class AsyncControls:
 
     def run(self) -> None:
         """Resume."""
-        self._leave(self.aengine.resume())
+        self._replies.hear(self.aengine.resume())
 
     def pause(self) -> None:
         """Pause."""
-        self._leave(self.aengine.pause())
+        self._replies.hear(self.aengine.pause())
 
     def step(self, count: int) -> None:
         """Pause, and run up to `count` steps."""
         self.pause()
-        self._leave(self.aengine.step(count))
+        self._replies.hear(self.aengine.step(count))
 
     def abort(self, request_id: str) -> None:
         """End a request: its readers get what it made."""
-        self._leave(self.aengine.abort(request_id))
+        self._replies.hear(self.aengine.abort(request_id))
 
     def configure(self, changes: dict[str, Any]) -> None:
         """Change fields of the scheduler's config, between two steps."""
-        self._leave(self.aengine.call(lambda engine: _configure(engine, changes)))
+        self._replies.hear(self.aengine.call(lambda engine: _configure(engine, changes)))
 
     def limits(self) -> dict[str, Any]:
         """Return what holds now."""
         return _limits(self._engine)
-
-    def _leave(self, reply: Reply[Any]) -> None:
-        reply.add_done_callback(self._heard)
-
-    def _heard(self, reply: Any) -> None:
-        """Called on the engine's thread: widgets belong to the loop's."""
-        error = None if reply.cancelled() else reply.exception()
-        if error is None:
-            return
-        if self._loop is None:
-            self.tell(_said(error))
-        elif not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self.tell, _said(error))
 
 
 def _configure(engine: Engine, changes: dict[str, Any]) -> None:
@@ -170,14 +157,3 @@ def _limits(engine: Engine) -> dict[str, Any]:
         "max_prefill_tokens": config.max_prefill_tokens or config.max_batch_tokens,
         "policy": policy_name(engine.scheduler.policy),
     }
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

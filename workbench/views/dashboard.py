@@ -13,7 +13,7 @@ import traitlets
 
 from workbench.async_engine import AsyncEngine
 from workbench.engine import Engine
-from workbench.errors import ConfigError, WorkbenchError
+from workbench.errors import ConfigError
 from workbench.scheduler import POLICIES
 from workbench.trace import Trace
 from workbench.views.base import View
@@ -44,7 +44,6 @@ class EngineDashboard(View):
     history = traitlets.Bytes().tag(sync=True)  # most of the log, and
     tail = traitlets.Bytes().tag(sync=True)  # what came since
     control = traitlets.Dict().tag(sync=True)  # state, limits, requests; empty for a recorded trace
-    notice = traitlets.Unicode().tag(sync=True)  # what the last command came to, if not well
 
     _meters: Meters | None = None
     _controls: Controls | None = None
@@ -54,11 +53,10 @@ class EngineDashboard(View):
         """Raise `ConfigError` for another source, `EngineClosed` for an engine that was closed."""
         if isinstance(source, AsyncEngine):
             engine = source.call(lambda engine: engine).result()
-            self._controls = AsyncControls(source, engine, self._tell)
+            self._controls = AsyncControls(source, engine, self.tell)
         elif isinstance(source, Engine):
-            self._controls = EngineControls(source, self._tell)
+            self._controls = EngineControls(source, self.tell)
         super().__init__(source)
-        self.on_msg(self._command)
 
     # --- what is shown ---------------------------------------------------------------------------
 
@@ -69,7 +67,7 @@ class EngineDashboard(View):
     def update(self) -> tuple[int, int]:
         """Take in what the trace has got; return the first and last step."""
         if self._meters is None and len(self.trace):
-            self._meters = Meters(self.trace.layout)
+            self._meters = Meters(self.trace.layout.num_blocks)
         meters = self._meters
         if meters is not None:
             taken = slice(self._taken, len(self.trace.seconds))
@@ -181,24 +179,18 @@ class EngineDashboard(View):
 
     # --- what the buttons do ---------------------------------------------------------------------
 
-    def _tell(self, text: str) -> None:
-        self.notice = text
-
-    def _command(self, _: Any, content: Any, __: Any) -> None:
-        """Do what the browser asks for: {"command": name, …}; what fails is shown beside it."""
+    def act(self, content: dict[str, Any]) -> None:
+        """Drive the engine: run, pause, step, abort, configure. Of a recorded trace, nothing."""
         controls = self._controls
         if controls is None:
             return
-        self.notice = ""
         try:
-            self._act(controls, content)
-        except (WorkbenchError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            self._tell(f"{type(error).__name__}: {error}")
-        self._pacer.poke()
-        self._show_control()
+            self._drive(controls, content)
+        finally:
+            self._pacer.poke()
+            self._show_control()
 
-    @staticmethod
-    def _act(controls: Controls, content: dict[str, Any]) -> None:
+    def _drive(self, controls: Controls, content: dict[str, Any]) -> None:
         match content["command"]:
             case "run":
                 controls.run()
@@ -215,8 +207,8 @@ class EngineDashboard(View):
             case "configure":
                 allowed = "max_batch_tokens", "max_sequences", "max_prefill_tokens", "policy"
                 controls.configure({k: v for k, v in content["changes"].items() if k in allowed})
-            case name:
-                raise ConfigError("command", name, "is no command", "Reload the page.")
+            case _:
+                super().act(content)
 
     def close(self) -> None:
         """Stop stepping the engine, and remove the widget."""

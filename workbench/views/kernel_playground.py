@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import traitlets
 
-from workbench.errors import ConfigError, WorkbenchError
+from workbench.errors import ConfigError
 from workbench.kernels.registry import SPECS, get_spec
 from workbench.playground.compiling import Compiled
 from workbench.playground.recorded import recorded_sweeps, title
@@ -78,7 +78,6 @@ class KernelPlayground(Panel):
         self.menu = self._menu()
         self.take()
         super().__init__()
-        self.on_msg(self._command)
 
     # --- what is shown ---------------------------------------------------------------------------
 
@@ -222,15 +221,14 @@ class KernelPlayground(Panel):
         if self.config and self.config != self.session.config:
             self.session.choose(config=self.config)
 
-    def _command(self, _: Any, content: Any, __: Any) -> None:
-        """Do what the browser asks for: {"command": name, …}; what fails is shown."""
-        try:
-            self._act(content)
-        except (WorkbenchError, KeyError, TypeError, ValueError, IndexError) as error:
-            self.session.notice = f"{type(error).__name__}: {error}"
-        self._update()
+    def tell(self, text: str) -> None:
+        """Show what a command came to, where the background says what it came to."""
+        if text:
+            self.session.notice = text
+            self._update()
 
-    def _act(self, content: dict[str, Any]) -> None:
+    def act(self, content: dict[str, Any]) -> None:
+        """Do what a reader of the panel can: choose, sweep, cancel, pin, list."""
         match content["command"]:
             case "choose":
                 place = content.get("recorded")
@@ -245,8 +243,9 @@ class KernelPlayground(Panel):
                 self.pin()
             case "list":
                 self._stage, self._launch = str(content["stage"]), int(content["launch"])
-            case name:
-                raise ConfigError("command", name, "is no command", "Reload the page.")
+                self._update()
+            case _:
+                super().act(content)
 
     # --- names -----------------------------------------------------------------------------------
 

@@ -1,12 +1,11 @@
 """How a panel reaches an engine's adapters: at once, or by word left with an `AsyncEngine`.
 
-Called by `LoRAPanel`. What comes back late is handed over on the notebook's loop, to which widgets
-belong.
+Called by `LoRAPanel`. What comes back late is handed over on the notebook's loop (`Replies`), to
+which widgets belong.
 """
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -14,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from workbench.async_engine import AsyncEngine
 from workbench.errors import WorkbenchError
 from workbench.lora import LoRAManager
+from workbench.views.replies import Replies, said
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class ManagerDesk:
         try:
             found = function(self.manager)
         except WorkbenchError as error:
-            self.tell(_said(error))
+            self.tell(said(error))
         else:
             then(found)
 
@@ -55,27 +55,16 @@ class AsyncDesk:
 
     def __init__(self, aengine: AsyncEngine, tell: Callable[[str], None]) -> None:
         self.aengine, self.tell = aengine, tell
-        try:
-            self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            self._loop = None
+        self._replies = Replies(tell)
 
     def ask(self, function: Callable[[LoRAManager], T], then: Callable[[T], None]) -> None:
         """Leave word."""
-
-        def heard(reply: Any) -> None:
-            if reply.cancelled():
-                return
-            error = reply.exception()
-            if error is None:
-                self._hand_over(then, reply.result())
-            else:
-                self._hand_over(self.tell, _said(error))
-
         try:
-            self.aengine.call(lambda engine: function(engine.loras)).add_done_callback(heard)
+            reply = self.aengine.call(lambda engine: function(engine.loras))
         except WorkbenchError as error:
-            self.tell(_said(error))
+            self.tell(said(error))
+        else:
+            self._replies.hear(reply, then)
 
     def load(self, name: str, path: str, then: Callable[[Any], None]) -> None:
         """Have a thread read the folder while the engine goes on, then leave word."""
@@ -84,7 +73,7 @@ class AsyncDesk:
             try:
                 adapter = manager.read(path)
             except WorkbenchError as error:
-                self._hand_over(self.tell, _said(error))
+                self._replies.hand_over(self.tell, said(error))
             else:
                 self.ask(lambda manager: manager.load(name, adapter), then)
 
@@ -96,13 +85,3 @@ class AsyncDesk:
             return manager
 
         self.ask(known, start)
-
-    def _hand_over(self, then: Callable[[Any], None], found: Any) -> None:
-        if self._loop is None:
-            then(found)
-        elif not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(then, found)
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -18,9 +18,9 @@ from workbench.engine import Engine
 from workbench.errors import ConfigError
 from workbench.events import Event
 from workbench.lora import LoRAManager
+from workbench.views.adapter_traffic import BASE, AdapterTraffic
 from workbench.views.esm import compose
 from workbench.views.lora_desk import AsyncDesk, Desk, ManagerDesk
-from workbench.views.lora_log import BASE, AdapterTraffic
 from workbench.views.panel import Panel
 from workbench.views.picture import HUES
 
@@ -43,7 +43,6 @@ class LoRAPanel(Panel):
 
     adapters: Any = traitlets.List().tag(sync=True)  # a row each, by name
     device = traitlets.Dict().tag(sync=True)  # rank rows, bytes of each tier, the base's traffic
-    notice = traitlets.Unicode().tag(sync=True)  # what the last command came to, if not well
 
     def __init__(self, source: Engine | AsyncEngine | LoRAManager) -> None:
         """Raise `ConfigError` for another source."""
@@ -51,17 +50,16 @@ class LoRAPanel(Panel):
         self._traffic = AdapterTraffic()
         super().__init__()
         self._leave = bus.subscribe(self._hear)
-        self.on_msg(self._command)
         self.take()
 
     def _open(self, source: Any) -> tuple[Desk, Any]:
         match source:
             case AsyncEngine():
-                return AsyncDesk(source, self._tell), source.bus
+                return AsyncDesk(source, self.tell), source.bus
             case Engine():
-                return ManagerDesk(source.loras, self._tell), source.bus
+                return ManagerDesk(source.loras, self.tell), source.bus
             case LoRAManager():
-                return ManagerDesk(source, self._tell), source.facts.bus
+                return ManagerDesk(source, self.tell), source.facts.bus
         fix = "Pass an Engine, an AsyncEngine or a LoRAManager."
         raise ConfigError("source", source, "has no adapters to show", fix)
 
@@ -135,41 +133,31 @@ class LoRAPanel(Panel):
 
     # --- what the buttons do ---------------------------------------------------------------------
 
-    def _tell(self, text: str) -> None:
-        self.notice = text
+    def act(self, content: dict[str, Any]) -> None:
+        """Ask the manager: load, unload, pin, unpin, evict."""
+        match content:
+            case {"command": "load", "name": name, "path": path}:
+                self._desk.load(name, path, lambda _: self.take())
+            case {"command": "unload", "name": name, "wait": wait}:
+                self._ask(lambda manager: manager.unload(name, wait=bool(wait)))
+            case {"command": "pin", "name": name}:
+                self._ask(lambda manager: manager.pin(name))
+            case {"command": "unpin", "name": name}:
+                self._ask(lambda manager: manager.unpin(name))
+            case {"command": "evict", "name": name}:
+                self._ask(lambda manager: manager.evict(name))
+            case _:
+                super().act(content)
 
-    def _command(self, _: Any, content: Any, __: Any) -> None:
-        """Do what the browser asks for: {"command": name, …}; what fails is shown beside it."""
-        self.notice = ""
-        try:
-            if content["command"] == "load":
-                self._desk.load(content["name"], content["path"], lambda _: self.take())
-            else:
-                self._desk.ask(_action(content), lambda _: self.take())
-        except (ConfigError, KeyError, TypeError) as error:
-            self._tell(f"{type(error).__name__}: {error}")
+    def _ask(self, function: Callable[[LoRAManager], Any]) -> None:
+        """Have the manager do something, and show how the adapters stand then."""
+        self._desk.ask(function, lambda _: self.take())
 
     def close(self) -> None:
         """Stop listening, and remove the widget."""
         if hasattr(self, "_leave"):
             self._leave()
         super().close()
-
-
-def _action(content: dict[str, Any]) -> Callable[[LoRAManager], Any]:
-    """Return what a command does to the manager."""
-    command, name = content["command"], content["name"]
-    match command:
-        case "unload":
-            wait = bool(content["wait"])
-            return lambda manager: manager.unload(name, wait=wait)
-        case "pin":
-            return lambda manager: manager.pin(name)
-        case "unpin":
-            return lambda manager: manager.unpin(name)
-        case "evict":
-            return lambda manager: manager.evict(name)
-    raise ConfigError("command", command, "is no command", "Reload the page.")
 
 
 def _standing(manager: LoRAManager) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from functools import singledispatchmethod
 
 from workbench import events as ev
-from workbench.trace import keyframe
-from workbench.trace.layout import CacheLayout
-from workbench.trace.state import ReplayedState
+from workbench.trace.keyframe import sequences_of
+from workbench.trace.status import status_after
 from workbench.views.wire import GrowingLog
 
 # Of each step. `computed`: tokens that were run; `made`: tokens that came out. asked, found: prompt
@@ -25,6 +24,11 @@ COLUMNS = {
     **dict.fromkeys((*SUMS, *NOW), "I"),
     **{"ttft_row": "I", "ttft_ms": "f", "tpot_row": "I", "tpot_ms": "f"},
 }
+
+
+_Turn = (
+    ev.SequenceQueued | ev.SequenceAdmitted | ev.SequencePaused | ev.SequenceResumed | ev.Preempted
+)
 
 
 @dataclass(slots=True)
@@ -45,8 +49,8 @@ class Live:
 class Meters:
     """Takes events with their times; `log` has the rows, `live` the sequences by number."""
 
-    def __init__(self, layout: CacheLayout) -> None:
-        self.layout, self.num_blocks = layout, layout.num_blocks
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks  # of the cache
         self.log = GrowingLog(COLUMNS)
         self.live: dict[int, Live] = {}
         self._ending: dict[int, Live] = {}  # ended since the last step
@@ -68,41 +72,16 @@ class Meters:
         """Most kinds say nothing here."""
 
     @_take.register
-    def _(self, event: ev.RequestAdded) -> None:
+    def _(self, event: ev.RequestAdded | ev.SequenceForked) -> None:
         names = event.request_id, event.branch, event.num_prompt_tokens
-        self.live[event.sequence_id] = Live(*names, self._now, event.state)
+        self.live[event.sequence_id] = Live(*names, self._now, status_after(event, ""))
 
     @_take.register
-    def _(self, event: ev.SequenceForked) -> None:
-        names = event.request_id, event.branch, event.num_prompt_tokens
-        self.live[event.sequence_id] = Live(*names, self._now, "waiting")
-
-    @_take.register
-    def _(self, event: ev.SequenceQueued) -> None:
-        self._become(event.sequence_id, event.state)
-
-    @_take.register
-    def _(self, event: ev.SequenceAdmitted) -> None:
-        self._become(event.sequence_id, "running")
-
-    @_take.register
-    def _(self, event: ev.SwappedIn) -> None:
-        self._become(event.sequence_id, "running")
-
-    @_take.register
-    def _(self, event: ev.SequencePaused) -> None:
-        self._become(event.sequence_id, "paused")
-
-    @_take.register
-    def _(self, event: ev.SequenceResumed) -> None:
-        self._become(event.sequence_id, "running" if event.running else "waiting")
-
-    @_take.register
-    def _(self, event: ev.Preempted) -> None:
+    def _(self, event: _Turn) -> None:
         sequence = self.live.get(event.sequence_id)
-        if sequence is not None and sequence.state == "running":
-            sequence.state = "waiting"
-        self._sums["preempted"] += 1
+        if sequence is not None:  # else it came before the recording began
+            sequence.state = status_after(event, sequence.state)
+        self._sums["preempted"] += isinstance(event, ev.Preempted)
 
     @_take.register
     def _(self, event: ev.RequestFinished) -> None:
@@ -130,16 +109,10 @@ class Meters:
 
     @_take.register
     def _(self, event: ev.StateSeen) -> None:
-        state = ReplayedState(self.layout)
-        keyframe.load(state, event)
-        for number, seen in state.sequences.items():
+        for seen, _ in sequences_of(event):
             names = seen.request_id, seen.branch, seen.num_prompt_tokens
-            self.live[number] = Live(*names, self._now, seen.status)
-            self.live[number].num_made = seen.num_output_tokens
-
-    @_take.register
-    def _(self, event: ev.EngineRestored) -> None:
-        self.live.clear()
+            live = self.live[seen.sequence_id] = Live(*names, self._now, seen.status)
+            live.num_made = seen.num_output_tokens
 
     @_take.register
     def _(self, event: ev.StepPlanned) -> None:
@@ -173,11 +146,6 @@ class Meters:
             columns[name].append(value)
 
     _planned = 0, 0
-
-    def _become(self, sequence_id: int, state: str) -> None:
-        sequence = self.live.get(sequence_id)
-        if sequence is not None:  # else it came before the recording began
-            sequence.state = state
 
     def _advance(self, sequence_id: int) -> None:
         sequence = self.live.get(sequence_id) or self._ending.get(sequence_id)

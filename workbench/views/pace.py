@@ -8,11 +8,12 @@ what is handed over is that there are some.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
+
+from workbench.views.replies import running_loop
 
 
 class Pacer:
@@ -26,10 +27,7 @@ class Pacer:
 
     def __init__(self, callback: Callable[[], Any], seconds: float = 0.1) -> None:
         self._callback, self._seconds = callback, seconds
-        try:
-            self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            self._loop = None
+        self._loop = running_loop()
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
         self._owed = self._scheduled = self._stopped = False

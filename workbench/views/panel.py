@@ -1,7 +1,8 @@
 """`Panel`: what every widget of the package has, whatever it shows.
 
-A still picture and a sentence for readers without the widget, errors of callbacks in the panel
-itself, updates at most ten times a second, an end. `View` is a panel of a trace, step by step.
+A still picture and a sentence for readers without the widget, commands of the browser, errors of
+callbacks in the panel itself, updates at most ten times a second, an end. `View` is a panel of a
+trace, step by step.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import anywidget
 import traitlets
 
+from workbench.errors import ConfigError
 from workbench.views.esm import STYLE
 from workbench.views.pace import Pacer
 from workbench.views.picture import figure_png
+from workbench.views.replies import said
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,12 +35,14 @@ class Panel(anywidget.AnyWidget):
     PICTURE_INCHES: ClassVar[tuple[float, float]] = (9.0, 3.6)
 
     problem = traitlets.Unicode().tag(sync=True)
+    notice = traitlets.Unicode().tag(sync=True)  # what the last command came to, if not well
 
     def __init__(self) -> None:
         # A subclass that has set its traits by now sends all of them in one message.
         if not hasattr(self, "_pacer"):
             self._pacer = Pacer(self._update)
         super().__init__()
+        self.on_msg(self._command)
 
     def take(self) -> None:
         """Read what is new and set the traits."""
@@ -50,6 +55,24 @@ class Panel(anywidget.AnyWidget):
     def draw(self, figure: Figure) -> None:
         """Draw what is shown into an empty figure, for readers without the widget."""
         raise NotImplementedError(f"{type(self).__name__}.draw")
+
+    def act(self, content: dict[str, Any]) -> None:
+        """Do what the browser asks for: {"command": name, …}. What it raises is shown as `notice`.
+
+        Overriders handle their commands and leave all others to this one.
+        """
+        raise ConfigError("command", content, "is no command, or lacks a part", "Reload the page.")
+
+    def tell(self, text: str) -> None:
+        """Show what a command came to; empty: nothing."""
+        self.notice = text
+
+    def _command(self, _: Any, content: dict[str, Any], __: Any) -> None:
+        self.tell("")
+        try:
+            self.act(content)
+        except Exception as error:  # noqa: BLE001 - in a callback nobody would see it: it is shown
+            self.tell(said(error))
 
     def _update(self) -> None:
         try:

@@ -7,8 +7,7 @@ gaps where one failed, these have none. js/run_log.js reads the same names.
 from __future__ import annotations
 
 # Of each sequence. parent: the lane that it was forked from (-1: none), at `forked` tokens, which
-# are that lane's and are not told again. cached: tokens found in the cache when it first started,
-# or 0.
+# are that lane's and are not told again.
 LANES = {
     "lane_sequence": "I",
     "lane_branch": "I",

@@ -26,7 +26,7 @@ class RunLog:
 
     def _begin(self) -> None:
         self._num_shortened = self.trace.num_shortened
-        self._writer = RunWriter(self.trace)
+        self._writer = RunWriter()
         self.lanes, self.logs = self._writer.lanes, self._writer.logs
         self.columns, self.lists = self._writer.columns, self._writer.lists
         self._num_read = 0

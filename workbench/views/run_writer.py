@@ -11,7 +11,8 @@ from math import nan
 from typing import Any, NamedTuple
 
 from workbench import events
-from workbench.trace import ReplayedState, Trace, apply
+from workbench.trace.keyframe import sequences_of
+from workbench.trace.status import status_after
 from workbench.views.lane import Lane, Maker, State
 from workbench.views.run_columns import GROUPS, KINDS, PARTS
 from workbench.views.wire import GrowingLog
@@ -29,9 +30,7 @@ _NO_DRAFT = _Draft(0, 0, 0)
 class RunWriter:
     """lanes, logs, columns, lists: see `RunLog`."""
 
-    def __init__(self, trace: Trace) -> None:
-        """trace: its header says maker large the cache is."""
-        self.trace = trace
+    def __init__(self) -> None:
         self.lanes: list[Lane] = []
         self.logs = {group: GrowingLog(*names) for group, names in GROUPS.items()}
         self.columns = {k: v for log in self.logs.values() for k, v in log.columns.items()}
@@ -144,7 +143,8 @@ class RunWriter:
             return
         ids = event.sequence_id, event.request_id, event.branch
         sizes = event.num_prompt_tokens, event.max_tokens
-        self._tokens(self._enter(*ids, *sizes, _STATES[event.state]), event.token_ids)
+        state = _STATES[status_after(event, "")]
+        self._tokens(self._enter(*ids, *sizes, state), event.token_ids)
 
     def forked(self, event: events.SequenceForked) -> None:
         """Open a lane that begins as another one."""
@@ -158,13 +158,11 @@ class RunWriter:
 
     def seen(self, event: events.StateSeen) -> None:
         """Open a lane for each sequence there was when the recording began."""
-        state = ReplayedState(self.trace.layout)
-        apply(state, event)
-        for sequence in state.sequences.values():
+        for sequence, token_ids in sequences_of(event):
             ids = sequence.sequence_id, sequence.request_id, sequence.branch
             lane = self._enter(*ids, sequence.num_prompt_tokens, 0, _STATES[sequence.status])
             lane.furthest, lane.admitted = sequence.num_computed, sequence.num_cached is not None
-            self._tokens(lane, state.token_ids(sequence.sequence_id))
+            self._tokens(lane, token_ids)
 
     def extended(self, event: events.SequenceExtended) -> None:
         """Take in a token that beam search chose after the last step."""
@@ -192,10 +190,8 @@ class RunWriter:
                     self._turn(lane, State.AWAITING_PREFIX, cause, leader.number)
             case events.RequestFinished():
                 self._turn(lane, State.ENDED, event.reason)
-            case events.SequencePaused():
-                self._turn(lane, State.PAUSED)
-            case events.SequenceQueued() | events.SequenceResumed():
-                self._turn(lane, State.WAITING)  # if it runs, that is told next
+            case _:
+                self._turn(lane, _STATES[status_after(event, "")])
 
     # --- steps --------------------------------------------------------------------------------
 

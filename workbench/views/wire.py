@@ -51,10 +51,11 @@ class GrowingLog:
         self._cut = dict.fromkeys([*self.columns, *self.lists], 0)
         self._old = b""
 
-    def numbers(self, name: str) -> Numbers:
-        """Return a column as an array; a copy, so that the column may go on growing."""
+    def numbers(self, name: str, start: int = 0) -> Numbers:
+        """Return a column from `start` on; a copy, so that the column may go on growing."""
         column = self.columns[name]
-        return np.frombuffer(column.tobytes(), dtype=np.dtype(column.typecode))
+        values = column[start:] if start else column  # of a long log, the tail alone
+        return np.frombuffer(values.tobytes(), dtype=np.dtype(column.typecode))
 
     def parts(self) -> tuple[bytes, bytes]:
         """Return (old, new). The old part is packed anew each time that the log has doubled."""
@@ -65,5 +66,5 @@ class GrowingLog:
         return self._old, self._pack(self._cut)
 
     def _pack(self, start: Mapping[str, int]) -> bytes:
-        columns = {name: self.numbers(name)[start[name] :] for name in self.columns}
+        columns = {name: self.numbers(name, start[name]) for name in self.columns}
         return packed_columns(columns, {k: v[start[k] :] for k, v in self.lists.items()})

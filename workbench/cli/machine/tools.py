@@ -1,4 +1,4 @@
-"""Programs beside Python: C and C++ compilers, ptxas (the assembler of NVIDIA's PTX), and node.
+"""Programs beside Python: a C compiler, ptxas (the assembler of NVIDIA's PTX), and node.
 
 Triton needs a C compiler to launch a kernel on a GPU, and carries a ptxas of its own, which is
 looked at first because it is the one that fits the PTX it writes.
@@ -15,14 +15,6 @@ from workbench.cli.machine.command import output_of
 from workbench.cli.machine.packages import package_folder
 
 HOW_TO_GET_NODE = "install node 18 or newer"
-
-
-def compiler() -> str | None:
-    """Return the C++ compiler's first line of `--version`: $CXX, else c++, g++ or clang++."""
-    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        if name and shutil.which(name) and (text := output_of([name, "--version"])):
-            return text.splitlines()[0]
-    return None
 
 
 def c_compiler() -> str | None:

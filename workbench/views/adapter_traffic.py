@@ -6,6 +6,7 @@ whose name here is the empty text. `LoRAPanel` reads it.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, deque
 from functools import singledispatchmethod
 
@@ -17,9 +18,13 @@ SECONDS = 2.0  # over which a rate is meant
 
 
 class AdapterTraffic:
-    """Takes events with the time of each; `tokens` and `requests` count since it listens."""
+    """Takes events with the time of each; `tokens` and `requests` count since it listens.
+
+    An engine's thread may tell it events while a panel's asks.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self.tokens: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()
         self._names: dict[int, tuple[str, ...]] = {}  # of sequences that have not ended
@@ -28,20 +33,26 @@ class AdapterTraffic:
 
     def take(self, event: ev.Event, now: float) -> None:
         """Take an event in; now: seconds of any clock that does not go back."""
-        self._take(event, now)
+        with self._lock:
+            self._take(event, now)
 
     def rates(self, now: float) -> dict[str, float]:
         """Return tokens per second over the last `SECONDS`, of those who made any."""
-        while self._recent and self._recent[0][0] <= now - SECONDS:
-            self._recent.popleft()
         made: Counter[str] = Counter()
-        for _, counts in self._recent:
-            made.update(counts)
+        with self._lock:
+            self._forget_before(now - SECONDS)
+            for _, counts in self._recent:
+                made.update(counts)
         return {name: count / SECONDS for name, count in made.items()}
 
     def running(self) -> Counter[str]:
         """Return how many sequences that have not ended go through each adapter."""
-        return Counter(name for names in list(self._names.values()) for name in names)
+        with self._lock:
+            return Counter(name for names in self._names.values() for name in names)
+
+    def _forget_before(self, time: float) -> None:
+        while self._recent and self._recent[0][0] <= time:
+            self._recent.popleft()
 
     @singledispatchmethod
     def _take(self, event: ev.Event, now: float) -> None:
@@ -72,4 +83,4 @@ class AdapterTraffic:
         for sequence_id in self._ended:
             self._names.pop(sequence_id, None)
         self._ended.clear()
-        self.rates(now)  # forgets what is too old
+        self._forget_before(now - SECONDS)
