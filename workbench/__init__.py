@@ -12,8 +12,10 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from workbench.keywords import unknown_name
+
 if TYPE_CHECKING:
-    from workbench import views
+    from workbench import speculation, views
     from workbench.async_engine import AsyncEngine
     from workbench.batch import ForwardContext, StepPlan
     from workbench.build import build
@@ -96,18 +98,26 @@ __all__ = [
     "get_backend",
     "load_model",
     "plan_memory",
+    "speculation",
     "views",
 ]
 
 
-_MODULES = ("views",)  # modules that are names of the face
+# Packages that are reached through the face, without an import of their own.
+_PACKAGES = frozenset(
+    (
+        *("cache", "data", "debug", "errors", "events", "guided", "kernels", "layers", "lora"),
+        *("models", "ops", "playground", "run", "sample", "scheduler", "speculation", "trace"),
+        *("train", "views"),
+    )
+)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _PACKAGES:
         return importlib.import_module(f"workbench.{name}")
     if name not in _HOME_OF:
-        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+        raise unknown_name("workbench", name, __dir__())
     value = getattr(importlib.import_module(_HOME_OF[name]), name)
     # Whoever imports the module `workbench.build` leaves it here under the function's name.
     if "workbench.build" in sys.modules:
@@ -123,4 +133,4 @@ def load_ipython_extension(shell: Any) -> None:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*__all__, *_PACKAGES, "__all__", "__doc__", "__file__", "__version__"})

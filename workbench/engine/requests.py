@@ -64,7 +64,7 @@ class Strategy(Protocol):
         """Take the state of `pack` on, with the sequences in their positions."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class RequestRecord(Described):
     """A request with its sequences, by branch. `strategy` is None for a single one."""
 

@@ -213,17 +213,21 @@ class Trace(Described):
         entries = zip(self.seconds, self.events, strict=True)
         return perfetto.write(Path(path), self.header, entries)
 
-    def to_pandas(self, kind: type[Event]) -> Any:
+    def to_pandas(self, kind: type[Event] | None = None) -> Any:
         """Return the events of one kind as a `pandas.DataFrame`, a row each, with their `seconds`.
 
-        A column for each field. Raises `ConfigError` if pandas is not installed.
+        A column for each field; kind None: events of all kinds, with columns `kind` and `event`.
+        Raises `ConfigError` if pandas is not installed.
         """
         try:
             import pandas as pd
         except ImportError:
             fix = "Install pandas, or read `trace.of(kind)`."
-            raise ConfigError("to_pandas", kind.__name__, "needs pandas", fix) from None
+            raise ConfigError("to_pandas", kind, "needs pandas", fix) from None
         kinds = self.events.kinds()
+        if kind is None:
+            named = [found.__name__ for found in kinds]
+            return pd.DataFrame({"seconds": self.seconds, "kind": named, "event": self.events})
         rows = [
             (seconds, *self.events.row(place)[1])
             for place, seconds in enumerate(self.seconds)
