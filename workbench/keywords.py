@@ -68,6 +68,7 @@ def known_keywords(error: type[InvalidValue]) -> Callable[[type[C]], type[C]]:
 
         @functools.wraps(init)
         def checked(self: C, *args: Any, **kwargs: Any) -> None:
+            __tracebackhide__ = True
             for name in kwargs:
                 if name not in names:
                     raise unknown_keyword(error, f"{cls.__name__}.{name}", kwargs[name], names)
@@ -97,6 +98,7 @@ def known_arguments(
 
         @functools.wraps(function)
         def checked(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True  # IPython and pytest leave this frame out
             if not takes.issuperset(kwargs):
                 name = next(name for name in kwargs if name not in takes)
                 field, value = f"{function.__qualname__}.{name}", kwargs[name]

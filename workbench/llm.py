@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from workbench.models.tokenizer import Tokenizer
 
 
+Messages = Tokens[Mapping[str, Any]]
+
+
 class LLM(Described):
     """A model with an engine around it.
 
@@ -82,6 +85,32 @@ class LLM(Described):
             outs = self.engine.generate(many, params, lora=lora, on_finish=lambda _: bar.update())
         _warn_of_errors(outs)
         return outs
+
+    @known_arguments(RequestError, IN_PARAMS)
+    def chat(
+        self,
+        messages: Messages | Tokens[Messages],
+        params: SamplingParams | list[SamplingParams] | None = None,
+        *,
+        lora: str | list[str | None] | None = None,
+        progress: bool = True,
+    ) -> list[RequestOutput]:
+        """Generate the answer in a conversation, or one in each of several.
+
+        messages: `[{"role": "user", "content": "…"}, …]`, or a list of such lists, written as a
+        prompt by the tokenizer's chat template. The rest is as for `generate`. Raises
+        `RequestError` where there is no template, or it refuses the messages.
+        """
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            fix = "Pass token ids to `generate`."
+            raise RequestError("messages", messages, "the engine has no tokenizer", fix)
+        if not isinstance(messages, list | tuple) or not messages:
+            fix = 'Give [{"role": "user", "content": "…"}].'
+            raise RequestError("messages", messages, "is no list of messages", fix)
+        many = [messages] if isinstance(messages[0], Mapping) else messages
+        prompts = [tokenizer.chat(one) for one in many]
+        return self.generate(prompts, params, lora=lora, progress=progress)
 
     @known_arguments(RequestError, IN_PARAMS)
     def stream(

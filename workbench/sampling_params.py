@@ -218,14 +218,15 @@ IN_PARAMS = {
 }
 
 
-def _whole(name: str, value: Any, least: int) -> None:
+def _whole(name: str, value: Any, least: int, fix: str = "Give a number.") -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise RequestError(name, value, f"must be a whole number of at least {least}", "Change it.")
+        raise RequestError(name, value, f"must be a whole number of at least {least}", fix)
 
 
 def _optional_whole(name: str, value: Any, least: int) -> None:
     if value is not None:
-        _whole(name, value, least)
+        fix = "None keeps every token." if name == "top_k" else "Or leave it out."
+        _whole(name, value, least, fix)
 
 
 def _real(name: str, value: Any, low: float, high: float, fix: str, low_open: bool = False) -> None:
@@ -246,7 +247,7 @@ def _tuple_of(name: str, values: Any, kind: type) -> tuple[Any, ...]:
     items = tuple(values) if isinstance(values, Iterable) else (values,)
     if not all(isinstance(item, kind) for item in items):
         problem = f"must be a sequence of {kind.__name__}"
-        raise RequestError(name, values, problem, "Check the types.")
+        raise RequestError(name, values, problem, f"Give a list of {kind.__name__}.")
     return items
 
 

@@ -12,7 +12,7 @@ from drive import MakeEngine, drawn, greedy
 from tiny import TEXTS
 
 import workbench as wb
-from workbench.errors import ConfigError, EngineClosed, RequestError
+from workbench.errors import ConfigError, EngineClosed, RequestError, UnknownRequest
 from workbench.ops import get_backend
 from workbench.ops.sdpa import SDPABackend
 
@@ -167,7 +167,9 @@ def test_wrong_parts_are_named(llm: wb.LLM) -> None:
 def test_a_sampler_is_tried_on_parameters_alone() -> None:
     sampler = wb.Sampler()
     logits = torch.tensor([[0.0, 5.0, 1.0], [0.0, 5.0, 1.0]])
-    sampled = sampler(logits, [P(temperature=0), P(logit_bias={1: -9.0}, temperature=0, logprobs=2)])
+    sampled = sampler(
+        logits, [P(temperature=0), P(logit_bias={1: -9.0}, temperature=0, logprobs=2)]
+    )
     assert sampled.token_ids == [1, 2]
     assert sampled.logprobs is not None
     seeded = [sampler(logits[:1], [P(seed=7, temperature=5)]).token_ids for _ in range(3)]
@@ -195,3 +197,47 @@ def test_blocks_are_driven_by_hand() -> None:
 def test_get_backend_names_what_there_is() -> None:
     with pytest.raises(ConfigError, match="reference, sdpa, native"):
         get_backend("sdap")
+
+
+# --- conversations ---------------------------------------------------------------------------
+
+TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}answer:"
+
+
+def test_a_conversation_is_the_prompt_that_the_template_makes(
+    llm: wb.LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert llm.tokenizer is not None
+    talk = [{"role": "user", "content": "hi"}]
+    with pytest.raises(RequestError, match="no chat template"):
+        llm.chat(talk, progress=False)
+    monkeypatch.setattr(llm.tokenizer.hf, "chat_template", TEMPLATE)
+    (one,) = llm.chat(talk, greedy(4), progress=False)
+    assert llm.tokenizer.decode(one.prompt_token_ids) == "user: hi\nanswer:"
+    both = llm.chat([talk, talk * 2], greedy(4), progress=False)
+    assert both[0].outputs == one.outputs
+    assert len(both[1].prompt_token_ids) > len(one.prompt_token_ids)
+    for wrong in ("hi", [], 5):
+        with pytest.raises(RequestError, match="is no list of messages"):
+            llm.chat(wrong)  # type: ignore[arg-type]
+
+
+# --- time ------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+    llm: wb.LLM, checkpoint: Callable[[str], Path]
+) -> None:
+    state = llm.engine.checkpoint()
+    llm.engine.restore(state)
+    with (
+        wb.LLM(checkpoint("mixtral"), num_blocks=8) as other,
+        pytest.raises(RequestError, match="is of another model"),
+    ):
+        other.engine.restore(state)
+
+
+def test_what_cannot_be_an_id_is_an_unknown_request(llm: wb.LLM) -> None:
+    for wrong in (["r0"], 5, None):
+        with pytest.raises(UnknownRequest, match="not a request of this engine"):
+            llm.engine.abort(wrong)  # type: ignore[arg-type]
