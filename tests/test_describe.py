@@ -47,6 +47,7 @@ def test_an_output_is_one_short_line() -> None:
     assert "\n" not in line
     assert len(line) < 300
     assert r"prompt='def f(\n'" in line
+    assert "output 0='x y'" in repr(output("x y"))
     assert "…" in line
 
 

@@ -133,4 +133,4 @@ def load_ipython_extension(shell: Any) -> None:
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_PACKAGES, "__all__", "__doc__", "__file__", "__path__", "__version__"})
+    return sorted({*__all__, *_PACKAGES, "__doc__", "__file__", "__path__", "__version__"})

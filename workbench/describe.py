@@ -11,6 +11,12 @@ from html import escape
 from typing import Any
 
 
+class Text(str):
+    """A fact that somebody wrote or a model said: a line shows it quoted, and cut where long."""
+
+    __slots__ = ()
+
+
 class Described:
     """Mixin: `describe()` returns the facts worth showing, in order, as `{label: value}`.
 
@@ -65,9 +71,9 @@ def human_bytes(count: float) -> str:
 
 
 def _line(value: Any, limit: int = 80) -> str:
-    """Return a value as part of a line: text of several lines, or a long one, quoted and cut."""
+    """Return a value as part of a line: what has several of them, like `Text`, quoted and cut."""
     text = str(value)
-    if isinstance(value, str) and ("\n" in text or len(text) > limit or text != text.strip()):
+    if isinstance(value, Text) or "\n" in text:
         return repr(text if len(text) <= limit else text[: limit - 1] + "…")
     return text
 

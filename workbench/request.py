@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, Union
 
 from workbench.activations import Activations
-from workbench.describe import Described
+from workbench.describe import Described, Text
 from workbench.embeds import PromptEmbeds
 from workbench.guide import Guide
 from workbench.metrics import RequestMetrics
@@ -106,7 +106,7 @@ class Request(Described):
         """Return what was asked for; of what is left at its default, nothing."""
         facts: dict[str, Any] = {"request": self.request_id}
         if self.prompt is not None:
-            facts["prompt"] = self.prompt
+            facts["prompt"] = Text(self.prompt)
         facts |= {"prompt tokens": len(self.prompt_token_ids), "params": self.params}
         if self.lora:
             facts["lora"] = "+".join(f"{use.name}:{use.scale:g}" for use in self.lora)
@@ -231,7 +231,10 @@ class CompletionOutput(Described):
 
     def describe(self) -> dict[str, Any]:
         """Return the text and how it ended; of tensors the shapes."""
-        facts = {"output": self.text, "tokens": f"{len(self.token_ids)} ({self.finish_reason})"}
+        facts = {
+            "output": Text(self.text),
+            "tokens": f"{len(self.token_ids)} ({self.finish_reason})",
+        }
         if self.hidden_states is not None:
             facts["hidden states"] = _shape(self.hidden_states)
         if self.activations is not None:
@@ -265,7 +268,7 @@ class RequestOutput(Described):
         """Return the request with its text."""
         facts: dict[str, Any] = {"request": self.request_id, "finished": self.finished}
         if self.prompt is not None:
-            facts["prompt"] = self.prompt
+            facts["prompt"] = Text(self.prompt)
         if self.prompt_logprobs is not None:
             facts["prompt logprobs"] = f"{len(self.prompt_logprobs)} tokens"
         for output in self.outputs:

@@ -194,6 +194,11 @@ def test_blocks_are_driven_by_hand() -> None:
     blocks.check()
 
 
+def test_what_cannot_listen_is_not_subscribed() -> None:
+    with pytest.raises(ConfigError, match="cannot be called"):
+        wb.EventBus().subscribe(5)  # type: ignore[arg-type]
+
+
 def test_get_backend_names_what_there_is() -> None:
     with pytest.raises(ConfigError, match="reference, sdpa, native"):
         get_backend("sdap")

@@ -53,9 +53,9 @@ class Steppable(Protocol):
 def run(engine: Steppable, max_steps: int | None) -> list[StepRecord]:
     """Step until nothing is left, or `max_steps` times; return the records.
 
-    Raises `ConfigError` unless `max_steps` is None or a whole number of at least 1.
+    Raises `ConfigError` unless `max_steps` is None or a whole number of at least 0.
     """
-    if max_steps is not None:
+    if max_steps not in (None, 0):
         require_positive("max_steps", max_steps)
     records: list[StepRecord] = []
     try:

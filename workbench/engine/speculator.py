@@ -83,7 +83,7 @@ class Speculator(Described):
         """Take another proposer, or none; raise `ConfigError` if it is none or does not fit."""
         if not isinstance(config, SpeculationConfig):
             raise ConfigError("speculation", config, "is no SpeculationConfig", "Pass one.")
-        proposer = get_proposer(wanted, self.model, self.model.source)
+        proposer = get_proposer(wanted, self.model)
         needs: tuple[str, ...] = ()
         if proposer is not None:
             needs = check_proposer(proposer, self.model)
