@@ -39,8 +39,9 @@ def get_proposer(
 
     proposer: a name in `PLAIN`, a name under `adapters/<model>/`, a folder with a draft head in a
     published layout or with a whole draft model, or a proposer, which is returned as it is. model:
-    what the target is called, if it was not loaded by that name. trees: whether heads that can draft trees do (None: on a GPU). Raises
-    `ConfigError` for what is nowhere found, and what reading it raises.
+    what the target is called, if it was not loaded by that name. trees: whether heads that can
+    draft trees do (None: on a GPU). Raises `ConfigError` for what is nowhere found, and what
+    reading it raises.
     """
     if not isinstance(proposer, str | Path):
         return proposer
