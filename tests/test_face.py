@@ -27,3 +27,24 @@ def test_a_module_of_the_face_needs_no_other_name_before_it() -> None:
     program = "import workbench as wb; print(wb.speculation.NGram.__name__)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "NGram\n", done.stderr
+
+
+def test_packages_are_reached_through_the_face() -> None:
+    program = "import workbench as wb; wb.speculation.NGram; print(wb.lora.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "workbench.lora\n", done.stderr
+
+
+def test_a_misspelt_name_is_told_the_nearest() -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'Tracer'. Did you mean `Trace`\?"):
+        _ = wb.Tracer
+    with pytest.raises(AttributeError, match="Did you mean `KVCacheView`"):
+        _ = wb.views.KVCacheVeiw
+    with pytest.raises(AttributeError, match=r"no attribute 'zzz'$"):
+        _ = wb.zzz
+
+
+def test_completion_offers_the_names_and_no_imports() -> None:
+    names = {name for name in dir(wb) if not name.startswith("_")}
+    assert {*wb.__all__} - {"__version__"} <= names
+    assert not names & {"Any", "TYPE_CHECKING", "annotations", "importlib", "sys"}

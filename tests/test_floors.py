@@ -21,7 +21,8 @@ FLOORS = {
     **dict.fromkeys(
         ("describe", "interrupts", "metrics", "activations", "embeds", "guide", "guided_params"), 0
     ),
-    **dict.fromkeys(("retention", "draft", "lora_batch", "step_plan", "atomic_files", "places"), 0),
+    **dict.fromkeys(("retention", "draft", "lora_batch", "step_plan"), 0),
+    **dict.fromkeys(("keywords", "atomic_files", "places"), 0),
     **dict.fromkeys(("kernels", "ops", "data"), 1),
     **dict.fromkeys(("layers", "probe"), 2),
     **dict.fromkeys(("models",), 3),
@@ -53,7 +54,8 @@ SIBLINGS = {
 TOP_FOLDER = {
     *("errors", "config", "sampling_params", "request", "batch", "results", "events"),
     *("describe", "interrupts", "metrics", "activations", "embeds", "guide", "guided_params"),
-    *("retention", "draft", "lora_batch", "step_plan", "atomic_files", "places"),
+    *("keywords", "retention", "draft", "results", "lora_batch", "step_plan"),
+    *("atomic_files", "places"),
     *("engine", "async_engine", "build", "llm", "memory_plan"),
 }
 # The package's own __init__ names everything; only the top floor may use it, as a user does.

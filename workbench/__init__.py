@@ -13,6 +13,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from workbench.keywords import unknown_name
+
 if TYPE_CHECKING:
     from workbench import debug, speculation, views
     from workbench.async_engine import AsyncEngine
@@ -65,7 +67,6 @@ _HOMES = {
     "workbench.trace.compare": ("compare",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = ("debug", "speculation", "views")  # modules that are names of the face
 
 __all__ = [
     "LLM",
@@ -104,6 +105,16 @@ __all__ = [
 ]
 
 
+# Packages that are reached through the face, without an import of their own.
+_PACKAGES = frozenset(
+    (
+        *("cache", "data", "debug", "errors", "events", "guided", "kernels", "layers", "lora"),
+        *("models", "ops", "playground", "run", "sample", "scheduler", "speculation", "trace"),
+        *("train", "views"),
+    )
+)
+
+
 class _Face(ModuleType):
     """Keeps `build` the function: an import of `workbench.build` would set the module there."""
 
@@ -116,11 +127,15 @@ sys.modules[__name__].__class__ = _Face
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _PACKAGES:
         return importlib.import_module(f"workbench.{name}")
     if name not in _HOME_OF:
-        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+        raise unknown_name("workbench", name, __dir__())
     return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_PACKAGES, "__doc__", "__file__", "__path__", "__version__"})
 
 
 def load_ipython_extension(shell: Any) -> None:
@@ -128,7 +143,3 @@ def load_ipython_extension(shell: Any) -> None:
     from workbench.playground.magics import register
 
     register(shell)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])

@@ -12,7 +12,7 @@ import torch
 
 from workbench.cache import KVCache, get_dropping, get_eviction
 from workbench.cache.groups import kv_dtype
-from workbench.config import EngineConfig, require_positive
+from workbench.config import EngineConfig, require_bool, require_positive
 from workbench.engine import Engine
 from workbench.engine.checks import check_seed
 from workbench.engine.overlap import check_overlap
@@ -35,7 +35,13 @@ def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None)
 
     Raises `ConfigError` or `CheckpointError`, before the cache is allocated.
     """
-    config = config or EngineConfig()
+    config = EngineConfig() if config is None else config
+    if not isinstance(config, EngineConfig):
+        fix = "Pass `EngineConfig(model=…, …)`; `LLM(model, …)` makes one by itself."
+        raise ConfigError("config", config, "is not an EngineConfig", fix)
+    if model is not None and not isinstance(model, DecoderLM):
+        fix = "Pass `load_model(…)`, or a name as `EngineConfig(model=…)`."
+        raise ConfigError("model", model, "is no model that was loaded", fix)
     scheduler_config = config.scheduler()
     check(config)
     if model is None:
@@ -81,10 +87,7 @@ def check(config: EngineConfig) -> None:
     get_dropping(config.dropping)
     get_eviction(config.eviction)
     device = resolve_device(config.device)
-    if not isinstance(config.batch_invariant, bool):
-        raise ConfigError(
-            "batch_invariant", config.batch_invariant, "is not a bool", "Use True or False."
-        )
+    require_bool("batch_invariant", config.batch_invariant)
     choices = config.backend, config.cuda_graphs, config.tape, config.batch_invariant
     if choices != ("auto", "auto", "auto", False):
         backend = get_backend(config.backend, device, batch_invariant=config.batch_invariant)

@@ -7,50 +7,19 @@ object.
 
 from __future__ import annotations
 
-import difflib
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
-from workbench.errors import ConfigError, InvalidValue
-
-C = TypeVar("C")
+from workbench.errors import ConfigError
+from workbench.keywords import known_keywords
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 Capacity = Literal["max_utilization", "guaranteed_no_evict"]
 Preemption = Literal["recompute", "swap"]
 Chunking = Literal["first_come", "equal_progress"]
 _CHOICES: dict[str, Any] = {"capacity": Capacity, "preemption": Preemption, "chunking": Chunking}
-
-
-def known_keywords(error: type[InvalidValue]) -> Callable[[type[C]], type[C]]:
-    """Class decorator for dataclasses: an unknown keyword raises `error` with the nearest name."""
-
-    def decorate(cls: type[C]) -> type[C]:
-        names = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
-        init = cls.__init__
-
-        @functools.wraps(init)
-        def checked(self: C, *args: Any, **kwargs: Any) -> None:
-            for name in kwargs:
-                if name not in names:
-                    raise unknown_keyword(error, f"{cls.__name__}.{name}", kwargs[name], names)
-            init(self, *args, **kwargs)
-
-        cls.__init__ = checked  # type: ignore[assignment]
-        return cls
-
-    return decorate
-
-
-def unknown_keyword(
-    error: type[InvalidValue], field: str, value: Any, known: Sequence[str]
-) -> InvalidValue:
-    """Return an error for a keyword that nothing takes, naming the closest that something does."""
-    near = difflib.get_close_matches(field.rsplit(".", 1)[-1], known, n=1)
-    fix = f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(known)}."
-    return error(field, value, "no such setting", fix)
+_SWITCHES = "chunked_prefill", "prefix_reuse", "partial_reuse", "prefix_wait"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +122,8 @@ class SchedulerConfig:
             require_positive(f"SchedulerConfig.{name}", getattr(self, name))
         if self.max_prefill_tokens is not None:
             require_positive("SchedulerConfig.max_prefill_tokens", self.max_prefill_tokens)
+        for name in _SWITCHES:
+            require_bool(f"SchedulerConfig.{name}", getattr(self, name))
         for name, choice in _CHOICES.items():
             require_choice(f"SchedulerConfig.{name}", getattr(self, name), get_args(choice))
         if self.max_sequences > self.max_batch_tokens:
@@ -229,6 +200,12 @@ def require_positive(field: str, value: Any) -> None:
     """Raise `ConfigError` unless `value` is an int of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(field, value, "must be a whole number of at least 1", "Give 1 or more.")
+
+
+def require_bool(field: str, value: Any) -> None:
+    """Raise `ConfigError` unless `value` is True or False: any text would count as True."""
+    if not isinstance(value, bool):
+        raise ConfigError(field, value, "is not a bool", "Use True or False.")
 
 
 def require_choice(field: str, value: Any, known: Sequence[str]) -> None:

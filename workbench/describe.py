@@ -11,8 +11,17 @@ from html import escape
 from typing import Any
 
 
+class Text(str):
+    """A fact that somebody wrote or a model said: a line shows it quoted, and cut where long."""
+
+    __slots__ = ()
+
+
 class Described:
-    """Mixin: `describe()` returns the facts worth showing, in order, as `{label: value}`."""
+    """Mixin: `describe()` returns the facts worth showing, in order, as `{label: value}`.
+
+    A dataclass that mixes it in says `repr=False`: its own repr would print all it holds.
+    """
 
     __slots__ = ()
 
@@ -22,7 +31,7 @@ class Described:
 
     def __repr__(self) -> str:
         """One line: the class and its facts."""
-        facts = ", ".join(f"{label}={value}" for label, value in self.describe().items())
+        facts = ", ".join(f"{label}={_line(value)}" for label, value in self.describe().items())
         return f"{type(self).__name__}({facts})"
 
     def _repr_html_(self) -> str:
@@ -59,6 +68,14 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def _line(value: Any, limit: int = 80) -> str:
+    """Return a value as part of a line: what has several of them, like `Text`, quoted and cut."""
+    text = str(value)
+    if isinstance(value, Text) or "\n" in text:
+        return repr(text if len(text) <= limit else text[: limit - 1] + "…")
+    return text
 
 
 def _cell(value: Any) -> str:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from workbench.config import known_keywords
 from workbench.errors import RequestError
+from workbench.keywords import known_keywords
 
 GuideBackend = Literal["auto", "xgrammar", "llguidance"]
 GuideKind = Literal["json", "json_object", "regex", "grammar", "choice", "structural_tag"]
@@ -108,9 +108,6 @@ def _json_text(kind: str, value: Any) -> str:
         value = value.model_dump()
     try:
         data = json_format.loads(value) if isinstance(value, str) else value
-        if not isinstance(data, Mapping | bool):
-            problem = "must be a JSON object, as a mapping or as text"
-            raise _error(kind, value, problem, "Or a pydantic model class, for `json`.")
         text = _dump(data)
     except ValueError as error:
         raise _error(kind, value, f"not valid JSON: {error}", "Mend the text.") from error
@@ -118,6 +115,9 @@ def _json_text(kind: str, value: Any) -> str:
         raise _error(kind, value, f"not JSON: {error}", "Use JSON's types alone.") from error
     except RecursionError:
         raise _error(kind, "…", "nested too deeply", "Name its parts in `$defs`.") from None
+    if not isinstance(data, Mapping | bool):
+        problem = "must be a JSON object, as a mapping or as text"
+        raise _error(kind, value, problem, "Or a pydantic model class, for `json`.")
     _require_text(kind, text)
     return text
 

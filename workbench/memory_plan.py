@@ -33,7 +33,7 @@ class Memory(NamedTuple):
     free: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class MemoryPlan(Described):
     """What each part takes, in bytes; `shares` add up to `capacity`, the device's memory.
 
@@ -78,6 +78,8 @@ def plan_memory(model: DecoderLM, config: EngineConfig, memory: Memory | None = 
     is now. Raises `ConfigError`, with the plan of the largest cache that fits, if one that was
     asked for does not, or if none does.
     """
+    if not isinstance(model, DecoderLM):
+        raise ConfigError("model", model, "is no model that was loaded", "Pass `load_model(…)`.")
     weight = next(model.parameters())
     memory = memory or memory_of(weight.device)
     shape, size = model.config, config.block_size

@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import Any
+
+from workbench.describe import Described
 
 
-@dataclass(slots=True)
-class RequestMetrics:
-    """Times (seconds of `time.monotonic`) and counts of one request.
+@dataclass(slots=True, repr=False)
+class RequestMetrics(Described):
+    """Times (seconds of `time.monotonic`) and counts of one request; what they make: `ttft`,
+    `tpot`, `latency`, `queue` (seconds), `acceptance_length`, `acceptance_rates`.
 
     num_drafts: passes that verified a draft, of num_draft_tokens in all; accepted_at[i]: in how
     many of them the draft was right to a depth of i + 1. lossy: the rule that decided where that
@@ -115,6 +119,19 @@ class RequestMetrics:
     def latency(self) -> float | None:
         """Seconds from arrival to the end."""
         return None if self.finished is None else self.finished - self.arrival
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is known so far, times in milliseconds."""
+        times = {"queued": self.queue, "TTFT": self.ttft, "TPOT": self.tpot, "in all": self.latency}
+        facts: dict[str, Any] = {"output tokens": self.num_output_tokens}
+        facts |= {f"{k} ms": round(1e3 * v, 2) for k, v in times.items() if v is not None}
+        facts["cached prompt tokens"] = self.num_cached_tokens
+        facts["preemptions"] = self.num_preemptions
+        if self.acceptance_length is not None:
+            rates = ", ".join(f"{rate:.0%}" for rate in self.acceptance_rates)
+            facts["acceptance length"] = f"{self.acceptance_length:.2f} ({rates or 'none'})"
+        notes = {"lossy rule": self.lossy, "proposer error": self.proposer_error}
+        return facts | {label: note for label, note in notes.items() if note}
 
 
 def _earliest(times: Iterable[float | None]) -> float | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, Union
 
 from workbench.activations import Activations
-from workbench.describe import Described
+from workbench.describe import Described, Text
 from workbench.embeds import PromptEmbeds
 from workbench.guide import Guide
 from workbench.metrics import RequestMetrics
@@ -71,8 +71,8 @@ class AdapterUse(NamedTuple):
     digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+@dataclass(frozen=True, slots=True, repr=False)
+class Request(Described):
     """One validated request. `prompt` is None where token ids were given; `priority`: smaller is
     sooner; `deadline`: when it ends as it is, in seconds of `time.monotonic`.
 
@@ -102,8 +102,18 @@ class Request:
             return ids
         return tuple(token_id for i, token_id in enumerate(ids) if not embeds.covers(i))
 
+    def describe(self) -> dict[str, Any]:
+        """Return what was asked for; of what is left at its default, nothing."""
+        facts: dict[str, Any] = {"request": self.request_id}
+        if self.prompt is not None:
+            facts["prompt"] = Text(self.prompt)
+        facts |= {"prompt tokens": len(self.prompt_token_ids), "params": self.params}
+        if self.lora:
+            facts["lora"] = "+".join(f"{use.name}:{use.scale:g}" for use in self.lora)
+        return facts
 
-@dataclass(slots=True, eq=False)
+
+@dataclass(slots=True, eq=False, repr=False)
 class Sequence(Described):
     """A token list that the engine extends. Written by the scheduler only.
 
@@ -196,7 +206,7 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CompletionOutput(Described):
     """One generated continuation; `error` says why it ended with finish_reason `error`.
 
@@ -211,8 +221,8 @@ class CompletionOutput(Described):
     stop_reason: str | int | None
     logprobs: list[TokenLogprobs] | None
     error: str | None = None
-    hidden_states: Tensor | None = field(default=None, repr=False, compare=False)
-    activations: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
+    hidden_states: Tensor | None = field(default=None, compare=False)
+    activations: dict[str, Tensor] | None = field(default=None, compare=False)
 
     @property
     def cumulative_logprob(self) -> float | None:
@@ -221,7 +231,10 @@ class CompletionOutput(Described):
 
     def describe(self) -> dict[str, Any]:
         """Return the text and how it ended; of tensors the shapes."""
-        facts = {"output": self.text, "tokens": f"{len(self.token_ids)} ({self.finish_reason})"}
+        facts = {
+            "output": Text(self.text),
+            "tokens": f"{len(self.token_ids)} ({self.finish_reason})",
+        }
         if self.hidden_states is not None:
             facts["hidden states"] = _shape(self.hidden_states)
         if self.activations is not None:
@@ -234,7 +247,7 @@ def _shape(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RequestOutput(Described):
     """What a request has produced so far; `finished` says whether more will come.
 
@@ -248,14 +261,14 @@ class RequestOutput(Described):
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     finished: bool
-    metrics: RequestMetrics = field(repr=False)
-    prompt_logprobs: list[TokenLogprobs | None] | None = field(default=None, repr=False)
+    metrics: RequestMetrics
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
     def describe(self) -> dict[str, Any]:
         """Return the request with its text."""
         facts: dict[str, Any] = {"request": self.request_id, "finished": self.finished}
         if self.prompt is not None:
-            facts["prompt"] = self.prompt
+            facts["prompt"] = Text(self.prompt)
         if self.prompt_logprobs is not None:
             facts["prompt logprobs"] = f"{len(self.prompt_logprobs)} tokens"
         for output in self.outputs:

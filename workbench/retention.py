@@ -12,8 +12,8 @@ from itertools import pairwise
 from math import inf
 from typing import Any, Literal, NamedTuple
 
-from workbench.config import known_keywords
 from workbench.errors import RequestError
+from workbench.keywords import known_keywords
 
 DEFAULT_PRIORITY = 35
 MAX_PRIORITY = 100

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from workbench.config import known_keywords
 from workbench.errors import RequestError
 from workbench.guided_params import GuidedDecodingParams
+from workbench.keywords import known_keywords
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ EarlyStopping = bool | Literal["never"]
 
 
 @known_keywords(RequestError)
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SamplingParams:
     """How the tokens of one request are chosen, when it ends, and what it reports.
 
@@ -107,6 +107,12 @@ class SamplingParams:
     def points(self) -> tuple[str, ...]:
         """Where rows are kept of each token: `activations`, and "", the model's own output."""
         return tuple(dict.fromkeys((*self.activations, *([""] if self.hidden_states else []))))
+
+    def __repr__(self) -> str:
+        """What differs from the defaults, as one would write it."""
+        values = ((field, getattr(self, field.name)) for field in fields(self))
+        changed = (f"{field.name}={value!r}" for field, value in values if value != field.default)
+        return f"SamplingParams({', '.join(changed)})"
 
     def _freeze(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -205,15 +211,23 @@ class SamplingParams:
         _optional_whole("truncate_prompt_tokens", self.truncate_prompt_tokens, 1)
 
 
-def _whole(name: str, value: Any, least: int) -> None:
+# A sampling parameter that was given to `generate` or `add` -> where it belongs.
+IN_PARAMS = {
+    field.name: f"It belongs into the parameters: `wb.SamplingParams({field.name}=…)`."
+    for field in fields(SamplingParams)
+}
+
+
+def _whole(name: str, value: Any, least: int, fix: str = "") -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        problem, fix = f"must be a whole number of at least {least}", f"Give {least} or more."
-        raise RequestError(name, value, problem, fix)
+        problem = f"must be a whole number of at least {least}"
+        raise RequestError(name, value, problem, fix or f"Give {least} or more.")
 
 
 def _optional_whole(name: str, value: Any, least: int) -> None:
     if value is not None:
-        _whole(name, value, least)
+        fix = "None keeps every token." if name == "top_k" else "Or leave it out."
+        _whole(name, value, least, fix)
 
 
 def _real(name: str, value: Any, low: float, high: float, fix: str, low_open: bool = False) -> None:
@@ -234,7 +248,7 @@ def _tuple_of(name: str, values: Any, kind: type) -> tuple[Any, ...]:
     items = tuple(values) if isinstance(values, Iterable) else (values,)
     if not all(isinstance(item, kind) for item in items):
         problem = f"must be a sequence of {kind.__name__}"
-        raise RequestError(name, values, problem, f"Give {kind.__name__} values alone.")
+        raise RequestError(name, values, problem, f"Give a list of {kind.__name__}.")
     return items
 
 

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from workbench.describe import rows_table
+from workbench.describe import Described, rows_table
 from workbench.draft import Draft
 from workbench.request import Sequence, Status
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(slots=True)
-class StepPlan:
+@dataclass(slots=True, repr=False)
+class StepPlan(Described):
     """What one step runs. Written by the scheduler, read by everyone.
 
     starts[i] and num_new[i]: row i computes tokens starts[i] : starts[i] + num_new[i] of
@@ -102,6 +102,18 @@ class StepPlan:
         self.sequences = [self.sequences[row] for row in rows]
         self.starts = [self.starts[row] for row in rows]
         self.num_new = [self.num_new[row] for row in rows]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the step in numbers; the table has a line for each row."""
+        facts: dict[str, Any] = {
+            "step": self.step,
+            "rows": len(self.sequences),
+            "tokens": self.num_tokens,
+            "decodes": self.num_decodes,
+            "samples": len(self.sampled),
+        }
+        more = {"drafts": self.drafts, "copies": self.copies, "preempted": self.preempted}
+        return facts | {label: len(what) for label, what in more.items() if what}
 
     def _repr_html_(self) -> str:
         sampled = set(self.sampled)

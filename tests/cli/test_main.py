@@ -49,7 +49,7 @@ def test_a_program_gets_its_arguments_untouched(
     assert calls == [rest, []]
 
 
-@pytest.mark.parametrize("arguments", [[], ["unknown"], ["bench"], ["bench", "unknown"]])
+@pytest.mark.parametrize("arguments", [["unknown"], ["bench"], ["bench", "unknown"]])
 def test_what_it_does_not_know_is_a_usage_error(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +57,11 @@ def test_what_it_does_not_know_is_a_usage_error(
         main(arguments)
     assert stop.value.code == 2
     assert "usage: workbench" in capsys.readouterr().err
+
+
+def test_without_a_command_it_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "generate" in capsys.readouterr().err
 
 
 def test_an_option_is_not_guessed_from_its_beginning() -> None:

@@ -162,7 +162,7 @@ def test_what_is_no_proposer_or_does_not_fit(
     for wrong, message in [
         (object(), "has no `propose`"),
         (EarlyExit(2), "Take fewer"),
-        ("ngram", "has no `propose`"),
+        ("ngrams", "Or one of ngram, suffix"),
     ]:
         with pytest.raises(ConfigError, match=message):
             engine.swap(proposer=wrong)

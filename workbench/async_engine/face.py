@@ -19,6 +19,7 @@ from workbench.async_engine.ticket import Answer, Ticket
 from workbench.config import require_positive
 from workbench.describe import Described
 from workbench.engine import Engine
+from workbench.errors import ConfigError
 from workbench.events import EventBus
 from workbench.request import Prompt, RequestOutput
 from workbench.sampling_params import SamplingParams
@@ -42,6 +43,9 @@ class AsyncEngine(Described):
         """Raise `ConfigError` for a bad limit, `EngineClosed` for a closed engine."""
         if max_pending is not None:
             require_positive("max_pending", max_pending)
+        if not isinstance(engine, Engine):
+            fix = "Pass `wb.build(EngineConfig(…))`, or the `engine` of an LLM."
+            raise ConfigError("engine", engine, "is not an Engine", fix)
         engine.require_open()
         engine.bus.source = weakref.ref(self)  # who watches asks this thread, through `call`
         self._loop = EngineLoop(engine, max_pending)

@@ -15,7 +15,7 @@ from workbench.cache.pool import BlockPool
 from workbench.cache.pool_facts import PoolFacts
 from workbench.cache.prefix import Content, root_hash
 from workbench.cache.stats import CacheCounters
-from workbench.cache.table import BlockTable, OutOfBlocks, check_tables
+from workbench.cache.table import BlockTable, BlockTables, OutOfBlocks, check_tables
 from workbench.config import require_positive
 from workbench.events import BlockAllocated, BlockCopied, BlocksDropped, BlockShared
 from workbench.retention import KeptRange
@@ -48,7 +48,7 @@ class BlockManager(PoolFacts):
         self.pool = BlockPool(num_blocks, counts, self.counters, host)
         self.num_blocks, self.block_size, self.window = num_blocks, block_size, window
         self.ref_counts, self.prefix, self.host = counts, self.pool.prefix, host
-        self.tables: dict[int, BlockTable] = {}
+        self.tables = BlockTables()
         self.holed: set[int] = set()  # whose tables have holes
         self.pending_copies: list[tuple[int, int]] = []  # (source, destination)
         self.namespaces: set[str] = set()
@@ -101,7 +101,7 @@ class BlockManager(PoolFacts):
     def open(
         self,
         sequence_id: int,
-        lookup: PrefixLookup | None,
+        lookup: PrefixLookup | None = None,
         namespace: str = "",
         retention: tuple[KeptRange, ...] = (),
     ) -> None:
@@ -255,8 +255,10 @@ class BlockManager(PoolFacts):
 
         The tail goes first, so that of a prefix the end is evicted before what it rests on.
         """
+        table = self.tables[sequence_id]
         self.holed.discard(sequence_id)
-        for block_id in reversed(self.tables.pop(sequence_id).block_ids):
+        del self.tables[sequence_id]
+        for block_id in reversed(table.block_ids):
             self._release(block_id, sequence_id)
 
     def resize(self, num_blocks: int) -> None:

@@ -113,7 +113,7 @@ class JointBlocks(Described):
     def open(
         self,
         sequence_id: int,
-        lookup: PrefixLookup | None,
+        lookup: PrefixLookup | None = None,
         namespace: str = "",
         retention: tuple[KeptRange, ...] = (),
     ) -> None:

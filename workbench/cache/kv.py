@@ -7,7 +7,7 @@ anew by `resizing`. Use `KVCache.for_model` for a model's cache.
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +23,10 @@ from workbench.cache.sizing import require_host_possible, size_for_memory
 from workbench.cache.stats import CacheCounters, CacheStats
 from workbench.config import ModelConfig
 from workbench.describe import Described, human_bytes
+from workbench.errors import ConfigError
 from workbench.kernels.quantised_kv import QUANTISED, scale_shape
-
-if TYPE_CHECKING:
-    from workbench.models.base import DecoderLM
+from workbench.keywords import known_arguments
+from workbench.models.base import DecoderLM
 
 
 class KVCache(Described):
@@ -108,6 +108,7 @@ class KVCache(Described):
         return [views[layer] for layer in range(len(views))]
 
     @classmethod
+    @known_arguments(ConfigError)
     def for_model(
         cls,
         model: DecoderLM,
@@ -124,6 +125,8 @@ class KVCache(Described):
         host_bytes: host memory for what leaves the device (0: none); `ConfigError` if it holds no
         block, or if the model has windows or several KV groups.
         """
+        if not isinstance(model, DecoderLM):
+            raise ConfigError("model", model, "is no model", "Pass `load_model(…)`.")
         weight = next(model.parameters())
         return cls.for_config(
             model.config,

@@ -39,7 +39,7 @@ class CacheCounters:
             self.peak_used = self.used
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CacheStats(Described):
     """A cache's history in numbers.
 

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from workbench.cache.eviction import Keep
 from workbench.errors import WorkbenchError
@@ -18,6 +19,29 @@ from workbench.retention import KeptRange
 
 class OutOfBlocks(WorkbenchError, RuntimeError):
     """No free block is left; ask `lacks` first."""
+
+
+class NoBlockTable(WorkbenchError, KeyError):
+    """A sequence has no block table (it was not opened, or was freed)."""
+
+    def __init__(self, sequence_id: int, known: Iterable[int]) -> None:
+        self.sequence_id = sequence_id
+        shown = ", ".join(map(str, islice(known, 8))) or "none"
+        super().__init__(
+            f"sequence_id={sequence_id!r}: has no block table. Begin with "
+            f"`blocks.open(sequence_id)`. Open: {shown}"
+        )
+
+    def __str__(self) -> str:
+        """`KeyError` would show the message quoted."""
+        return str(self.args[0])
+
+
+class BlockTables(dict[int, "BlockTable"]):
+    """Block tables by sequence id; `NoBlockTable` for one that is not there."""
+
+    def __missing__(self, sequence_id: int) -> BlockTable:
+        raise NoBlockTable(sequence_id, self)
 
 
 @dataclass(slots=True)

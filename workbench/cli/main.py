@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="An LLM inference engine that you can open up.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for subcommand in SUBCOMMANDS:
         subcommand.add_parser(commands)
     return parser
@@ -32,7 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line given (default: the process's own); return the exit status."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.command is None:  # somebody looks what there is
+        parser.print_help(sys.stderr)
+        return 2
     try:
         status: int = args.run(args)
     except WorkbenchError as error:

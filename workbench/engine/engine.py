@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from workbench.cache import DroppingPolicy, EvictionPolicy, KVCache
 from workbench.config import SchedulerConfig
@@ -31,11 +32,12 @@ from workbench.engine.speculator import Speculator
 from workbench.engine.state import EngineState
 from workbench.engine.strategies import make_strategy
 from workbench.engine.swapping import replacing
-from workbench.errors import EngineClosed, RequestError
+from workbench.errors import ConfigError, EngineClosed, RequestError
 from workbench.errors import RequestFinished as AlreadyFinished
 from workbench.events import EventBus
 from workbench.guided import GrammarCompiler
 from workbench.interrupts import shielded
+from workbench.keywords import known_arguments
 from workbench.lora import LoRAManager
 from workbench.models import DecoderLM
 from workbench.models.tokenizer import Tokenizer
@@ -43,15 +45,16 @@ from workbench.request import Prompt, RequestOutput
 from workbench.retention import Retention
 from workbench.run import Runner
 from workbench.sample import Sampler
-from workbench.sampling_params import SamplingParams
+from workbench.sampling_params import IN_PARAMS, SamplingParams
 from workbench.scheduler import Policy, Scheduler, added
 from workbench.speculation import Proposer, SpeculationConfig
 
 if TYPE_CHECKING:
+    from workbench.batch import Backend
     from workbench.kernels.spec import KernelSpec
 
 
-class Engine(Described):
+class Engine(Described, AbstractContextManager["Engine"]):
     """An LLM engine made of parts that were made elsewhere (by hand, or by `workbench.build`).
 
     The parts are public attributes and share `bus`. `add` queues a request, `step` runs one
@@ -71,7 +74,7 @@ class Engine(Described):
         runner: Runner,
         sampler: Sampler | None = None,
         *,
-        proposer: Proposer | None = None,
+        proposer: str | Path | Proposer | None = None,
         speculation: SpeculationConfig | None = None,
         loras: LoRAManager | None = None,
         grammars: GrammarCompiler | None = None,
@@ -98,6 +101,7 @@ class Engine(Described):
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The model's tokenizer, if it has one."""
+        self.require_open()
         return self.model.tokenizer
 
     # --- the step -----------------------------------------------------------------------------
@@ -151,6 +155,7 @@ class Engine(Described):
 
     # --- requests -----------------------------------------------------------------------------
 
+    @known_arguments(RequestError, IN_PARAMS)
     def add(
         self,
         prompt: Prompt,
@@ -216,10 +221,8 @@ class Engine(Described):
         return new_id
 
     def abort(self, request_id: str) -> RequestOutput:
-        """End a request between steps, keeping what it made; return its output.
-
-        Raises `UnknownRequest`, or `RequestFinished` if it has already ended.
-        """
+        """End a request between steps, keeping what it made; return its output. Raises
+        `UnknownRequest`, or `RequestFinished` if it has already ended."""
         self._end(self._unfinished("abort", request_id))
         return self.output(request_id)
 
@@ -233,9 +236,7 @@ class Engine(Described):
 
     def resume(self, request_id: str) -> None:
         """Let a paused request go on, with the tokens it would have made; fine if it is not paused.
-
-        Raises `UnknownRequest`, or `RequestFinished` if it has ended.
-        """
+        Raises as `pause` does."""
         for sequence in self._unfinished("resume", request_id).sequences:
             self.scheduler.resume(sequence)
 
@@ -314,6 +315,7 @@ class Engine(Described):
         """Step the engine until this request ends, yielding its output after each of its tokens."""
         return loops.stream(self, request_id)
 
+    @known_arguments(RequestError, IN_PARAMS)
     def generate(
         self,
         prompts: Iterable[Prompt],
@@ -332,25 +334,26 @@ class Engine(Described):
 
     # --- changing and ending ------------------------------------------------------------------
 
+    @known_arguments(ConfigError)
     def swap(
         self,
         *,
         scheduler_policy: str | Policy | None = None,
         scheduler_config: SchedulerConfig | None = None,
         sampler: Sampler | None = None,
-        backend: str | None = None,
+        backend: str | Backend | None = None,
         kernel: str | KernelSpec | None = None,
         eviction: str | EvictionPolicy | None = None,
         dropping: str | DroppingPolicy | None = None,
-        proposer: Proposer | Literal["off"] | None = None,
+        proposer: str | Path | Proposer | None = "same",
         speculation: SpeculationConfig | None = None,
     ) -> None:
         """Replace parts between two steps, while requests run; what is left out stays.
 
         scheduler_config: other budgets, say `replace(engine.scheduler.config, max_sequences=4)`.
         kernel: in place of the backend's of its name (a name: the shipped one); CUDA graphs that
-        hold that are captured anew. proposer: "off" speculates no more. `ConfigError`, with nothing
-        replaced, for what is unknown, or would keep a request from its end.
+        hold that are captured anew. proposer: as `LLM` takes it; None or "off" ends speculation.
+        `ConfigError`, with nothing replaced, for what is unknown, or keeps a request from its end.
         """
         self._require_between_steps("swap")
         put_in = replacing(self, scheduler_policy, sampler, backend, eviction, dropping, kernel)
@@ -378,12 +381,8 @@ class Engine(Described):
                 part.close()
             del self.model, self.runner, self.sampler, self._brancher, self._desk, self.speculator
 
-    def __enter__(self) -> Engine:
-        """Use the engine as a context manager: it is closed at the end."""
-        return self
-
     def __exit__(self, *exc: object) -> None:
-        """Close."""
+        """Close: the engine is a context manager."""
         self.close()
 
     def require_open(self) -> None:

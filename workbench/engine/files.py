@@ -42,7 +42,7 @@ def write(path: Path, state: RequestState, config: ModelConfig) -> None:
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "model": _identity(config),
+        "model": identity(config),
         "request": request,
         "sequences": [_shifted(_packed(data), -now) for data in state.sequences],
         "strategy": state.strategy,
@@ -61,7 +61,7 @@ def read(path: Path, config: ModelConfig) -> RequestState:
         raise StateError(f"{path}: cannot be read as a request ({error}). {_AGAIN}") from error
     if marks != (FORMAT, VERSION):
         raise StateError(f"{path}: is {marks}, this reads {(FORMAT, VERSION)}. {_AGAIN}")
-    if content.get("model") != _identity(config):
+    if content.get("model") != identity(config):
         raise StateError(f"{path}: was saved from another model. Load it into that one.")
     now = time.monotonic()
     try:
@@ -87,7 +87,7 @@ def _params(data: dict[str, Any]) -> SamplingParams:
     return SamplingParams(**data)
 
 
-def _identity(config: ModelConfig) -> dict[str, Any]:
+def identity(config: ModelConfig) -> dict[str, Any]:
     """Return what must be equal for tokens to mean the same; the dtype may differ."""
     identity = json.loads(json.dumps(asdict(config)))
     del identity["dtype"]

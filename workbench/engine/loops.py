@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
+from workbench.config import require_positive
 from workbench.engine.checks import pair
 from workbench.engine.record import StepRecord
 from workbench.engine.requests import RequestRecord
@@ -50,7 +51,12 @@ class Steppable(Protocol):
 
 
 def run(engine: Steppable, max_steps: int | None) -> list[StepRecord]:
-    """Step until nothing is left, or `max_steps` times; return the records."""
+    """Step until nothing is left, or `max_steps` times; return the records.
+
+    Raises `ConfigError` unless `max_steps` is None or a whole number of at least 0.
+    """
+    if max_steps not in (None, 0):
+        require_positive("max_steps", max_steps)
     records: list[StepRecord] = []
     try:
         while engine.has_work and (max_steps is None or len(records) < max_steps):

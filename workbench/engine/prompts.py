@@ -5,6 +5,7 @@ Called once for each request by `make_request`. Whatever is wrong with a prompt 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Tokens
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -64,7 +65,10 @@ def _encode(text: str, tokenizer: Tokenizer | None) -> list[int]:
 def _parts(prompt: object) -> list[int | Tensor]:
     if not isinstance(prompt, Tokens) or isinstance(prompt, bytes | bytearray | memoryview):
         problem = "is neither text nor a list of token ids, nor embeddings"
-        raise RequestError("prompt", prompt, problem, "Of an array, pass `ids.tolist()`.")
+        fix = "Of an array, pass `ids.tolist()`."
+        if isinstance(prompt, Mapping):
+            fix = "Pass the text, or the ids, by itself."
+        raise RequestError("prompt", prompt, problem, fix)
     return list(prompt)
 
 
@@ -76,8 +80,10 @@ def _token_ids(parts: list[int | Tensor], vocab_size: int) -> tuple[int, ...]:
             ids += [PLACEHOLDER] * len(part)
             continue
         if not isinstance(part, int) or isinstance(part, bool):
-            problem = f"token {len(ids)} is not an int"
-            raise RequestError("prompt", part, problem, "Pass ints.")
+            problem, fix = f"token {len(ids)} is not an int", "Pass ints."
+            if isinstance(part, str):
+                fix = "A list is one prompt's token ids; several texts go to `generate`, as a list."
+            raise RequestError("prompt", part, problem, fix)
         if not 0 <= part < vocab_size:
             problem = f"token {len(ids)} is outside the vocabulary of {vocab_size}"
             raise RequestError("prompt", part, problem, "Use this model's tokenizer.")

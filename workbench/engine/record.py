@@ -26,7 +26,7 @@ class NewToken(NamedTuple):
     token_id: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class StepRecord(Described):
     """The account of one `Engine.step()`.
 

@@ -64,7 +64,7 @@ class Strategy(Protocol):
         """Take the state of `pack` on, with the sequences in their positions."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class RequestRecord(Described):
     """A request with its sequences, by branch. `strategy` is None for a single one."""
 
@@ -135,7 +135,7 @@ class RequestBook:
 
     def find(self, request_id: str) -> RequestRecord:
         """Return a record, or raise `UnknownRequest`."""
-        if request_id not in self.records:
+        if not isinstance(request_id, str) or request_id not in self.records:
             raise UnknownRequest(request_id, self.records)
         return self.records[request_id]
 

@@ -9,7 +9,8 @@ that keep activations and a sequence's last token are decoded plainly.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -34,6 +35,7 @@ from workbench.speculation import (
     States,
     Verified,
     Verifier,
+    get_proposer,
 )
 from workbench.speculation.asking import ask, check_proposer, name_of
 from workbench.speculation.control import Control
@@ -56,7 +58,7 @@ class Speculator(Described):
         cache: KVCache,
         scheduler: Scheduler,
         runner: Runner,
-        proposer: Proposer | None = None,
+        proposer: str | Path | Proposer | None = None,
         config: SpeculationConfig | None = None,
     ) -> None:
         self.model, self.cache, self.scheduler, self.runner = model, cache, scheduler, runner
@@ -71,18 +73,17 @@ class Speculator(Described):
         self.use(proposer, SpeculationConfig() if config is None else config)
 
     def swap(
-        self, proposer: Proposer | Literal["off"] | None, config: SpeculationConfig | None
+        self, proposer: str | Path | Proposer | None, config: SpeculationConfig | None
     ) -> None:
         """Change what is given; see `Engine.swap`."""
-        if proposer == "off":
-            self.use(None, config or self.config)
-        else:
-            self.use(proposer or self.proposer, config or self.config)
+        wanted = {"same": self.proposer, "off": None}.get(str(proposer), proposer)
+        self.use(wanted, self.config if config is None else config)
 
-    def use(self, proposer: Proposer | None, config: SpeculationConfig) -> None:
+    def use(self, wanted: str | Path | Proposer | None, config: SpeculationConfig) -> None:
         """Take another proposer, or none; raise `ConfigError` if it is none or does not fit."""
         if not isinstance(config, SpeculationConfig):
             raise ConfigError("speculation", config, "is no SpeculationConfig", "Pass one.")
+        proposer = get_proposer(wanted, self.model)
         needs: tuple[str, ...] = ()
         if proposer is not None:
             needs = check_proposer(proposer, self.model)

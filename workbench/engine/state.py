@@ -40,10 +40,14 @@ class RequestState(Described):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class EngineState(Described):
-    """All requests of an engine between two steps, those that would run first in front."""
+    """All requests of an engine between two steps, those that would run first in front.
+
+    model: the model's shape, as plain data.
+    """
 
     step: int
     requests: tuple[RequestState, ...]
+    model: dict[str, Any]
 
     def describe(self) -> dict[str, Any]:
         """Return when it was taken, and of what."""

@@ -17,6 +17,7 @@ from workbench.sample import Sampler
 from workbench.scheduler import Policy, Scheduler, check_droppable, get_policy
 
 if TYPE_CHECKING:
+    from workbench.batch import Backend
     from workbench.kernels.spec import KernelSpec
 
 
@@ -34,7 +35,7 @@ def replacing(
     engine: HasParts,
     scheduler_policy: str | Policy | None,
     sampler: Sampler | None,
-    backend: str | None,
+    backend: str | Backend | None,
     eviction: str | EvictionPolicy | None,
     dropping: str | DroppingPolicy | None,
     kernel: str | KernelSpec | None,

@@ -40,13 +40,17 @@ class Travels(Protocol):
 def checkpoint(engine: Travels, book: RequestBook) -> EngineState:
     """Return every request as it stands; see `Engine.checkpoint`."""
     records = in_order(book.records.values(), engine.scheduler.running)
-    return EngineState(engine.scheduler.step, tuple(pack(record) for record in records))
+    model = files.identity(engine.model.config)
+    return EngineState(engine.scheduler.step, tuple(pack(record) for record in records), model)
 
 
 def restore(engine: Travels, book: RequestBook, brancher: Brancher, state: EngineState) -> None:
     """Go back to a checkpoint; see `Engine.restore`."""
     if not isinstance(state, EngineState):
         raise RequestError("state", state, "is no checkpoint", "Pass `engine.checkpoint()`.")
+    if state.model != files.identity(engine.model.config):
+        fix = "Restore it in an engine of the model that it was taken of."
+        raise RequestError("state", state, "is of another model", fix)
     records = [unpack(request, engine.model, book.next_number) for request in state.requests]
     for record in records:
         if not record.finished:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.describe import Described
+from workbench.errors import ConfigError
 from workbench.events.event import Event
 
 
@@ -40,7 +41,13 @@ class EventBus(Described):
         self._subscribers: list[Subscriber] = []
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
-        """Call `subscriber(event)` for each event from now on; return a function that ends it."""
+        """Call `subscriber(event)` for each event from now on; return a function that ends it.
+
+        Raises `ConfigError` for what cannot be called.
+        """
+        if not callable(subscriber):
+            fix = "Pass a function of an event, or a view."
+            raise ConfigError("subscriber", subscriber, "cannot be called", fix)
         self._subscribers.append(subscriber)
         told = getattr(subscriber, "subscribed", None)
         if told is not None:

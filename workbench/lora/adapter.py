@@ -52,7 +52,7 @@ class LoRAPair:
         return self.scale * (self.b.float() @ self.a.float())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Adapter(Described):
     """An adapter: pairs, trained biases [outputs] and modules stored whole, each by module path.
 

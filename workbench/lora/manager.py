@@ -252,6 +252,8 @@ class LoRAManager(Described):
 
     def describe(self) -> dict[str, Any]:
         """Return how many adapters are in which tier, and what they take."""
+        if "store" not in vars(self):
+            return {"closed": True}
         tiers = [entry.tier for entry in self.store.entries.values()]
         pool, totals = self.slots.pool, self.slots.mover.totals
         return {

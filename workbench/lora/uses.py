@@ -26,7 +26,8 @@ def resolve_uses(text: str | None, store: AdapterStore, slots: DeviceSlots) -> U
         if entry is None or entry.leaving:
             problem = "is being unloaded" if entry else "is not loaded"
             known = ", ".join(sorted(store.entries)) or "none"
-            raise RequestError("lora", name, problem, f"Loaded: {known}.")
+            fix = f"Loaded: {known}. `llm.loras.load({name!r}, folder)` loads one."
+            raise RequestError("lora", name, problem, fix)
     scales = {name: factor for name, factor in factors.items() if factor}
     entries = [store.entries[name] for name in scales]
     _check_room(text, entries, slots)

@@ -33,7 +33,8 @@ class DecoderLM(nn.Module, Described):
     and that mean nothing; `tied_weights` maps a tensor to the one it must equal where the head is
     tied. `fused_parameters` names what transformers holds as one parameter, by the end of its path
     in a layer -> the modules of a checkpoint, `{expert}` running. replayable: whether a pass is the
-    same calls for any tokens, so that it can be captured. `tokenizer` is set by `load_model`.
+    same calls for any tokens, so that it can be captured. `tokenizer` is set by `load_model`, as
+    is `source`, what it was asked for: a name or a folder.
     """
 
     architectures: ClassVar[tuple[str, ...]] = ()
@@ -51,6 +52,7 @@ class DecoderLM(nn.Module, Described):
         super().__init__()
         self.config = config
         self.tokenizer: Tokenizer | None = None
+        self.source = ""
 
     @classmethod
     def config_from_hf(cls, hf: Mapping[str, Any]) -> ModelConfig:

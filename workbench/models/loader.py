@@ -76,7 +76,7 @@ def load_model(
     loaded.tie_head()
     loaded.to(target)  # only buffers are left to move; a weight still on meta would be refused
     loaded.config = replace(config, dtype=str(wanted).removeprefix("torch."))
-    loaded.tokenizer = tokenizer
+    loaded.tokenizer, loaded.source = tokenizer, str(model)
     return loaded.eval()
 
 

@@ -37,4 +37,5 @@ def find_family(hf: Mapping[str, Any], families: Families = FAMILIES) -> type[De
     if "auto_map" in hf:
         problem += "; it needs code from the checkpoint, which is never run"
     known = f"Known: {', '.join(sorted(families))}."
+    known += " A class of one's own goes into `load_model(…, families={**FAMILIES, name: class})`."
     raise ConfigError("config.json: architectures", stated, problem, known)

@@ -75,6 +75,14 @@ def attached_names(model: str) -> list[str]:
     return sorted(path.parent.name for path in found if path.parent.name != "base")
 
 
+def attached_loras(model: str) -> list[Path]:
+    """Return the folders of the LoRA adapters that ship for a model."""
+    if not re.fullmatch(r"\w[\w.-]*", model):
+        return []
+    found = (_adapters() / model / "lora").glob("*/adapter_config.json")
+    return sorted(path.parent for path in found)
+
+
 def embedded_models() -> list[str]:
     """Return the names under `adapters/` that hold a base model."""
     return sorted(path.parent.parent.name for path in _adapters().glob("*/base/config.json"))

@@ -8,7 +8,7 @@ only through the attention op; sequences and blocks it just reads.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -64,7 +64,7 @@ class Runner(Described):
         self.device = next(model.parameters()).device
         self._check_fit()
         self.batch_invariant = batch_invariant
-        self.backend = self.backend_named(backend) if isinstance(backend, str) else backend
+        self.backend = self.backend_named(backend)
         self._check_invariance(self.backend)
         cuda_graphs, tape = _replays(model, cuda_graphs, tape)
         sizes = resolve_sizes(cuda_graphs, self.device, self.backend)
@@ -78,12 +78,16 @@ class Runner(Described):
         self.tapes = DecodeTapes(model, cache, insist=tape is True) if taped else None
         self._hooks = hooks_of(model)
 
-    def backend_named(self, name: str) -> Backend:
-        """Return the backend of a name as this runner needs it; see `get_backend`.
+    def backend_named(self, wanted: str | Backend) -> Backend:
+        """Return the backend of a name as this runner needs it, or the one given (`get_backend`).
 
         Raises `ConfigError` also for a model or a cache that it cannot run.
         """
-        backend = get_backend(name, self.device, batch_invariant=self.batch_invariant)
+        if callable(getattr(wanted, "attention", None)):
+            backend = cast("Backend", wanted)
+        else:
+            name = cast("str", wanted)
+            backend = get_backend(name, self.device, batch_invariant=self.batch_invariant)
         backend.check_model(self.model.config, self.cache.block_size)
         return backend
 

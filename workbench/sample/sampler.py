@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from workbench.describe import Described
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, RequestError
 from workbench.request import Sequence, TokenLogprobs
 from workbench.results import Drawing, SampledTokens, Settled
+from workbench.sample.alone import alone
 from workbench.sample.candidates import candidates, draw_from
 from workbench.sample.device_rows import DeviceRows, Draw
 from workbench.sample.greedy import INVALID, argmax, likeliest
@@ -29,6 +30,7 @@ from workbench.sample.processing import Processing
 from workbench.sample.random import uniforms
 from workbench.sample.readback import Readback
 from workbench.sample.user_code import BatchProcessor, name_of
+from workbench.sampling_params import SamplingParams
 
 
 class Sampling(NamedTuple):
@@ -63,16 +65,24 @@ class Sampler(Described):
         self._tensors: SamplingTensors | None = None
         self._rows: DeviceRows | None = None  # of `_tensors`, once a backend has asked for them
 
-    def __call__(self, logits: Tensor, sequences: list[Sequence]) -> SampledTokens:
+    def __call__(
+        self, logits: Tensor, sequences: Iterable[Sequence | SamplingParams]
+    ) -> SampledTokens:
         """Return a token for each row of logits [R, V] (any float dtype, any device).
 
-        sequences: the R sequences that sample in this step, in row order. A row from which nothing
+        sequences: the R sequences that sample in this step, in row order; to try the sampler by
+        itself, their parameters will do (see `alone`). Raises `RequestError` for other things, or
+        another number of them. A row from which nothing
         can be drawn, because its logits are NaN or +inf, or all -inf, or because its own processor
         failed, has its reason in `errors` and no token. Raises `ProcessorFailed` for a processor of
         the whole batch. Log-probabilities are of the model's own distribution; those of a sequence
         with a chooser are processed, since that is what it chooses from (see `Processing`).
         """
-        return self.begin(logits, sequences).wait()
+        rows = [row if isinstance(row, Sequence) else alone(row) for row in sequences]
+        if logits.dim() != 2 or len(rows) != len(logits):
+            shown = f"{len(rows)} of them for logits {list(logits.shape)}"
+            raise RequestError("sequences", shown, "rows do not match", "Give one for each row.")
+        return self.begin(logits, rows).wait()
 
     def begin(
         self,

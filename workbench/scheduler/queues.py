@@ -11,6 +11,7 @@ import time
 
 from workbench.cache import Blocks, PrefixLookup, Swapper
 from workbench.config import Preemption
+from workbench.errors import ConfigError
 from workbench.events import (
     EventBus,
     Preempted,
@@ -58,6 +59,9 @@ class Queues:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence; one that comes paused, from a checkpoint, stays so."""
+        if not isinstance(sequence, Sequence):
+            fix = "Prompts go to `engine.add`, which makes one of them (`make_sequence`)."
+            raise ConfigError("sequence", sequence, "is not a Sequence", fix)
         if sequence.status is Status.PAUSED:
             self.paused[sequence.sequence_id] = sequence
         else:

@@ -16,12 +16,12 @@ from workbench.cache.dropping import DroppingPolicy, dropping_name, get_dropping
 from workbench.config import SchedulerConfig
 from workbench.describe import Described
 from workbench.draft import Draft
-from workbench.errors import ConfigError
 from workbench.events import EventBus, PolicyFailed, SequenceExtended, StepPlanned
 from workbench.request import FinishReason, Sequence, Status, TokenLogprobs
 from workbench.results import RowReport, SampledTokens
 from workbench.scheduler.books import Books, StalePlan
-from workbench.scheduler.dropping import Dropper, check_droppable
+from workbench.scheduler.checks import check_config, check_parts
+from workbench.scheduler.dropping import Dropper
 from workbench.scheduler.ending import append_token, note
 from workbench.scheduler.facts import forked
 from workbench.scheduler.foresight import Foreseen, Foresight
@@ -40,9 +40,8 @@ class Scheduler(Described):
     """
 
     def __init__(self, cache: KVCache, config: SchedulerConfig | None = None) -> None:
-        """Raise `ConfigError` if the settings ask for what the cache lacks."""
-        self.config, self.blocks = config or SchedulerConfig(), cache.blocks
-        self._check(self.config)
+        """Raise `ConfigError` for what is no cache, and settings that ask for what it lacks."""
+        self.config, self.blocks = check_parts(cache, config)
         self.step = 0
         self.books = Books()
         self._queues = Queues(cache.blocks, self.config.preemption)
@@ -55,23 +54,13 @@ class Scheduler(Described):
         self.foresight = Foresight(self._queues)
         self._plan: StepPlan | None = None  # planned and not yet committed
 
-    def _check(self, config: SchedulerConfig) -> None:
-        if config.preemption == "swap" and self.blocks.host is None:
-            fix = "Give the cache one (`host_cache_bytes`), or use preemption='recompute'."
-            problem, groups = "the cache has no host tier", self.blocks.groups
-            if len(groups) > 1 or groups[0].window is not None:
-                problem += ", nor can it: layers with a window, or several KV groups, have none"
-                fix = "Use preemption='recompute'."
-            raise ConfigError("preemption", "swap", problem, fix)
-        check_droppable(self.blocks, get_dropping(config.dropping))
-
     def configure(self, config: SchedulerConfig) -> None:
         """Go by other settings from the next step on; `ConfigError` for what the cache lacks.
 
         What runs goes on: with lower limits only nothing further starts until they are kept again.
         `engine.swap` also checks that every request can still run to its end.
         """
-        self._check(config)
+        check_config(self.blocks, config)
         policy = get_policy(config.policy)
         with self.books.open("configure"):
             if config.policy != self.config.policy:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from workbench.config import known_keywords, require_choice, require_positive
+from workbench.config import require_choice, require_positive
 from workbench.errors import ConfigError
+from workbench.keywords import known_keywords
 from workbench.speculation.rules import RULES, Rule, Synthetic
 
 

@@ -39,8 +39,9 @@ def get_proposer(
 
     proposer: a name in `PLAIN`, a name under `adapters/<model>/`, a folder with a draft head in a
     published layout or with a whole draft model, or a proposer, which is returned as it is. model:
-    what the target is called. trees: whether heads that can draft trees do (None: on a GPU). Raises
-    `ConfigError` for what is nowhere found, and what reading it raises.
+    what the target is called, if it was not loaded by that name. trees: whether heads that can
+    draft trees do (None: on a GPU). Raises `ConfigError` for what is nowhere found, and what
+    reading it raises.
     """
     if not isinstance(proposer, str | Path):
         return proposer
@@ -48,7 +49,7 @@ def get_proposer(
         made: Proposer = PLAIN[proposer]()
         return made
     try:
-        folder = resolve_attached(proposer, model)
+        folder = resolve_attached(proposer, model or target.source)
     except ConfigError as error:
         fix = f"{error.fix} Or one of {', '.join(PLAIN)}, or a `Proposer`."
         raise ConfigError("proposer", error.value, error.problem, fix) from None

@@ -50,7 +50,7 @@ class Timing:
         return (self.finished - self.first_token) / (self.num_output - 1)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class WorkloadRun(Described):
     """How a workload went. refused: (request, why) for what the engine could never have run.
 

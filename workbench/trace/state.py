@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from workbench.describe import Described
+from workbench.errors import TraceError
 from workbench.trace.layout import CacheLayout
 
 
@@ -136,7 +137,9 @@ class ReplayedState(Described):
     # --- reading ------------------------------------------------------------------------------
 
     def block(self, block_id: int) -> BlockState:
-        """Return a block as it stands."""
+        """Return a block as it stands; `TraceError` for one that the cache does not have."""
+        if block_id not in range(len(self.contents)):
+            raise TraceError(f"block {block_id!r} is none of the {len(self.contents)} blocks.")
         content = self.contents[block_id]
         slot = self.restoring.get(block_id)
         if slot is None and content is not None:
@@ -174,9 +177,14 @@ class ReplayedState(Described):
         return self.token_ids(sequence_id)[self.find(sequence_id).num_prompt_tokens :]
 
     def find(self, sequence_id: int) -> SequenceState:
-        """Return a sequence that has not ended, or ended in this step; `KeyError` otherwise."""
-        found = self.sequences.get(sequence_id)
-        return self.finished[sequence_id] if found is None else found
+        """Return a sequence that has not ended, or ended in this step; `TraceError` otherwise."""
+        found = self.sequences.get(sequence_id, self.finished.get(sequence_id))
+        if found is None:
+            known = ", ".join(map(str, [*self.sequences, *self.finished])) or "none"
+            raise TraceError(
+                f"sequence {sequence_id!r} is not there after step {self.step}. There are: {known}."
+            )
+        return found
 
     def of_status(self, status: str) -> list[SequenceState]:
         """Return the sequences of one status, as they came; those that run as they were started."""

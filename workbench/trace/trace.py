@@ -218,10 +218,11 @@ class Trace(Described):
         """Write a Chrome trace (JSON) for ui.perfetto.dev: steps, requests, batch and KV use."""
         return perfetto.write(Path(path), self.header, zip(*self._so_far(), strict=True))
 
-    def to_pandas(self, kind: type[Event]) -> Any:
+    def to_pandas(self, kind: type[Event] | None = None) -> Any:
         """Return the events of one kind as a `pandas.DataFrame`, a row each, with their `seconds`.
 
-        A column for each field. Raises `MissingExtra` if pandas is not installed.
+        A column for each field; kind None: events of all kinds, with columns `kind` and `event`.
+        Raises `MissingExtra` if pandas is not installed.
         """
         try:
             import pandas as pd
@@ -229,6 +230,9 @@ class Trace(Described):
             raise MissingExtra("Trace.to_pandas", "pandas", "notebook") from error
         seconds, events = self._so_far()
         kinds = events.kinds()
+        if kind is None:
+            named = [found.__name__ for found in kinds]
+            return pd.DataFrame({"seconds": seconds, "kind": named, "event": events})
         rows = [
             (when, *events.row(place)[1])
             for place, when in enumerate(seconds)

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import MissingExtra
+from workbench.keywords import unknown_name
 
 if TYPE_CHECKING:
     from workbench.views.base import View, link
@@ -48,7 +49,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'workbench.views' has no attribute {name!r}")
+        raise unknown_name("workbench.views", name, __all__)
     try:
         return getattr(importlib.import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
@@ -58,4 +59,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*__all__, "__all__", "__doc__", "__file__", "__path__"})

@@ -24,6 +24,7 @@ from workbench.async_engine import AsyncEngine
 from workbench.engine import Engine
 from workbench.errors import ConfigError
 from workbench.events import Event, EventBus
+from workbench.llm import LLM
 from workbench.trace import Trace
 from workbench.views.cursor import Cursor, cursor_of
 from workbench.views.pace import Pacer
@@ -42,8 +43,8 @@ def packed(values: npt.ArrayLike, dtype: npt.DTypeLike) -> bytes:
 class View(Panel):
     """A widget that shows a trace, step by step.
 
-    source: a `Trace` (shown as it is now; `refresh()` after it has grown); an `Engine` or an
-    `AsyncEngine` (live, at most ten times a second, one recording for all its views, which keeps
+    source: a `Trace` (shown as it is now; `refresh()` after it has grown); an `Engine`, an `LLM` or
+    an `AsyncEngine` (live, at most ten times a second, one recording for all its views, which keeps
     the last `recording.MOST_EVENTS` events); or None:
     `engine.bus.subscribe(view)` makes it live. All views of one trace or engine share `step` and
     `selected` (a sequence id); `link` joins others. `close()`, or leaving a `with` block, ends live
@@ -58,8 +59,10 @@ class View(Panel):
     live = traitlets.Bool(False).tag(sync=True)
     follow = traitlets.Bool(False).tag(sync=True)
 
-    def __init__(self, source: Trace | Engine | AsyncEngine | None = None) -> None:
+    def __init__(self, source: Trace | Engine | LLM | AsyncEngine | None = None) -> None:
         """Raise `ConfigError` for another source."""
+        if isinstance(source, LLM):
+            source = source.engine
         if not (source is None or isinstance(source, Trace | Engine | AsyncEngine)):
             raise ConfigError("source", source, "is nothing a view can show", _HOW)
         self._pacer = Pacer(self._update)

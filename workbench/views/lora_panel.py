@@ -17,6 +17,7 @@ from workbench.async_engine import AsyncEngine
 from workbench.engine import Engine
 from workbench.errors import ConfigError
 from workbench.events import Event
+from workbench.llm import LLM
 from workbench.lora import LoRAManager
 from workbench.views.adapter_traffic import BASE, AdapterTraffic
 from workbench.views.esm import compose
@@ -32,7 +33,7 @@ _COLOUR = {"device": HUES[2], "host": HUES[1], "disk": "#9e9e9e"}
 
 
 class LoRAPanel(Panel):
-    """Shows and drives the adapters of an `Engine`, an `AsyncEngine`, or a `LoRAManager`.
+    """Shows and drives the adapters of an `Engine`, `LLM` or `AsyncEngine`, or a `LoRAManager`.
 
     Traffic counts from when the panel was made. `table()` returns what is shown, `refresh()` shows
     what is new now, `close()` ends it.
@@ -44,7 +45,7 @@ class LoRAPanel(Panel):
     adapters: Any = traitlets.List().tag(sync=True)  # a row each, by name
     device = traitlets.Dict().tag(sync=True)  # rank rows, bytes of each tier, the base's traffic
 
-    def __init__(self, source: Engine | AsyncEngine | LoRAManager) -> None:
+    def __init__(self, source: Engine | LLM | AsyncEngine | LoRAManager) -> None:
         """Raise `ConfigError` for another source."""
         self._desk, bus = self._open(source)
         self._traffic = AdapterTraffic()
@@ -56,11 +57,13 @@ class LoRAPanel(Panel):
         match source:
             case AsyncEngine():
                 return AsyncDesk(source, self.tell), source.bus
+            case LLM():
+                return self._open(source.engine)
             case Engine():
                 return ManagerDesk(source.loras, self.tell), source.bus
             case LoRAManager():
                 return ManagerDesk(source, self.tell), source.facts.bus
-        fix = "Pass an Engine, an AsyncEngine or a LoRAManager."
+        fix = "Pass an Engine, an LLM, an AsyncEngine or a LoRAManager."
         raise ConfigError("source", source, "has no adapters to show", fix)
 
     def _hear(self, event: Event) -> None:
