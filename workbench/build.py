@@ -46,7 +46,8 @@ def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None)
     check(config)
     if model is None:
         model = load_model(config.model, device=config.device, dtype=config.dtype)
-    plan = plan_memory(model, config)
+    proposer = get_proposer(config.proposer, model, config.model)
+    plan = plan_memory(model, replace(config, proposer=proposer))
     cache = KVCache.for_model(
         model,
         plan.num_blocks,
@@ -66,7 +67,7 @@ def build(config: EngineConfig | None = None, *, model: DecoderLM | None = None)
         scheduler,
         runner,
         Sampler(),
-        proposer=get_proposer(config.proposer, model, config.model),
+        proposer=proposer,
         speculation=config.speculation,
         overlap=config.overlap,
         loras=LoRAManager(

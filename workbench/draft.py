@@ -77,6 +77,16 @@ class Draft(Described):
         """Whether the distributions that the tokens were drawn from are known."""
         return self.probabilities is not None and self.probabilities.dim() == 2
 
+    @property
+    def chances(self) -> tuple[float, ...] | None:
+        """How likely the proposer held each token, where it says so."""
+        rows = self.probabilities
+        if rows is None:
+            return None
+        if self.is_drawn:
+            rows = rows[range(len(self)), list(self.token_ids)]
+        return tuple(rows.tolist())
+
     def first(self, num_tokens: int) -> Draft:
         """Return the draft of the first nodes; itself if it has no more."""
         if num_tokens >= len(self):

@@ -1,12 +1,13 @@
 """`MemoryPlan`: where every byte of a device goes, before any of it is taken.
 
-`build` sizes the cache by it. Weights and cache are exact; a step's activations and logits are
-bounds. What is left is for CUDA graphs, the kernels' workspaces and the allocator's rounding.
+`build` sizes the cache by it. Weights and cache are exact, a draft model's too; a step's
+activations and logits are bounds. What is left is for CUDA graphs, the kernels' workspaces and the
+allocator's rounding.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import psutil
@@ -20,6 +21,7 @@ from workbench.describe import Described, human_bytes
 from workbench.errors import ConfigError
 from workbench.lora.packing import Packer
 from workbench.models import DecoderLM
+from workbench.speculation import ProposerMemory, get_proposer
 
 _CPU_CACHE_BYTES = 512 << 20
 _CACHE_SHARE = 0.85  # of what is free: graphs and workspaces are not known beforehand
@@ -74,51 +76,65 @@ def plan_memory(model: DecoderLM, config: EngineConfig, memory: Memory | None = 
     """Return the plan of an engine of these settings over a model that is already loaded.
 
     Without `config.num_blocks` the cache gets a share of the free memory, or a fixed size on a CPU,
-    and never more than all sequences at full context could use. memory: the device's, if not as it
-    is now. Raises `ConfigError`, with the plan of the largest cache that fits, if one that was
-    asked for does not, or if none does.
+    and never more than all sequences at full context could use. A proposer that is named is loaded,
+    to know what it takes. memory: the device's, if not as it is then. Raises `ConfigError`, with
+    the plan of the largest cache that fits, if one that was asked for does not, or if none does.
     """
     if not isinstance(model, DecoderLM):
         raise ConfigError("model", model, "is no model that was loaded", "Pass `load_model(…)`.")
-    weight = next(model.parameters())
+    weight, draft = next(model.parameters()), _draft_memory(model, config)
     memory = memory or memory_of(weight.device)
     shape, size = model.config, config.block_size
-    room = memory.free - activation_bytes(shape, config) - logit_bytes(shape, config)
+    room = memory.free - _step_bytes(model, config, draft) - logit_bytes(shape, config)
     room -= lora_bytes(model, config)
+    beside_block = 0 if draft is None else draft.block_bytes
     # What is asked for by number may also take the share that is else left over.
     budget = room if config.num_blocks else int(_CACHE_SHARE * room)
     if weight.device.type == "cpu" and not config.num_blocks:
         budget = min(budget, _CPU_CACHE_BYTES)
     kept = kv_dtype(config.cache_dtype, weight.dtype)
-    if budget < KVCache.bytes_per_block(shape, size, kept):
-        plan = _plan(model, config, memory, 0, 0)
+    if budget < KVCache.bytes_per_block(shape, size, kept) + beside_block:
+        plan = _plan(model, config, memory, draft, 0, 0)
         fix = f"Lower max_batch_tokens, max_sequences or block_size. The plan without it:\n{plan}"
         problem = f"there is no room for a single block on {weight.device}"
         raise ConfigError("num_blocks", config.num_blocks, problem, fix)
     beside = window_blocks(shape, config)
-    most = size_for_memory(shape, budget, size, kept, beside)
+    most = size_for_memory(shape, budget, size, kept, beside, extra=beside_block)
     whole = config.max_sequences * -(-shape.context // size)
     num_blocks = config.num_blocks or min(most, whole)
     if num_blocks > most:
-        plan = _plan(model, config, memory, most, beside)
+        plan = _plan(model, config, memory, draft, most, beside)
         problem = f"the cache would take more than the {human_bytes(room)} that are left for it"
         fix = f"At most num_blocks={most} fit. The plan then:\n{plan}"
         raise ConfigError("num_blocks", num_blocks, problem, fix)
-    return _plan(model, config, memory, num_blocks, beside)
+    return _plan(model, config, memory, draft, num_blocks, beside)
 
 
 def _plan(
-    model: DecoderLM, config: EngineConfig, memory: Memory, num_blocks: int, beside: int
+    model: DecoderLM,
+    config: EngineConfig,
+    memory: Memory,
+    draft: ProposerMemory | None,
+    num_blocks: int,
+    beside: int,
 ) -> MemoryPlan:
     weight, weights = next(model.parameters()), _weight_bytes(model)
     kept = kv_dtype(config.cache_dtype, weight.dtype)
     beside = min(num_blocks, beside)
+    drafting = {}
+    if draft is not None:
+        drafting = {
+            f"{draft.name}: weights": draft.weight_bytes,
+            f"{draft.name}: KV cache": num_blocks * draft.block_bytes,
+        }
+    others = memory.capacity - memory.free - weights - (draft.weight_bytes if draft else 0)
     shares = {
-        _OTHERS: max(0, memory.capacity - memory.free - weights),
+        _OTHERS: max(0, others),
         "weights": weights,
         **_cache_bytes(model.config, config, kept, num_blocks, beside),
+        **drafting,
         **({"LoRA adapters": lora_bytes(model, config)} if config.lora_rows else {}),
-        "activations of a step, at most": activation_bytes(model.config, config),
+        "activations of a step, at most": _step_bytes(model, config, draft),
         "logits and sampling, at most": logit_bytes(model.config, config),
     }
     shares[_LEFT] = memory.capacity - sum(shares.values())
@@ -155,6 +171,25 @@ def activation_bytes(model: ModelConfig, config: EngineConfig) -> int:
     """Return a bound on a step's activations in bytes: the widest layer's."""
     per_token = 4 * (3 * model.intermediate_size + 8 * model.hidden_size)
     return per_token * config.max_batch_tokens
+
+
+def _draft_memory(model: DecoderLM, config: EngineConfig) -> ProposerMemory | None:
+    """Return what the proposer says that it takes; None where it says nothing."""
+    proposer: Any = get_proposer(config.proposer, model, config.model)
+    if not hasattr(proposer, "memory"):
+        return None
+    taken: ProposerMemory = proposer.memory(model, config.block_size)
+    return taken
+
+
+def _step_bytes(model: DecoderLM, config: EngineConfig, draft: ProposerMemory | None) -> int:
+    """Return a bound on the activations of a pass: the target's, or a draft model's before it."""
+    own = activation_bytes(model.config, config)
+    if draft is None:
+        return own
+    return max(
+        own, activation_bytes(draft.config, replace(config, max_batch_tokens=draft.pass_tokens))
+    )
 
 
 def logit_bytes(model: ModelConfig, config: EngineConfig) -> int:

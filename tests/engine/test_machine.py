@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from typing import Any
 
 import pytest
+from drafted_kv import check_companion, perturbed, poison
 from drive import drawn, greedy, tokens_of
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -20,9 +22,11 @@ from snapshots import Follower
 from tiny import VOCAB
 
 from workbench.engine import Engine
+from workbench.errors import RequestError
 from workbench.models import DecoderLM
 from workbench.sampling_params import SamplingParams
 from workbench.scheduler import POLICIES
+from workbench.speculation import DraftModel
 
 CAPACITY = 64  # tokens: two long requests fill the cache
 # Few different prompts, some the beginning of others, so that prefixes are met again.
@@ -99,6 +103,10 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine.bus.subscribe(self.follower)
         self.asked: dict[str, tuple[tuple[int, ...], SamplingParams]] = {}
         self.aborted: set[str] = set()
+        self.prepare()
+
+    def prepare(self):
+        """Change a new engine."""
 
     @rule(prompt=PROMPTS, params=PARAMS, priority=st.integers(0, 2))
     def add(self, prompt, params, priority):
@@ -242,17 +250,72 @@ class EngineMachine(RuleBasedStateMachine):
             assert self.engine.cache.blocks.num_used == 0
 
 
-def test_engine_machine(make_engine: Any) -> None:
-    known: dict[Any, list[int]] = {}
+class DraftingMachine(EngineMachine):
+    """The same with a draft model that is right about half of the time, now on and now off, and
+    with forks and travels in time."""
 
+    drafter: DecoderLM
+
+    def prepare(self):
+        self.saved: Any = None
+        self.draft(on=True)
+
+    @rule(on=st.booleans())
+    def draft(self, on):
+        proposer = self.engine.speculator.proposer
+        if on and proposer is None:
+            self.engine.swap(proposer=DraftModel(self.drafter, 3, backend="sdpa"))
+            poison(self.engine.speculator.proposer.kv)
+        elif not on:
+            self.engine.swap(proposer="off")
+
+    @rule(data=st.data())
+    def fork(self, data):
+        going = [n for n, s in self.engine.requests.items() if not s.finished]
+        if going:
+            name = data.draw(st.sampled_from(going))
+            with contextlib.suppress(RequestError):  # nothing of it is computed, say
+                self.asked[self.engine.fork(name)] = self.asked[name]
+
+    @rule()
+    def checkpoint(self):
+        self.saved = self.engine.checkpoint(), dict(self.asked), set(self.aborted)
+
+    @rule()
+    def restore(self):
+        if self.saved is not None:
+            state, asked, aborted = self.saved
+            self.engine.restore(state)
+            self.asked, self.aborted = dict(asked), set(aborted)
+
+    @invariant()
+    def what_is_drafted_with_is_true(self):
+        proposer = getattr(self, "engine", None) and self.engine.speculator.proposer
+        if proposer is not None and self.engine.cache.blocks.groups[0].window is None:
+            proposer.kv.check()
+            check_companion(proposer.kv, self.drafter, self.engine.scheduler.running)
+
+
+def test_engine_machine(make_engine: Any) -> None:
     class Machine(EngineMachine):
         pass
 
-    Machine.make, Machine.known = staticmethod(make_engine), known
+    _run(Machine, make_engine, max_examples=40)
+
+
+def test_engine_machine_with_a_draft_model(make_engine: Any, model_of: Any) -> None:
+    class Machine(DraftingMachine):
+        drafter = perturbed(model_of("llama"))
+
+    _run(Machine, make_engine, max_examples=20)
+
+
+def _run(machine: type[EngineMachine], make_engine: Any, max_examples: int) -> None:
+    machine.make, machine.known = staticmethod(make_engine), {}
     chosen = settings(
-        max_examples=40,
+        max_examples=max_examples,
         stateful_step_count=25,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     )
-    run_state_machine_as_test(Machine, settings=chosen)
+    run_state_machine_as_test(machine, settings=chosen)

@@ -3,8 +3,11 @@ before it is taken."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from drafted_kv import perturbed
 from tiny import FAMILIES, write_checkpoint
 
 import workbench as wb
@@ -14,6 +17,7 @@ from workbench.errors import ConfigError
 from workbench.memory_plan import Memory, MemoryPlan, plan_memory
 from workbench.models import DecoderLM, load_model
 from workbench.models.loader import _pieces, _require_room
+from workbench.speculation import DraftModel, EarlyExit
 
 MIB = 1 << 20
 PLENTY = Memory(1024 * MIB, 900 * MIB)
@@ -100,3 +104,42 @@ def test_weights_that_do_not_fit_are_refused_by_name(model: DecoderLM) -> None:
     _require_room(pieces, torch.bfloat16, device, size)
     with pytest.raises(ConfigError, match=r"cuda:0.*weights take .* as torch.bfloat16"):
         _require_room(pieces, torch.bfloat16, device, size - 1)
+
+
+def test_a_draft_model_is_in_the_plan(model: DecoderLM) -> None:
+    """Its weights, and what it keeps beside each block; both are what the engine then takes."""
+    settings = {"num_blocks": 40, "max_sequences": 4, "max_batch_tokens": 64}
+    alone = plan_memory(model, EngineConfig(**settings), PLENTY)
+    proposers: dict[str, DraftModel] = {
+        "draft model": DraftModel(perturbed(model)),
+        "early exit": EarlyExit(1),
+    }
+    for name, proposer in proposers.items():
+        config = EngineConfig(**settings, proposer=proposer)
+        plan = plan_memory(model, config, PLENTY)
+        with build(config, model=model) as engine:
+            assert plan.shares[f"{name}: KV cache"] == proposer.kv.num_bytes > 0
+            assert cache_bytes(plan) == cache_bytes(alone) == engine.cache.num_bytes
+        weights = 0 if name == "early exit" else plan.shares["weights"]
+        assert plan.shares[f"{name}: weights"] == weights
+        others = "in use by others"
+        assert plan.shares[others] == alone.shares[others] - weights, "they are loaded by then"
+        assert sum(plan.shares.values()) == plan.capacity
+        assert f"{name}: KV cache" in str(plan)
+        step = "activations of a step, at most"
+        assert plan.shares[step] > alone.shares[step], "its longest pass has more tokens"
+
+
+def test_a_cache_beside_a_draft_model_is_smaller(model: DecoderLM) -> None:
+    config = EngineConfig(max_sequences=4, max_batch_tokens=64)
+    drafted = replace(config, proposer=DraftModel(perturbed(model)))
+    memory = Memory(64 * MIB, 30 * MIB)
+    with pytest.raises(ConfigError, match="At most num_blocks=") as caught:
+        plan_memory(model, replace(drafted, num_blocks=10**6), memory)
+    most = int(caught.value.fix.split("num_blocks=")[1].split()[0])
+    plan = plan_memory(model, replace(drafted, num_blocks=most), memory)
+    block = (cache_bytes(plan) + plan.shares["draft model: KV cache"]) // most
+    assert 0 <= plan.num_left < 2 * block
+    with pytest.raises(ConfigError, match="At most num_blocks="):
+        plan_memory(model, replace(drafted, num_blocks=most + 1), memory)
+    assert plan_memory(model, replace(config, num_blocks=most + 1), memory).num_left > 0

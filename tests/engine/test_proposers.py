@@ -39,7 +39,6 @@ PROPOSERS: dict[str, Callable[[DecoderLM], Any]] = {
     "suffix": lambda _: SuffixAutomaton(),
     "suffix pool": lambda _: SuffixAutomaton(pool=3),
     "draft model": lambda model: DraftModel(model, 3, backend="sdpa"),
-    "small draft cache": lambda model: DraftModel(model, 3, num_blocks=14, backend="sdpa"),
     "early exit": lambda _: EarlyExit(1, 3),
 }
 
@@ -69,19 +68,6 @@ def test_q_that_equals_p_is_accepted_whole(make_engine: MakeEngine) -> None:
     engine.swap(proposer=DraftModel(engine.model, 4, sampled=True, backend="sdpa"))
     for output in engine.generate(PROMPTS, drawn(3, 21)):
         assert output.metrics.acceptance_length == 5.0
-
-
-def test_a_draft_cache_gives_its_blocks_back(make_engine: MakeEngine) -> None:
-    engine = make_engine()
-    proposer = DraftModel(engine.model, 3, backend="sdpa")
-    engine.swap(proposer=proposer)
-    for _ in range(3):
-        engine.generate(PROMPTS, greedy(8))
-    engine.generate([[1, 2]], greedy(8))
-    proposer.cache.check()
-    assert len(proposer.cache.blocks.tables) == 1  # of the last: it is asked no more
-    engine.swap(proposer="off")
-    assert proposer.model is None
 
 
 def test_ngrams_take_the_longest_and_latest_match() -> None:

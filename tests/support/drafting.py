@@ -82,6 +82,7 @@ class Decoyed:
 
     def __init__(self, model: DecoderLM, length: int = 3) -> None:
         self.inner = DraftModel(model, length, backend="sdpa")
+        self.slots_ahead = self.inner.slots_ahead
 
     def bind(self, model: Any, cache: Any) -> None:
         self.inner.bind(model, cache)

@@ -469,7 +469,8 @@ FEATURES = [
     ),
     Feature(
         "speculation",
-        "trees of drafts are verified, one path of each mostly right (under windows: chains)",
+        "trees of drafts are verified, one path of each mostly right (under windows: chains), by a "
+        "model whose keys and values lie in the same blocks",
         prepare=_draft,
         happened=lambda run: (
             sum(run.engine.requests[name].metrics.num_accepted for name in run.names) > 0

@@ -1,6 +1,7 @@
 """The paged KV cache: `KVCache` (tensors) over `BlockManager` (who owns which block)."""
 
 from workbench.cache.blocks import BlockManager
+from workbench.cache.companion import CompanionKV
 from workbench.cache.dropping import (
     DroppingPolicy,
     HeavyHitter,
@@ -26,6 +27,7 @@ __all__ = [
     "BlockTable",
     "Blocks",
     "CacheStats",
+    "CompanionKV",
     "DroppingPolicy",
     "Evictable",
     "EvictionPolicy",

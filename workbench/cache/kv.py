@@ -24,6 +24,7 @@ from workbench.cache.stats import CacheCounters, CacheStats
 from workbench.config import ModelConfig
 from workbench.describe import Described, human_bytes
 from workbench.errors import ConfigError
+from workbench.interrupts import shielded
 from workbench.kernels.quantised_kv import QUANTISED, scale_shape
 from workbench.keywords import known_arguments
 from workbench.models.base import DecoderLM
@@ -36,7 +37,8 @@ class KVCache(Described):
     block_size, num_kv_heads, head_dim], keys then values; `layers[i]` is layer i's view of its
     group's; `blocks` is the allocator. In 8 bits (`kernels.quantised_kv`) each tensor has `scales`
     [num_layers, 2, num_blocks, num_kv_heads, block_size] float32, and `layer_scales` are the
-    layers'; else the one is empty and the other None.
+    layers'; else the one is empty and the other None. `companions` hold what further models make
+    of the same tokens, in the same blocks.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class KVCache(Described):
                 )
             )
         self.blocks = managers[0] if len(managers) == 1 else JointBlocks(managers)
+        self.companions: list[KVCache] = []
         self.allocate(dtype, device)
         device_tensors = [*self.tensors, *self.scales]
         self.host_memory = HostMemory(device_tensors, num_host_blocks) if host is not None else None
@@ -98,6 +101,8 @@ class KVCache(Described):
                 self.scales.append(torch.ones(scale_shape(self.tensors[-1].shape), device=device))
         self.layers = self._layer_views(self.tensors)
         self.layer_scales = self._layer_views(self.scales) if self.scales else None
+        for companion in self.companions:
+            companion.allocate(companion.tensors[0].dtype, device)
 
     def _layer_views(self, tensors: list[Tensor]) -> list[Tensor]:
         views = {
@@ -219,6 +224,14 @@ class KVCache(Described):
             places = [(ids.index(a), ids.index(b)) for a, b in copies if a in ids]
             for tensor in tensors:
                 copy_blocks(tensor, places)
+        for companion in self.companions:
+            companion.copy_blocks(copies)
+
+    def settle(self) -> None:
+        """Make every transfer that is owed now, between two steps."""
+        self.run_transfers(self.blocks.pending_copies)
+        with shielded():
+            self.blocks.finish_copies()
 
     def move_tokens(self, moves: list[tuple[int, int, int]]) -> None:
         """Copy the KV of tokens within their sequences, in every layer and all at once.
@@ -261,6 +274,8 @@ class KVCache(Described):
         self.layers, self.scales, self.layer_scales = [], [], None
         if self.host_memory is not None:
             self.host_memory.follow(self.tensors)
+        for companion in self.companions:
+            companion.release()
 
     def close(self) -> None:
         """Give the memory back; the cache cannot be used afterwards."""

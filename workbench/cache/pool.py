@@ -33,7 +33,8 @@ class BlockPool:
     Pools of one model share that list, so that a number names one block of the model: a pool's
     blocks come after those that are in the list already. They share `counters` too. What is evicted
     for another sequence goes to `host`, if there is one, unless it has less than the default
-    priority then. `eviction` says which block that is. `step` is stamped on events.
+    priority then. `eviction` says which block that is. `step` is stamped on events. `births` counts
+    how often each block was given out for new content.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class BlockPool:
         self.cached = EvictionQueue()
         self.eviction = GuardedEviction(self._policy_failed)
         self.blank = list(reversed(self.ids))
+        self.births = [0] * num_blocks
         self._keep: dict[int, Keep] = {}  # of blocks that are kept in another way than the default
         self._hits: dict[int, int] = {}  # of findable blocks, how often they were found
 
@@ -66,6 +68,7 @@ class BlockPool:
         """Return a free block, now in use; the one to be evicted next where none is blank."""
         block_id = self.blank.pop() if self.blank else self._evict(sequence_id)
         self.ref_counts[block_id] = 1
+        self.births[block_id - self.ids.start] += 1
         self.counters.block_used()
         if keep is not None:
             self._keep[block_id] = keep
@@ -159,6 +162,7 @@ class BlockPool:
         kept = [block for block in self.blank if block in new]
         self.blank = [*reversed(range(old.stop, new.stop)), *kept]  # what is new goes last
         self.ref_counts[new.stop :] = [0] * (new.stop - old.stop)
+        self.births += [0] * (num_blocks - len(self.births))  # never fewer: they count on
         self.ids = new
 
     def keep(self, block_id: int) -> Keep:

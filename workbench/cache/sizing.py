@@ -32,13 +32,16 @@ def size_for_memory(
     dtype: torch.dtype,
     window_blocks: int | None = None,
     field: str = "num_blocks",
+    *,
+    extra: int = 0,
 ) -> int:
     """Return how many blocks fit into `num_bytes`; raise `ConfigError` if not even one does.
 
     window_blocks: as for `KVCache`; groups with a window never get more than those without. field:
-    the setting that the error names.
+    the setting that the error names. extra: bytes that a block takes beside the cache's own.
     """
-    per_block = sum(group.bytes_per_block(block_size, dtype) for group in groups_of(config))
+    own = sum(group.bytes_per_block(block_size, dtype) for group in groups_of(config))
+    per_block = own + extra
     if num_bytes < per_block:
         raise ConfigError(
             field,

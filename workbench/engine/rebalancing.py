@@ -56,7 +56,8 @@ class Shares:
         """Return the shares of an engine as it is now."""
         cache, slots = engine.cache, engine.loras.slots
         first = Balance(slots.pool.num_rows, cache.num_blocks)
-        return cls(first, slots.pool.packer.row_bytes(), cache.num_bytes // cache.num_blocks)
+        num_bytes = cache.num_bytes + sum(one.num_bytes for one in cache.companions)
+        return cls(first, slots.pool.packer.row_bytes(), num_bytes // cache.num_blocks)
 
     def num_blocks(self, lora_rows: int) -> int:
         """Return how many blocks there are beside so many rank rows; none or less if none fits."""
@@ -115,8 +116,7 @@ def _resize_cache(engine: HasParts, num_blocks: int) -> None:
     if num_blocks == cache.num_blocks:
         return
     engine.runner.forget_addresses()
-    cache.run_transfers(blocks.pending_copies)
-    blocks.finish_copies()
+    cache.settle()
     for sequence in (*engine.scheduler.running, *engine.scheduler.holding):
         table: Any = blocks.tables[sequence.sequence_id]
         if any(block >= num_blocks for block in table.block_ids):

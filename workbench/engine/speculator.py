@@ -25,7 +25,7 @@ from workbench.request import Sequence
 from workbench.results import Drawing, ForwardOutput, SampledTokens, Settled
 from workbench.run import Runner
 from workbench.sample import Sampler, begin
-from workbench.scheduler import Scheduler
+from workbench.scheduler import Scheduler, lend
 from workbench.speculation import (
     Candidate,
     ProposalContext,
@@ -68,6 +68,7 @@ class Speculator(Described):
         self._depth = 0  # of the drafts that were asked for last
         self._preparations = runner.preparations
         self._needs: tuple[str, ...] = ()
+        self._ahead = 0  # slots that the proposer writes behind what is computed
         self._states = StateStore()
         self._verified: dict[int, Verified] = {}  # of the latest step
         self.use(proposer, SpeculationConfig() if config is None else config)
@@ -98,6 +99,7 @@ class Speculator(Described):
         if needs != self._needs:
             self._states.clear()
         self._needs = self.runner.captured = needs
+        self._ahead = int(getattr(proposer, "slots_ahead", 0))
 
     def rests(self, num_sequences: int) -> bool:
         """Whether nobody is asked for drafts while so many sequences run, whatever they do."""
@@ -123,6 +125,8 @@ class Speculator(Described):
         candidates = self._candidates(running)
         if not candidates:
             return _NOTHING
+        if self._ahead:
+            self._lend(candidates)
         drafts: dict[int, Draft] = {}
         failed: list[Sequence] = []
         with self.scheduler.books.open("proposing"):  # a user's code runs in there
@@ -173,7 +177,7 @@ class Speculator(Described):
             for place, accepted in sampled.accepted.items():
                 row = plan.sampled[place]
                 number, draft = plan.sequences[row].sequence_id, plan.drafts[row]
-                facts = draft.proposer, draft.token_ids, draft.parents, chosen(draft)
+                facts = draft.proposer, draft.token_ids, draft.parents, draft.chances
                 verdict = accepted.nodes, sampled.token_ids[place]
                 self.scheduler.bus.emit(DraftVerified(plan.step, number, *facts, *verdict))
 
@@ -227,6 +231,12 @@ class Speculator(Described):
                 verified = self._verified.get(sequence.sequence_id)
                 found.append(Candidate(sequence, *bounds, states, verified))
         return tuple(found)
+
+    def _lend(self, candidates: tuple[Candidate, ...]) -> None:
+        """Make room for what the proposer writes in the cache, of blocks that nobody lacks."""
+        pairs = [(one.sequence, min(self._ahead, one.max_depth)) for one in candidates]
+        lend(self.scheduler, [(sequence, sequence.num_computed + n) for sequence, n in pairs])
+        self.cache.settle()
 
     def _failed(self, sequence: Sequence, error: ProposerFailed) -> bool:
         """End a sequence, or note that it goes on plainly; return whether it ended."""
@@ -288,13 +298,3 @@ def _drafts(sequence: Sequence) -> bool:
         and sequence.request.embeds is None
         and not sequence.metrics.proposer_error
     )
-
-
-def chosen(draft: Draft) -> tuple[float, ...] | None:
-    """Return how likely the proposer held each token of a draft, where it says so."""
-    rows = draft.probabilities
-    if rows is None:
-        return None
-    if draft.is_drawn:
-        rows = rows[range(len(draft)), list(draft.token_ids)]
-    return tuple(rows.tolist())

@@ -5,6 +5,7 @@ from workbench.scheduler.ending import append_token, ends, mark_finished
 from workbench.scheduler.facts import added
 from workbench.scheduler.fair_share import FairShare
 from workbench.scheduler.foresight import Foreseen
+from workbench.scheduler.lending import lend
 from workbench.scheduler.policy import (
     POLICIES,
     AgedPriority,
@@ -33,6 +34,7 @@ __all__ = [
     "ends",
     "fcfs",
     "get_policy",
+    "lend",
     "mark_finished",
     "priority",
     "shortest_first",

@@ -20,6 +20,7 @@ from workbench.scheduler.capacity import CAPACITIES
 from workbench.scheduler.chunking import sharing
 from workbench.scheduler.dropping import Dropper
 from workbench.scheduler.guard import GuardedPolicy
+from workbench.scheduler.lending import take_back
 from workbench.scheduler.queues import Queues
 
 # Sequences found in one step to wait for a prefix. It bounds what looking for them takes; those
@@ -148,7 +149,11 @@ class Planner:
         if not self.sharing.joins(behind, left, first):
             return False
         if not self._fits(sequence, lookup, reserved):
-            return False
+            if not take_back(self.blocks, self.queues.running.values()):
+                return False
+            reserved[:] = self._reserved()
+            if not self._fits(sequence, lookup, reserved):
+                return False
         if kept is not None:
             self.queues.swap_in(sequence, kept)
         else:
@@ -209,9 +214,8 @@ class Planner:
         explain = bool(self.queues.bus)
         asked = tokens, namespace, names
         found = self.blocks.lookup(*asked, partial=partial, explain=explain)
-        if found.num_copied and not self._fits(
-            sequence, found, reserved
-        ):  # a copy takes a block more
+        # A copy takes a block more.
+        if found.num_copied and not self._fits(sequence, found, reserved):
             found = self.blocks.lookup(*asked, partial=False, explain=explain)
         if not limited or found.num_tokens + self.blocks.block_size <= known:
             return found
@@ -259,8 +263,7 @@ class Planner:
     def _fits(self, sequence: Sequence, lookup: PrefixLookup | None, reserved: list[int]) -> bool:
         """Whether the blocks that others leave are enough for all it is counted with."""
         length = self.capacity.length(sequence)
-        max_new = self.config.max_new_tokens(length)
-        return room.fits(self.blocks, lookup, length, max_new, reserved)
+        return room.fits(self.blocks, lookup, length, self.config.max_new_tokens(length), reserved)
 
     def may_fork(self, parent: Sequence, child: Sequence, num_shared: int) -> bool:
         """Whether a fork may run at once: there is a place, what it looks at is still there, and
@@ -269,9 +272,8 @@ class Planner:
         Under `max_utilization` a fork starts whatever the blocks; it preempts where it must.
         """
         number, blocks = parent.sequence_id, self.blocks
-        if len(self.queues.running) >= self.config.max_sequences:
-            return False
-        if not blocks.can_fork(number, num_shared):
+        full = len(self.queues.running) >= self.config.max_sequences
+        if full or not blocks.can_fork(number, num_shared):
             return False
         if self.config.capacity != "guaranteed_no_evict":
             return True
@@ -287,6 +289,8 @@ class Planner:
         blocks, queues = self.blocks, self.queues
         blocks.trim(sequence.sequence_id, start)
         while blocks.lacks(sequence.sequence_id, start, stop):
+            if take_back(blocks, queues.running.values()):
+                continue
             victim = self.order.last((queues.holding or queues.running).values())
             self.queues.preempt(victim, f"no free block for sequence {sequence.sequence_id}")
             plan.preempted.append(victim)

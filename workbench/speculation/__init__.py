@@ -19,6 +19,7 @@ from workbench.speculation.proposer import (
     ProposalContext,
     Proposer,
     ProposerFailed,
+    ProposerMemory,
     Verified,
 )
 from workbench.speculation.rules import (
@@ -50,6 +51,7 @@ __all__ = [
     "ProposalContext",
     "Proposer",
     "ProposerFailed",
+    "ProposerMemory",
     "Rejection",
     "Relaxed",
     "Rule",

@@ -1,15 +1,14 @@
 """`DraftModel`: a smaller model of the same tokens guesses a few of them, one after the other.
 
-Leviathan et al. 2023, Chen et al. 2023. It has a KV cache of its own. What it has computed of a
-sequence is compared with the sequence each time, so a rejected draft, a preemption or a rewind
-needs no word: whatever differs is computed again, and after a wholly accepted draft the two tokens
-that it has not seen (its last guess and the one that follows) are caught up.
+Leviathan et al. 2023, Chen et al. 2023. Its keys and values lie in the blocks of the target's cache
+(see `CompanionKV`), so it finds a prefix where the target does. What it has computed is told by
+tokens: a rejected draft, a preemption or a rewind needs no word, and after a wholly accepted draft
+the two tokens that it has not seen (its last guess and the one that follows) are caught up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,18 @@ import torch
 from torch import Tensor
 
 from workbench.batch import StepPlan
-from workbench.cache import KVCache
+from workbench.cache import CompanionKV, KVCache
 from workbench.config import require_positive
 from workbench.describe import Described
 from workbench.draft import Draft
 from workbench.errors import ConfigError
 from workbench.models import DecoderLM, load_model
-from workbench.request import Sequence
 from workbench.run import Runner
-from workbench.speculation.proposer import Candidate, ProposalContext
+from workbench.sample.params import to_device
+from workbench.speculation.follower import Follower
+from workbench.speculation.proposer import Candidate, ProposalContext, ProposerMemory
 
-_PASS_TOKENS = 2048  # new tokens of one forward pass: a long prompt is caught up in several
+PASS_TOKENS = 2048  # new tokens of one forward pass: a long prompt is caught up in several
 
 
 class DraftModel(Described):
@@ -35,8 +35,8 @@ class DraftModel(Described):
 
     model: what drafts, or the name or folder to load it from. sampled: draw from its distribution
     at the request's temperature and hand this over, to be verified by rejection; otherwise its
-    likeliest tokens are proposed. num_blocks: of its cache (None: as many as the target's), where
-    sequences that are not drafted for now make way. backend: for its own passes.
+    likeliest tokens are proposed. backend: for its own passes, which are replayed from a tape or
+    CUDA graphs where the target's decodes would be.
     """
 
     name = "draft model"
@@ -48,28 +48,55 @@ class DraftModel(Described):
         max_draft: int = 4,
         *,
         sampled: bool = False,
-        num_blocks: int | None = None,
         backend: str = "auto",
     ) -> None:
         """Raise `ConfigError` for sizes that mean nothing."""
         require_positive(f"{type(self).__name__}.max_draft", max_draft)
-        if num_blocks is not None:
-            require_positive(f"{type(self).__name__}.num_blocks", num_blocks)
         self.source, self.max_draft, self.sampled = model, max_draft, sampled
-        self.num_blocks, self.backend = num_blocks, backend
+        self.backend = backend
         self.model: DecoderLM | None = None
-        self._followers: dict[int, _Follower] = {}
+        self._loaded: tuple[DecoderLM, DecoderLM] | None = None  # for which target, and what
+        self._followers: dict[int, Follower] = {}
         self._step = 0
 
+    @property
+    def slots_ahead(self) -> int:
+        """How many slots behind a sequence's last computed token it writes: all but for its last
+        guess, and one for the token that it follows."""
+        return self.max_draft
+
+    def memory(self, model: DecoderLM, block_size: int) -> ProposerMemory:
+        """Return what it takes beside a target; loads the model, and raises what `bind` does."""
+        draft = self._drafter(model)
+        shared = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        tensors = (*draft.parameters(), *draft.buffers())
+        own = {t.untyped_storage().data_ptr(): t for t in tensors if id(t) not in shared}
+        weights = sum(tensor.untyped_storage().nbytes() for tensor in own.values())
+        return ProposerMemory(
+            self.name,
+            weights,
+            CompanionKV.block_bytes(draft, block_size),
+            draft.config,
+            PASS_TOKENS,
+        )
+
     def bind(self, model: DecoderLM, cache: KVCache) -> None:
-        """Load the model and allocate its cache; `ConfigError` unless it speaks the same tokens."""
+        """Load the model and make room beside the cache's blocks; `ConfigError` unless it speaks
+        the same tokens."""
+        draft = self._drafter(model)
         self.close()
-        draft = self._load(model)
-        check_same_tokens(draft, model)
-        num_blocks = self.num_blocks or cache.blocks.groups[0].num_blocks
         self.model = draft
-        self.cache = KVCache.for_model(draft, num_blocks, cache.block_size)
-        self.runner = Runner(draft, self.cache, self.backend)
+        self.kv = CompanionKV(cache, draft)
+        self.runner = Runner(draft, self.kv, self.backend)
+        self._tensor = self.kv.tensors[0]
+
+    def _drafter(self, model: DecoderLM) -> DecoderLM:
+        """Return the model that drafts for a target, loaded once."""
+        if self._loaded is None or self._loaded[0] is not model:
+            draft = self._load(model)
+            check_same_tokens(draft, model)
+            self._loaded = model, draft
+        return self._loaded[1]
 
     def _load(self, model: DecoderLM) -> DecoderLM:
         if isinstance(self.source, DecoderLM):
@@ -77,110 +104,126 @@ class DraftModel(Described):
         dtype = str(model.dtype).removeprefix("torch.")
         return load_model(self.source, device=str(model.device), dtype=dtype)
 
+    @torch.inference_mode()
     def propose(self, context: ProposalContext) -> list[Draft | None]:
-        """Return a chain for every candidate that its cache and its context have room for."""
+        """Return a chain for every candidate that the blocks and its context have room for."""
         assert self.model is not None, "bound to an engine's model first"
+        if self.kv.tensors[0] is not self._tensor:  # the cache was made anew
+            self.runner.forget_addresses()
+            self._followers.clear()
+            self._tensor = self.kv.tensors[0]
         for number in [n for n, f in self._followers.items() if f.target.finished]:
-            self._drop(number)
-        wanted = {c.sequence.sequence_id for c in context.candidates}
-        rows = [row for c in context.candidates if (row := self._start(c, wanted)) is not None]
+            del self._followers[number]
+        found = [self._start(candidate) for candidate in context.candidates]
+        rows = [row for row in found if row is not None]
         if rows:
-            logits = self._catch_up(rows)
-            while True:
-                for row, token in zip(rows, self._choose(rows, logits), strict=True):
-                    row.sequence.token_ids.append(token)
-                rows = [row for row in rows if row.num_drafted < row.length]
-                if not rows:
-                    break
-                logits = self._pass(rows, [1] * len(rows))
-        return [self._draft(candidate) for candidate in context.candidates]
+            self._draft(rows)
+        return [None if row is None else row.draft(self.name) for row in found]
 
-    def _start(self, candidate: Candidate, wanted: set[int]) -> _Follower | None:
-        """Return a candidate's follower, with room for its draft; None where there is none."""
-        target, number = candidate.sequence, candidate.sequence.sequence_id
-        follower = self._followers.pop(number, None)
+    def _start(self, candidate: Candidate) -> Follower | None:
+        """Return a candidate's follower, with what it has to compute; None where there is no room
+        for a draft."""
+        target = candidate.sequence
+        follower = self._followers.get(target.sequence_id)
         if follower is None or follower.target is not target:
-            if number in self.cache.blocks.tables:
-                self.cache.blocks.free(number)
-            self.cache.blocks.open(number, None)
-            follower = _Follower(target)
-        self._followers[number] = follower  # the latest used goes last
-        follower.begin(candidate, min(self.max_draft, candidate.max_tokens, candidate.max_depth))
-        start, stop = follower.sequence.num_computed, target.num_tokens + follower.length - 1
+            follower = self._followers[target.sequence_id] = Follower(target, self.kv)
         assert self.model is not None
-        if stop > self.model.config.context:
-            follower.length = 0
-            return None
-        self.cache.blocks.trim(number, start)
-        while self.cache.blocks.lacks(number, start, stop):
-            others = [n for n in self._followers if n not in wanted]
-            if not others:
-                follower.length = 0
-                return None
-            self._drop(others[0])
-        self.cache.blocks.grow(number, start, stop)
-        return follower
+        room = self.model.config.context - target.num_tokens + 1
+        length = min(self.max_draft, candidate.max_tokens, candidate.max_depth, room)
+        return follower if follower.begin(candidate, length) else None
 
-    def _catch_up(self, rows: list[_Follower]) -> Tensor:
-        """Compute what the rows' sequences have and the model has not; return logits [R, V]."""
-        found: dict[int, Tensor] = {}
-        while behind := [row for row in rows if row.behind]:
-            left, part, counts = _PASS_TOKENS, [], []
-            for row in sorted(behind, key=lambda row: row.behind):
-                count = min(row.behind, left)
-                if count:
+    def _draft(self, rows: list[Follower]) -> None:
+        """Let every row guess as many tokens as it is to."""
+        self._prompts(rows)
+        rows, logits = self._catch_up(rows)
+        guesses, whose = [], []
+        for ahead in range(max(row.length for row in rows)):
+            guesses.append(tokens := self._choose(rows, logits))
+            whose.append(rows)
+            if going := [i for i, row in enumerate(rows) if row.length > ahead + 1]:
+                if len(going) < len(rows):
+                    tokens = tokens[to_device(torch.tensor(going), tokens.device)]
+                    rows = [rows[i] for i in going]
+                logits = self._decode(rows, tokens, ahead)
+        # Read at once: until here nothing has waited for a GPU, unless tokens are drawn.
+        told = iter(torch.cat(guesses).tolist())
+        for row in (row for group in whose for row in group):
+            row.sequence.token_ids.append(next(told))
+        for row in whose[0]:
+            row.computed(row.sequence.num_tokens - 1)
+
+    def _prompts(self, rows: list[Follower]) -> None:
+        """Compute what is too much for the pass in which all rows catch up."""
+        while long := [row for row in rows if row.behind > self.max_draft + 1]:
+            left, part, counts = PASS_TOKENS, [], []
+            for row in sorted(long, key=lambda row: row.behind):
+                if count := min(row.behind - 1, left):
                     part.append(row)
                     counts.append(count)
                     left -= count
-            logits = self._pass(part, counts)
-            done = [row for row in part if not row.behind]
-            found |= {id(row): logits[i] for i, row in enumerate(done)}
-        return torch.stack([found[id(row)] for row in rows])
+            plan = self._plan(part, counts)
+            plan.num_decodes = next((i for i, n in enumerate(counts) if n > 1), len(counts))
+            self._run(plan, part)
 
-    def _pass(self, rows: list[_Follower], counts: list[int]) -> Tensor:
-        """Compute the rows' next tokens, `counts` of each; return the logits after those that have
-        no further ones, in order. Rows with one token come first."""
+    def _catch_up(self, rows: list[Follower]) -> tuple[list[Follower], Tensor]:
+        """Compute the tokens that are left up to the last; return the rows, and logits [R, V].
+
+        Rows of several are run as if they verified these: such passes are replayed.
+        """
+        rows = sorted(rows, key=lambda row: row.behind)
+        counts = [row.behind for row in rows]
+        plan = self._plan(rows, counts)
+        plan.num_decodes = counts.count(1)
+        plan.sampled = list(range(len(rows)))
+        plan.drafts = {
+            i: Draft(tuple(row.sequence.token_ids[1 - n :]))
+            for i, (row, n) in enumerate(zip(rows, counts, strict=True))
+            if n > 1
+        }
+        logits = self._run(plan, rows)
+        if not plan.drafts:
+            return rows, logits
+        last = [end - 1 for end in accumulate(counts)]
+        return rows, logits[to_device(torch.tensor(last), logits.device)]
+
+    def _decode(self, rows: list[Follower], tokens: Tensor, ahead: int) -> Tensor:
+        """Compute the rows' latest guesses, tokens [R], of which the host need not know."""
+        plan = self._plan(rows, [1] * len(rows))
+        plan.num_decodes, plan.sampled, plan.unread = len(rows), list(range(len(rows))), tokens
+        return self._run(plan, rows)
+
+    def _plan(self, rows: list[Follower], counts: list[int]) -> StepPlan:
         self._step += 1
-        plan = StepPlan(self._step)
-        for row, count in zip(rows, counts, strict=True):
-            plan.append(row.sequence, count)
-        plan.num_decodes = next((i for i, n in enumerate(counts) if n > 1), len(counts))
-        output = self.runner.run(plan)
-        for row, count in zip(rows, counts, strict=True):
-            row.sequence.num_computed += count
-        return torch.empty(0) if output.logits is None else output.logits
+        sequences = [row.sequence for row in rows]
+        return StepPlan(self._step, sequences, [s.num_computed for s in sequences], counts)
 
-    def _choose(self, rows: list[_Follower], logits: Tensor) -> list[int]:
-        """Return each row's next token."""
-        tokens: list[int] = logits.argmax(dim=-1).tolist()
-        for i, row in enumerate(rows):
-            temperature = row.target.request.params.temperature
-            if not self.sampled or row.target.request.params.greedy:
+    def _run(self, plan: StepPlan, rows: list[Follower]) -> Tensor:
+        logits = self.runner.run(plan).logits
+        for row, count in zip(rows, plan.num_new, strict=True):
+            row.sequence.num_computed += count
+        return torch.empty(0) if logits is None else logits
+
+    def _choose(self, rows: list[Follower], logits: Tensor) -> Tensor:
+        """Return each row's next token [R]."""
+        tokens = logits.argmax(dim=-1)
+        for i, row in enumerate(rows if self.sampled else ()):
+            params = row.target.request.params
+            if params.greedy:
                 continue
-            q = torch.softmax(logits[i].float() / temperature, dim=-1)
-            tokens[i] = int(torch.multinomial(q.cpu(), 1, generator=row.generator()))
+            q = torch.softmax(logits[i].float() / params.temperature, dim=-1)
+            tokens[i] = torch.multinomial(q.cpu(), 1, generator=row.generator())[0]
             row.rows.append(q)
         return tokens
 
-    def _draft(self, candidate: Candidate) -> Draft | None:
-        row = self._followers[candidate.sequence.sequence_id]
-        if row.length < 1:
-            return None
-        tokens = row.sequence.token_ids[candidate.sequence.num_tokens :]
-        return Draft(tuple(tokens), (), torch.stack(row.rows) if row.rows else None, self.name)
-
-    def _drop(self, number: int) -> None:
-        del self._followers[number]
-        self.cache.blocks.free(number)
-
     def close(self) -> None:
-        """Give the cache back, and the model if it was loaded here."""
+        """Give the room beside the cache back, and the model if it was loaded here."""
         if self.model is None:
             return
         self._followers.clear()
         self.runner.close()
-        self.cache.close()
-        self.model = None
+        self.kv.close()
+        self.model = self._loaded = None
+        del self._tensor
 
     def describe(self) -> dict[str, Any]:
         """Return the model and how far it goes."""
@@ -188,47 +231,6 @@ class DraftModel(Described):
         shown = source.config.architecture if isinstance(source, DecoderLM) else str(source)
         how = "drawn" if self.sampled else "likeliest"
         return {"model": shown, "draft": f"{self.max_draft} tokens, {how}"}
-
-
-class _Follower:
-    """A target's tokens as the draft model knows them: `sequence`, then its guesses."""
-
-    def __init__(self, target: Sequence) -> None:
-        self.target = target
-        self.sequence = replace(
-            target, token_ids=[], num_computed=0, prompt_logprobs=None, activations=None
-        )
-        self.settled = 0  # tokens that are surely the target's: those are never taken back
-        self.length = 0
-        self.rows: list[Tensor] = []
-        self._generator: torch.Generator | None = None
-        self._make: Callable[[], torch.Generator] = torch.Generator
-
-    @property
-    def behind(self) -> int:
-        """Tokens that are not computed yet."""
-        return self.sequence.num_tokens - self.sequence.num_computed
-
-    @property
-    def num_drafted(self) -> int:
-        """Guesses made so far."""
-        return self.sequence.num_tokens - self.target.num_tokens
-
-    def begin(self, candidate: Candidate, length: int) -> None:
-        """Take over the target's tokens; keep what was computed of the same ones, but the last."""
-        mine, theirs = self.sequence.token_ids, candidate.token_ids
-        same = self.settled
-        while same < len(mine) and same < len(theirs) and mine[same] == theirs[same]:
-            same += 1
-        self.sequence.token_ids = list(theirs)
-        self.sequence.num_computed = min(self.sequence.num_computed, same, len(theirs) - 1)
-        self.settled, self.length, self.rows = len(theirs), length, []
-        self._generator, self._make = None, candidate.generator
-
-    def generator(self) -> torch.Generator:
-        """Return the numbers for this draft's draws."""
-        self._generator = self._generator or self._make()
-        return self._generator
 
 
 def check_same_tokens(draft: DecoderLM, target: DecoderLM) -> None:

@@ -21,6 +21,7 @@ from workbench.speculation.states import States
 
 if TYPE_CHECKING:
     from workbench.cache import KVCache
+    from workbench.config import ModelConfig
     from workbench.models import DecoderLM
 
 _PROPOSING = 0x50524F50  # keeps these draws apart from those of sampler and verifier
@@ -77,6 +78,20 @@ class Candidate(Described):
         return {"request": self.sequence.request.request_id, "draft": f"at most {bounds}"}
 
 
+class ProposerMemory(NamedTuple):
+    """What a proposer takes on the target's device, in bytes: its own weights, and what it keeps of
+    the tokens of each of the cache's blocks.
+
+    config and pass_tokens: its model's shape, and how many tokens it computes at once at most.
+    """
+
+    name: str
+    weight_bytes: int
+    block_bytes: int
+    config: ModelConfig
+    pass_tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class ProposalContext:
     """What a proposer may look at: the candidates, the target model and its cache."""
@@ -92,7 +107,11 @@ class Proposer(Protocol):
 
     It may also have `bind(model, cache)`, called when an engine takes it and raising `ConfigError`
     if these do not fit it; and `close()`, called when the engine lets go of it. Of sequences that
-    have ended it learns by `candidate.sequence.finished`.
+    have ended it learns by `candidate.sequence.finished`. What it takes on the device it may say by
+    `memory(model, block_size) -> ProposerMemory`, for the memory plan, before `bind`.
+
+    It may write to the cache by an attribute `slots_ahead`: for so many tokens behind a candidate's
+    last computed one its block table then has room, if blocks are free (`BlockTable.writable_to`).
 
     needs: points of the target model (see `workbench.layers.probe`; "" is the output after the
     final norm) whose rows are kept of each token and handed over once, in `Candidate.states`.
