@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ from workbench.bench import (
 )
 from workbench.bench.cpu import peer_dtypes
 from workbench.bench.gpu_workloads import WORKLOADS, Work, make_jobs
+from workbench.bench.lora_adapters import zipf
+from workbench.bench.lora_schedule import simulate
 from workbench.bench.lora_traffic import Traffic
 from workbench.bench.shapes import SHAPES, write_random_checkpoint
 from workbench.bench.workloads import DESCRIPTIONS, Job
@@ -215,6 +218,31 @@ def test_lora_traffic(
     assert {case.partition(":")[0] for case in cases[2:]} == {"load"}
     assert main(["bench", "lora", "--device", "cpu", "--cases", "b1 one"]) != 0
     assert "cases='b1 one': not on a CPU" in capsys.readouterr().err
+
+
+def test_what_a_scheduler_makes_of_zipf_traffic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts of a run that depends on no clock but its own: the same twice, and within bounds."""
+    traffic = Traffic(40, 10, requests=120, at_once=40, prompt=16, output=8, running=0)
+    traffic = replace(traffic, max_sequences=40)
+    deep = replace(traffic, at_once=80)
+    monkeypatch.setattr(lora, "ZIPF_ON_GPU", {"zipf": traffic, "zipf queue": deep})
+    rows = tmp_path / "rows.jsonl"
+    settings = ["--device", "cpu", "--cases", "schedule", "--repeats", "1", "--rows", str(rows)]
+    assert main(["bench", "lora", *settings]) == 0
+    steps = [json.loads(line)["median"] for line in rows.read_text().splitlines()]
+    base, mixed, base_deep, mixed_deep = steps
+    assert base == base_deep < mixed_deep < mixed
+    drawn = [f"z{i}" for i in zipf(120, 40)]
+    counts = simulate(traffic, drawn)
+    assert f"  zipf  {counts}" in capsys.readouterr().out
+    assert counts.steps == mixed
+    assert counts.hits + counts.misses == len(counts.waits) == 120
+    assert counts.loads - counts.evicted <= 10
+    assert counts.rows == 120 * 8
+    assert counts.in_vain == 0
+    assert max(counts.waits) < counts.steps
 
 
 def test_every_program_is_run_here(request: pytest.FixtureRequest) -> None:

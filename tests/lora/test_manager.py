@@ -20,7 +20,7 @@ from workbench.errors import AdapterError, AdapterInUse, ConfigError, RequestErr
 from workbench.events import AdapterAwaited, AdapterMoved, AdapterUnloaded, Event
 from workbench.lora import LoRAManager, store
 from workbench.lora.names import parse_uses
-from workbench.lora.patience import LIMIT
+from workbench.lora.turns import LIMIT
 from workbench.models import DecoderLM
 
 MakeEngine = Callable[..., Engine]

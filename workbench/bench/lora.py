@@ -1,6 +1,7 @@
 """`workbench bench lora`: what adapters cost. On a CPU the embedded model, 16 requests over four
 adapters of rank 16, beside the base and beside PEFT's own mixed batch; on a GPU see `lora_gpu`.
-Zipf traffic and hot loads (`--cases zipf,load`) are on both, see `lora_traffic`.
+Zipf traffic and hot loads (`--cases zipf,load`) are on both, see `lora_traffic`; what a scheduler
+makes of the GPU's traffic is counted on a CPU (`--cases schedule`), see `lora_schedule`.
 
 Engines take turns, same weights, same adapters, one process. PEFT's batch is `generate` with
 `adapter_names`, which PEFT takes for one adapter each.
@@ -20,7 +21,8 @@ import torch
 
 from workbench.bench.cpu import agreement
 from workbench.bench.lora_adapters import RandomAdapters
-from workbench.bench.lora_traffic import ON_CPU, load_rows, zipf_rows
+from workbench.bench.lora_schedule import schedule_rows
+from workbench.bench.lora_traffic import ON_CPU, ZIPF_ON_GPU, load_rows, zipf_rows
 from workbench.bench.measure import Row, Samples, append_rows, interleave, machine
 from workbench.bench.peers import HuggingFace
 from workbench.bench.workloads import Job, make_workload
@@ -88,12 +90,17 @@ def _measure(arguments: argparse.Namespace) -> list[Row]:
 def _traffic(arguments: argparse.Namespace) -> list[Row]:
     """Adapters that come and go, in an engine with fewer rank rows than these have."""
     names, rank = arguments.cases.split(","), arguments.rank
-    if unknown := set(names) - {"zipf", "load"}:
-        raise ConfigError("cases", ",".join(unknown), "not on a CPU", "Take zipf, load or all.")
+    if unknown := set(names) - {"zipf", "load", "schedule"}:
+        fix = "Take zipf, load, schedule or all."
+        raise ConfigError("cases", ",".join(unknown), "not on a CPU", fix)
+    rows = []
+    if "schedule" in names:
+        rows += schedule_rows(ZIPF_ON_GPU, arguments.repeats, machine())
+    if names == ["schedule"]:
+        return rows
     settings = {"dtype": arguments.dtype, "lora_rows": ON_CPU.fitting * rank, "seed": 0}
     llm = LLM(arguments.model, device="cpu", prefix_reuse=False, **settings)
     adapters, where = RandomAdapters(llm.engine.model), machine() | {"rank": rank}
-    rows = []
     if "zipf" in names:
         rows += zipf_rows(llm.engine, adapters, rank, ON_CPU, arguments.repeats, where)
     if "load" in names:
@@ -157,6 +164,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--rank", type=int, default=16)
     add("--repeats", type=int, default=5)
     add("--threads", type=int, help="torch threads (default: all cores)")
-    add("--cases", default="all", help="names parted by commas, or all; on a CPU zipf, load")
+    add(
+        "--cases",
+        default="all",
+        help="names parted by commas, or all; on a CPU zipf, load, schedule",
+    )
     add("--rows", help="append the rows to this JSON-lines file")
     return parser

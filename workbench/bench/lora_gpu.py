@@ -20,7 +20,7 @@ from workbench.bench.gpu import require_gpu
 from workbench.bench.gpu_engine import random_model
 from workbench.bench.gpu_workloads import SHAPES
 from workbench.bench.lora_adapters import RandomAdapters
-from workbench.bench.lora_traffic import ON_GPU, load_rows, row, zipf_rows
+from workbench.bench.lora_traffic import ON_GPU, ZIPF_ON_GPU, load_rows, row, zipf_rows
 from workbench.bench.measure import Row, machine
 from workbench.build import build
 from workbench.config import EngineConfig
@@ -48,13 +48,12 @@ CASES = {
     "b32 ranks": _Case(32, lambda i: f"r{_RANKS[i % 4]}-{i // 4}"),
     "b256 mixed": _Case(256, lambda i: f"r16-{i % 32}"),
 }
-TRAFFIC = ("zipf", "load")
 
 
 def measure(rank: int, repeats: int, cases: str) -> list[Row]:
     """Print the figures and return the rows."""
     device = require_gpu()
-    names = [*CASES, *TRAFFIC] if cases == "all" else cases.split(",")
+    names = [*CASES, *ZIPF_ON_GPU, "load"] if cases == "all" else cases.split(",")
     model = random_model(SHAPES["llama-8b"], device)
     settings = EngineConfig(
         device=str(device),
@@ -70,8 +69,9 @@ def measure(rank: int, repeats: int, cases: str) -> list[Row]:
     rows = []
     for name in names:
         begin = time.perf_counter()
-        if name == "zipf":
-            rows += zipf_rows(engine, adapters, rank, ON_GPU, repeats, where)
+        if name in ZIPF_ON_GPU:
+            traffic = ZIPF_ON_GPU[name]
+            rows += zipf_rows(engine, adapters, rank, traffic, repeats, where, name)
         elif name == "load":
             rows += load_rows(engine, adapters, rank, ON_GPU, where)
         else:

@@ -1,10 +1,11 @@
 """Adapters that come and go under traffic: `workbench bench lora --cases zipf,load`, on any device.
 
 `zipf`: requests over more adapters than fit on the device, adapter i with weight 1 / (i + 1),
-beside the same requests without any, in turns. `load`: what a hot load does to requests that run:
-the folder is read by a thread, as a server does, then the adapter goes to the device with its first
-request. Graphs that another adapter has needed before are there: what is captured and compiled
-meanwhile is counted.
+beside the same requests without any, in turns: as many there at once as can run, so that one that
+waits for its adapter leaves a place empty (`zipf queue`: twice as many). `load`: what a hot load
+does to requests that run: the folder is read by a thread, as a server does, then the adapter goes
+to the device with its first request. Graphs that another adapter has needed before are there: what
+is captured and compiled meanwhile is counted.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import statistics
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ _WARM_UPS = 2  # rounds in which graphs are captured
 class Traffic:
     """How much: adapters known and fitting at once; requests of some tokens in and out, of which so
     many are there at once (one that ends is followed by the next); how many run while an adapter is
-    loaded."""
+    loaded. max_sequences: how many may run."""
 
     registered: int
     fitting: int
@@ -42,11 +43,13 @@ class Traffic:
     prompt: int
     output: int
     running: int
+    max_sequences: int = 256
 
 
 ON_GPU = Traffic(
     registered=256, fitting=64, requests=768, at_once=256, prompt=128, output=64, running=32
 )
+ZIPF_ON_GPU = {"zipf": ON_GPU, "zipf queue": replace(ON_GPU, requests=1536, at_once=512)}
 ON_CPU = Traffic(registered=32, fitting=8, requests=32, at_once=12, prompt=16, output=12, running=4)
 
 
@@ -57,6 +60,7 @@ def zipf_rows(
     traffic: Traffic,
     repeats: int,
     where: dict[str, Any],
+    case: str = "zipf",
 ) -> list[Row]:
     """Print and return the rates of Zipf traffic and of the same without adapters."""
     for number in range(traffic.registered):
@@ -77,13 +81,13 @@ def zipf_rows(
                 rates[which].append(rate)
     base, mixed = (statistics.median(found) for found in rates.values())
     print(
-        f"zipf         {base:>8.0f} -> {mixed:>8.0f} tok/s ({mixed / base - 1:+.1%}); "
+        f"{case:<12} {base:>8.0f} -> {mixed:>8.0f} tok/s ({mixed / base - 1:+.1%}); "
         f"{traffic.registered} adapters, {traffic.fitting} fit; {counts.since(engine)}",
         flush=True,
     )
     for number in range(traffic.registered):
         engine.loras.unload(f"z{number}")
-    return [row(f"zipf: {which}", found, where) for which, found in rates.items()]
+    return [row(f"{case}: {which}", found, where) for which, found in rates.items()]
 
 
 class _Counts:
@@ -205,10 +209,10 @@ def _until_done(steps: _Steps, request: str) -> list[float]:
     return walls
 
 
-def row(case: str, values: list[float], where: dict[str, Any]) -> Row:
-    """Return a figure's row."""
+def row(case: str, values: list[float], where: dict[str, Any], unit: str = "") -> Row:
+    """Return a figure's row; its unit follows from the case, unless it is given."""
     ordered = sorted(values)
-    unit = "seconds" if "seconds" in case else "tokens/s"
+    unit = unit or ("seconds" if "seconds" in case else "tokens/s")
     median = statistics.median(ordered)
     ends = ordered[0], ordered[-1]
     return Row("lora", case, "workbench", unit, median, *ends, len(ordered), 0.0, where=where)

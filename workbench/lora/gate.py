@@ -1,20 +1,23 @@
 """`AdapterGate`: whether a waiting sequence's adapters are on the device, and what brings them
 there.
 
-The scheduler asks it before it starts a sequence that names adapters. Loading from disk goes on in
-a thread while others run; who waits for room long enough gets it (`patience`). What running
+As a step begins it looks at the whole queue: what is waited for is brought in the order of `Turns`,
+several at once, as far as there is room that nobody needs. The scheduler asks before it starts a
+sequence that names adapters. Loading from disk goes on in a thread while others run. What running
 sequences need is told anew at each step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
+from workbench.errors import AdapterError
 from workbench.events import AdapterAwaited, AdapterMoved
 from workbench.lora.facts import Facts
-from workbench.lora.patience import Patience
 from workbench.lora.slots import DeviceSlots
 from workbench.lora.store import AdapterStore, Entry
+from workbench.lora.table import Uses
+from workbench.lora.turns import Turns
 from workbench.request import Sequence, Status
 
 
@@ -29,7 +32,9 @@ class AdapterGate:
     ) -> None:
         self.store, self.slots, self.facts, self._settle = store, slots, facts, settle
         self.running: Callable[[], Iterable[Sequence]] = tuple
-        self._patience = Patience()
+        self.turns = Turns()
+        self._lost: dict[str, AdapterError] = {}  # adapters that this step could not read again
+        self._given: set[str] = set()  # those that were given room in this step
         self._asked: dict[
             int, tuple[Sequence, dict[str, bool]]
         ] = {}  # by sequences not counted yet
@@ -39,45 +44,91 @@ class AdapterGate:
         self._need(self.running())
 
     def _need(self, running: Iterable[Sequence]) -> None:
-        self.slots.need(use.name for sequence in running for use in sequence.request.lora)
+        names = (use.name for sequence in running for use in sequence.request.lora)
+        self.slots.need(dict.fromkeys(names))
 
-    def begin(self, step: int, running: Iterable[Sequence]) -> None:
-        """Begin a step, in which these sequences keep their adapters on the device."""
+    def begin(self, step: int, running: Collection[Sequence], waiting: Iterable[Sequence]) -> None:
+        """Begin a step, in which these sequences keep their adapters on the device, and bring what
+        others wait for."""
         self.facts.step = step
         if not self.store.entries:
             return
-        self._patience.begin()
         self.tally()
         for entry, move in self.slots.arrived():
             self._tell(entry, move.source, move.cause)
         self._need(running)
         self._settle()
+        self._lost.clear()
+        self._given.clear()
+        self.turns.begin(step, waiting)
+        self.slots.wanted = self.turns.wanted
+        if self.turns.line:
+            self._bring_in_turn(running)
+
+    def _bring_in_turn(self, running: Iterable[Sequence]) -> None:
+        """Bring what is waited for, turn after turn, while there is room.
+
+        Idle adapters make way that nobody waits for, and to the first those that others do.
+        """
+        turns, slots, room = self.turns, self.slots, self.slots.room()
+        for place, uses in enumerate(turns.line):
+            lacking = [e for e in self._entries(uses) if e.resident is None and e.moving is None]
+            lacking = [entry for entry in lacking if entry.name not in self._given]
+            first = uses == turns.first
+            if not lacking:
+                if first:
+                    turns.closed.clear()
+                continue
+            short = room.take(sum(entry.rank for entry in lacking), place if first else None)
+            if not short:
+                for entry in lacking:
+                    self._begin_to_bring(entry)
+                continue
+            turns.refused(uses)
+            if first:
+                turns.close(slots.running(), running, short)
+                room.close()
+
+    def _begin_to_bring(self, entry: Entry) -> None:
+        self._given.add(entry.name)
+        try:
+            self.bring(entry, cause="wanted", wait=False)
+        except AdapterError as error:
+            self._lost[entry.name] = error
+
+    def _entries(self, uses: Uses) -> list[Entry]:
+        return [self.store.entries[use.name] for use in uses]
 
     def admits(self, sequence: Sequence, *, wait: bool) -> bool:
-        """Whether a waiting sequence's adapters are on the device; brings them there if there is
-        room. wait: rather for the disk than not at all.
+        """Whether a waiting sequence's adapters are on the device. wait: nothing else could run, so
+        it is rather waited for the disk than for the next step.
 
         Raises `AdapterError` for an adapter that cannot be read any more.
         """
-        entries = [self.store.entries[use.name] for use in sequence.request.lora]
+        uses = sequence.request.lora
+        entries = self._entries(uses)
         self._note(sequence, entries)
-        if self._patience.reserved_for_another(sequence):
-            return False
+        if not self.turns.may_start(uses):
+            self.turns.refused(uses)
+            return self._refuse(sequence, entries[0])
         needed = set(self.slots.needed)
         for entry in entries:
-            if not self.bring(entry, cause="wanted", wait=wait):
-                self._refuse(sequence, entry)
+            if entry.name in self._lost:
+                raise self._lost[entry.name]
+            there = entry.resident is not None
+            if not there and not (wait and self.bring(entry, cause="wanted", wait=True)):
                 self.slots.needed = needed
-                return False
+                return self._refuse(sequence, entry)
             self.slots.needed.add(entry.name)
-        self._patience.admitted(sequence)
+        self.turns.served(uses)
         return True
 
     def _note(self, sequence: Sequence, entries: list[Entry]) -> None:
         """Note what was on the device when a request was first to start."""
         first = sequence.leader is None and not sequence.metrics.num_preemptions
         if first and sequence.sequence_id not in self._asked:
-            there = {entry.name: entry.resident is not None for entry in entries}
+            here = {e.name for e in entries if e.resident is not None} - self._given
+            there = {entry.name: entry.name in here for entry in entries}
             self._asked[sequence.sequence_id] = sequence, there
 
     def tally(self) -> None:
@@ -92,11 +143,11 @@ class AdapterGate:
                     entry.hits += there[name]
                     entry.misses += not there[name]
 
-    def _refuse(self, sequence: Sequence, entry: Entry) -> None:
-        cause = "being read" if self.slots.has_room(entry) else "no room"
-        if cause == "no room":
-            self._patience.refused(sequence)
+    def _refuse(self, sequence: Sequence, entry: Entry) -> bool:
+        comes = entry.moving is not None or entry.name in self._given
+        cause = "being read" if comes else "no room"
         self.facts.tell(AdapterAwaited, sequence.sequence_id, entry.name, cause)
+        return False
 
     def bring(self, entry: Entry, *, cause: str, wait: bool) -> bool:
         """Put an adapter on the device; False if there is no room, or it is still on its way."""

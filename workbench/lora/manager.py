@@ -229,7 +229,6 @@ class LoRAManager(Described):
         """Serve an engine's parts. unfinished: returns the requests that have not ended."""
         self.facts.bus, self.unfinished = bus, unfinished
         scheduler.adapters.gate, runner.adapters = self.gate, self.batches
-        self.slots.wanted = lambda: (use.name for own in unfinished() for use in own.lora)
         self.gate.running = lambda: (*scheduler.running, *scheduler.holding)
 
     def resolve(self, text: str | None) -> Uses:

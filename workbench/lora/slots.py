@@ -8,8 +8,11 @@ brought beside the passes that run. Called by the manager.
 
 from __future__ import annotations
 
+import math
+import sys
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 
 from workbench.lora.moves import Move, Mover
 from workbench.lora.packing import Packed, Packer
@@ -20,6 +23,33 @@ from workbench.lora.table import Uses, VariantTable
 _FIRST_ROWS = 32
 
 
+@dataclass(slots=True)
+class Room:
+    """Rank rows to be given out: `free` ones, and those of idle adapters, spare (rank, place in
+    line of the first who waits for it, infinite if nobody does), of which the last goes first."""
+
+    free: int
+    spare: list[tuple[int, float]]
+
+    def take(self, rank: int, place: int | None = None) -> int:
+        """Take rows if there are enough; return how many lack. place: where in line those are who
+        want them, if they may have what others behind them wait for."""
+        short, left = rank - self.free, len(self.spare)
+        while short > 0 and left:
+            held, waits = self.spare[left - 1]
+            if waits <= (sys.maxsize if place is None else place):
+                break
+            short, left = short - held, left - 1
+        if short <= 0:
+            self.free = -short
+            del self.spare[left:]
+        return max(short, 0)
+
+    def close(self) -> None:
+        """Keep what is left."""
+        self.free, self.spare = 0, []
+
+
 class DeviceSlots:
     """The rank rows and the variants. num_rows: None has as many rows as were ever needed."""
 
@@ -28,7 +58,8 @@ class DeviceSlots:
         self.pool = RankPool(packer, num_rows or 0)
         self.table = VariantTable(packer.model.device)
         self.needed: set[str] = set()
-        self.wanted: Callable[[], Iterable[str]] = tuple  # by requests that have not ended
+        self.wanted: Mapping[str, int] = {}  # by those who wait: the place of the first in line
+        self._placed: dict[str, Entry] = {}  # on the device, or on their way there
         self.mover = Mover(self.pool)
         self.beside = packer.model.device.type == "cuda"  # whether passes run meanwhile
 
@@ -40,6 +71,22 @@ class DeviceSlots:
     def need(self, names: Iterable[str]) -> None:
         """Say which adapters must stay: those of the sequences that run."""
         self.needed = set(names)
+        for name in names:
+            self.store.touch(self.store.entries[name])
+
+    def running(self) -> list[Entry]:
+        """Return the adapters that must stay."""
+        return [entry for name, entry in self._placed.items() if name in self.needed]
+
+    def room(self) -> Room:
+        """Return what there is to give to adapters that are not here."""
+        if not self.bounded:
+            return Room(sys.maxsize, [])
+        spare = [(entry.rank, self._place(entry)) for entry in self._evictable()]
+        return Room(self.pool.num_free, spare[::-1])
+
+    def _place(self, entry: Entry) -> float:
+        return self.wanted.get(entry.name, math.inf)
 
     def spare_rows(self, besides: Collection[str] = ()) -> int:
         """Return how many rank rows are left beside pinned adapters and these."""
@@ -66,8 +113,7 @@ class DeviceSlots:
                 rows = self.pool.num_rows
                 self.pool.grow(max(rows + lacking, 2 * rows, _FIRST_ROWS))
         if self.pool.num_free < entry.rank:
-            wanted = set(self.wanted())  # those who wait would have it brought again
-            for victim in sorted(self._evictable(), key=lambda e: e.name in wanted):
+            for victim in self._evictable():
                 if self.pool.num_free >= entry.rank:
                     break
                 self.evict(victim)
@@ -78,13 +124,14 @@ class DeviceSlots:
             self._arrive(entry, time.perf_counter() - begin)
         else:
             entry.moving = self.mover.start(place, source, cause)
+        self._placed[entry.name] = entry
         self.mover.totals.held_up += time.perf_counter() - begin
         return victims
 
     def arrived(self) -> list[tuple[Entry, Move]]:
         """Return the adapters that have come to the device since this was last asked."""
         found = []
-        for entry in self.store.entries.values():
+        for entry in list(self._placed.values()):
             move = entry.moving
             if move is not None and move.arrival.done():
                 self.finish(entry)
@@ -99,6 +146,7 @@ class DeviceSlots:
         try:
             entry.resident, seconds = move.arrival.result()
         except BaseException:
+            del self._placed[entry.name]
             self.pool.free(move.place.rows)
             raise
         self._arrive(entry, seconds)
@@ -112,7 +160,7 @@ class DeviceSlots:
 
     def settle(self) -> None:
         """Wait for all that is on its way: rows are about to move."""
-        for entry in self.store.entries.values():
+        for entry in list(self._placed.values()):
             if entry.moving is not None:
                 self.finish(entry)
 
@@ -124,6 +172,7 @@ class DeviceSlots:
         self.table.forget(entry.name)
         self.pool.free(entry.resident.rows)
         entry.resident = None
+        del self._placed[entry.name]
 
     def resize(self, num_rows: int) -> list[Entry]:
         """Have more rank rows or fewer, in which pinned and needed adapters have room; return who
@@ -138,7 +187,7 @@ class DeviceSlots:
                 break
             self.evict(entry)
             left.append(entry)
-        found = [(e, e.resident) for e in self.store.entries.values() if e.resident is not None]
+        found = [(e, e.resident) for e in self._placed.values() if e.resident is not None]
         for entry, _ in found:
             self.table.forget(entry.name)  # its rows have other numbers now
         moved = self.pool.shrink(num_rows, [resident for _, resident in found])
@@ -157,10 +206,11 @@ class DeviceSlots:
         return resident
 
     def _evictable(self) -> list[Entry]:
-        """Return the adapters that may leave, the least used first."""
+        """Return the adapters that may leave: first those that nobody waits for, the least used
+        first, then those whose first one in line comes last."""
         may = [
             entry
-            for entry in self.store.entries.values()
+            for entry in self._placed.values()
             if entry.resident is not None and not entry.pinned and entry.name not in self.needed
         ]
-        return sorted(may, key=lambda entry: entry.last_used)
+        return sorted(may, key=lambda entry: (-self._place(entry), entry.last_used))

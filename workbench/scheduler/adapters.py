@@ -6,7 +6,7 @@ introduces the two. Asked by the planner.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from workbench.errors import AdapterError
@@ -17,8 +17,9 @@ from workbench.scheduler.queues import Queues
 class AdapterGate(Protocol):
     """Says who may start."""
 
-    def begin(self, step: int, running: Iterable[Sequence]) -> None:
-        """Begin a step: these sequences hold blocks, and keep their adapters on the device."""
+    def begin(self, step: int, running: Collection[Sequence], waiting: Iterable[Sequence]) -> None:
+        """Begin a step: `running` hold blocks, and keep their adapters on the device; `waiting`
+        come next, in this order."""
 
     def admits(self, sequence: Sequence, *, wait: bool) -> bool:
         """Whether a sequence that names adapters may start now. wait: nothing else could run.
@@ -39,7 +40,8 @@ class AdapterWaits:
         """Begin a step."""
         if self.gate is not None:
             queues = self._queues
-            self.gate.begin(step, (*queues.running.values(), *queues.holding.values()))
+            holding = *queues.running.values(), *queues.holding.values()
+            self.gate.begin(step, holding, queues.waiting)
 
     def holds(self, sequence: Sequence) -> bool:
         """Whether a sequence has to wait for its adapters."""
