@@ -262,5 +262,7 @@ def make_tiles(variants: Sequence[int], device: torch.device) -> Tiles:
     size = tile_size(variants, device)
     order, tiles, count = tile_numbers(variants, size)
     packed = torch.from_numpy(np.concatenate((order, tiles.ravel())))
+    if device.type == "cuda":  # else the copy may wait for the passes that are queued
+        packed = packed.pin_memory()
     moved = packed.to(device, non_blocking=True)
     return Tiles(moved[: len(order)], moved[len(order) :].view(-1, 3), size, count)

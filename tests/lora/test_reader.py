@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ from tiny import random_prompts
 
 from workbench.batch import ForwardContext
 from workbench.errors import AdapterError, ConfigError
-from workbench.lora import Adapter, merge, read_adapter
+from workbench.lora import Adapter, merge, read_adapter, reader
+from workbench.lora.weights_file import WeightsFile
 from workbench.models import DecoderLM
 from workbench.ops import get_backend
 
@@ -205,6 +207,54 @@ def test_damaged_files(copy: Path, model: DecoderLM, keep: int) -> None:
     raw = (copy / WEIGHTS).read_bytes()
     (copy / WEIGHTS).write_bytes(raw[:keep])
     with pytest.raises(AdapterError, match="is damaged"):
+        read_adapter(copy, model)
+
+
+def test_a_file_is_read_whole_whatever_its_alignment(tmp_path: Path) -> None:
+    """Also one larger than a piece, whose tensors do not begin where their dtype would."""
+    made = {
+        "odd": torch.arange(3, dtype=torch.uint8),
+        "flags": torch.tensor([True, False]),
+        "half": torch.randn(5, 3).bfloat16(),
+        "wide": torch.randn(3, dtype=torch.float64),
+        "large": torch.randn(1500, 1000),
+        "empty": torch.empty(0, 4),
+    }
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    raw, codes = b"", {torch.uint8: "U8", torch.bool: "BOOL", torch.bfloat16: "BF16"}
+    codes |= {torch.float64: "F64", torch.float32: "F32"}
+    for name, tensor in made.items():
+        its = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+        offsets = [len(raw), len(raw) + len(its)]
+        code = codes[tensor.dtype]
+        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": offsets}
+        raw += its
+    text = json.dumps(header).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + raw)
+    with WeightsFile(path) as file:
+        names = file.keys()
+        found = {name: file.get_tensor(name) for name in names}
+        assert file.get_slice("half").get_shape() == [5, 3]
+        assert file.get_slice("half").get_dtype() == "BF16"
+    assert list(found) == list(made)
+    for name, tensor in made.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+
+
+def test_a_file_that_is_cut_short_while_it_is_read(
+    copy: Path, model: DecoderLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mapped one would end the process."""
+
+    class Cut(WeightsFile):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            os.truncate(path, path.stat().st_size - 4)
+
+    monkeypatch.setattr(reader, "WeightsFile", Cut)
+    with pytest.raises(AdapterError, match="is damaged: ends at byte"):
         read_adapter(copy, model)
 
 

@@ -52,8 +52,7 @@ class _Arrival(Future[tuple[Resident, float]]):
 
     def __init__(self, clock: Clock, pool: RankPool, place: Place, due: float) -> None:
         super().__init__()
-        self.clock, self.due = clock, due
-        self._write = lambda: (pool.write(place), clock.costs.load)
+        self.clock, self.pool, self.place, self.due = clock, pool, place, due
 
     def done(self) -> bool:
         """Whether its time has come."""
@@ -62,7 +61,7 @@ class _Arrival(Future[tuple[Resident, float]]):
     def result(self, timeout: float | None = None) -> tuple[Resident, float]:
         """Write it, at its time."""
         self.clock.now = max(self.clock.now, self.due)
-        return self._write()
+        return self.pool.write(self.place), self.clock.costs.load
 
 
 @dataclass(slots=True)

@@ -31,13 +31,16 @@ class Resident(NamedTuple):
     lengths: Mapping[nn.Module, RowLengths]
 
 
+Layers = tuple[tuple[LoRAWeights, int | None], ...]
+
+
 class Place(NamedTuple):
     """Where an adapter goes on the device: its rank rows, and every layer's rows with the number of
     the layer in `packed`, or None where they are to hold nothing."""
 
     packed: Packed
     rows: tuple[int, ...]
-    layers: tuple[tuple[LoRAWeights, int | None], ...]
+    layers: Layers
 
 
 class RankPool:
@@ -50,6 +53,7 @@ class RankPool:
         self.packer, self.num_rows, self.generation = packer, num_rows, 0
         self.model = packer.model
         self.weights: dict[nn.Module, LoRAWeights] = {}
+        self._known: dict[tuple[str, ...], tuple[Layers, int]] = {}  # with the generation
         self._free = list(range(num_rows - 1, -1, -1))
 
     @property
@@ -70,6 +74,7 @@ class RankPool:
         for layer, old in self.weights.items():
             a, b = (self._larger(tensor, num_rows) for tensor in (old.a, old.b))
             self.weights[layer] = LoRAWeights(a, b, old.bounds, old.starts)
+        self._known.clear()
         self.num_rows, self.generation = num_rows, self.generation + 1
 
     def shrink(self, num_rows: int, residents: list[Resident]) -> list[Resident]:
@@ -80,6 +85,7 @@ class RankPool:
         for layer, old in self.weights.items():
             a, b = (self._gathered(tensor, index, num_rows) for tensor in (old.a, old.b))
             self.weights[layer] = LoRAWeights(a, b, old.bounds, old.starts)
+        self._known.clear()
         self._free = list(range(num_rows - 1, len(rows) - 1, -1))
         self.num_rows, self.generation = num_rows, self.generation + 1
         moved, begin = [], 0
@@ -109,15 +115,22 @@ class RankPool:
         """Take free rows for an adapter, of which there must be enough, and leave them as they
         are."""
         rows = tuple(sorted(self._free.pop() for _ in range(packed.rank)))
-        given = {}
-        for number, name in enumerate(packed.layers):
-            layer = self.model.get_submodule(name)
+        return Place(packed, rows, self._layers(packed.layers) if rows else ())
+
+    def _layers(self, names: tuple[str, ...]) -> Layers:
+        """Return every layer's rows, each with its number among `names`. Most adapters change the
+        same layers, and steps wait for this: it is worked out once for each kind."""
+        known, generation = self._known.get(names, ((), -1))
+        if generation == self.generation:
+            return known
+        given = {self.model.get_submodule(name): number for number, name in enumerate(names)}
+        for layer, number in given.items():
             if layer not in self.weights:
-                self.weights[layer] = self._make(name)
+                self.weights[layer] = self._make(names[number])
                 self.generation += 1
-            given[layer] = number
-        layers = ((weights, given.get(layer)) for layer, weights in self.weights.items())
-        return Place(packed, rows, tuple(layers) if rows else ())
+        found = tuple((weights, given.get(layer)) for layer, weights in self.weights.items())
+        self._known[names] = found, self.generation
+        return found
 
     @torch.inference_mode()
     def write(self, place: Place) -> Resident:

@@ -8,12 +8,12 @@ is a module that the config names and the file lacks. Nothing is unpickled or fe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from workbench.errors import AdapterError
@@ -25,6 +25,7 @@ from workbench.lora.nemo import is_nemo, read_nemo
 from workbench.lora.targets import Target, targets_of
 from workbench.lora.threads import in_threads
 from workbench.lora.token_rows import rows_as_pairs
+from workbench.lora.weights_file import WeightsFile
 from workbench.models import DecoderLM
 from workbench.models.resolve import attached_loras
 
@@ -47,17 +48,24 @@ def _where(model: DecoderLM) -> str:
     return f"Give a folder that PEFT wrote.{what}"
 
 
-def read_adapter(folder: str | Path, model: DecoderLM, *, max_rank: int = 256) -> Adapter:
+def read_adapter(
+    folder: str | Path,
+    model: DecoderLM,
+    *,
+    max_rank: int = 256,
+    targets: Mapping[str, Target] | None = None,
+) -> Adapter:
     """Return the adapter in PEFT's folder, or in NeMo's archive, checked against a model.
 
+    targets: what `targets_of` returned for it, where that is known.
     Raises `AdapterError`, naming file, key and value of every fault: an unreadable or unsupported
     config, damaged weights, tensors that the model has no place for or that are missing, wrong
     shapes, ranks above `max_rank`, numbers that are not finite.
     """
-    folder = Path(folder)
+    folder, targets = Path(folder), dict(targets or targets_of(model))
     if is_nemo(folder):
         given, tensors = read_nemo(folder, model.config)
-        return _Reader(folder, given, model, max_rank, tensors, NEMO_WEIGHTS).read()
+        return _Reader(folder, given, model, targets, max_rank, tensors, NEMO_WEIGHTS).read()
     if not folder.is_dir():
         raise AdapterError(folder.resolve(), ["is no folder"], _where(model))
     config = read_config(folder)
@@ -67,13 +75,13 @@ def read_adapter(folder: str | Path, model: DecoderLM, *, max_rank: int = 256) -
         what = f"only {', '.join(found)}, which is not read" if found else "not there"
         raise AdapterError(folder, [f"{WEIGHTS} is {what}"], FIX)
     try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
+        with WeightsFile(path) as file:
             held: Any = file
             if config.target_parameters:
-                config, held = take_apart(folder, config, model, targets_of(model), held)
+                config, held = take_apart(folder, config, model, targets, held)
             if config.token_indices:
-                config, held = rows_as_pairs(folder, config, model, targets_of(model), held)
-            return _Reader(folder, config, model, max_rank, held).read()
+                config, held = rows_as_pairs(folder, config, model, targets, held)
+            return _Reader(folder, config, model, targets, max_rank, held).read()
     except (SafetensorError, OSError) as error:
         problem = f"{WEIGHTS} ({path.stat().st_size} bytes) is damaged: {error}"
         raise AdapterError(folder, [problem], "Fetch or export it again.") from error
@@ -87,13 +95,14 @@ class _Reader:
         folder: Path,
         config: LoRAConfig,
         model: DecoderLM,
+        targets: dict[str, Target],
         max_rank: int,
         file: Any,
         file_name: str = WEIGHTS,
     ) -> None:
         self.file_name = file_name
         self.folder, self.config, self.max_rank, self.file = folder, config, max_rank, file
-        self.model, self.targets = model, targets_of(model)
+        self.model, self.targets = model, targets
         self.problems: list[str] = []
         self.shapes: Shapes = {}
 

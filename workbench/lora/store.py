@@ -104,7 +104,8 @@ class AdapterStore:
         if it is none."""
         begin = time.perf_counter()
         with in_the_background():
-            adapter = read_adapter(folder, self.packer.model, max_rank=self.max_rank)
+            model, targets = self.packer.model, self.packer.targets
+            adapter = read_adapter(folder, model, max_rank=self.max_rank, targets=targets)
             adapter = replace(adapter, folder=folder)
             packed = self.packer.pack(adapter)
             assert adapter.digest, "it is worked out here, where nobody waits for it"

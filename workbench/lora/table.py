@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 import torch
+from torch import Tensor
 
 from workbench.lora.gains import GainTable
 from workbench.lora.pool import Resident
@@ -87,11 +88,17 @@ class VariantTable:
             scales += [use.scale] * count
             shifts += [0.0] * (count - constant) + [use.scale] * constant
         table, rank = self.tensors, len(rows)
-        table.rows[place, :rank] = torch.tensor(rows, dtype=torch.int32)
-        table.scales[place, :rank] = torch.tensor(scales)
-        table.shifts[place, :rank] = torch.tensor(shifts)
-        table.ranks[place] = rank
+        self._put(table.rows[place, :rank], rows)
+        self._put(table.scales[place, :rank], scales)
+        self._put(table.shifts[place, :rank], shifts)
+        self._put(table.ranks[place], rank)
         table.widths[place] = rank
         if residents[0].lengths:  # such a one is never combined
             self.gains.write(place, residents[0].lengths, uses[0].scale)
         self._places[uses] = place
+
+    def _put(self, into: Tensor, values: float | list[int] | list[float]) -> None:
+        """Write numbers behind the passes that are queued; without waiting for these, as a copy
+        from memory that is not pinned would."""
+        held = torch.tensor(values, dtype=into.dtype, pin_memory=self.device.type == "cuda")
+        into.copy_(held, non_blocking=True)
