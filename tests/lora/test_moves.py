@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from drive import greedy
 from tiny import random_prompts
 
 from workbench.engine import Engine
 from workbench.events import AdapterMoved, Event
+from workbench.lora import packing
 from workbench.lora.pool import Place, Resident
 
 PROMPTS = random_prompts(3, seed=4)
@@ -173,3 +176,37 @@ def test_a_request_is_counted_once(
     info = engine.loras.info("a")
     assert info.num_requests == 3
     assert (info.hits, info.misses) == (0, 3)
+
+
+@pytest.mark.parametrize("piece", [1, 700, 4 << 20])
+def test_rows_hold_an_adapter_whatever_its_pieces(
+    make_engine: Callable[..., Engine],
+    adapter_of: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    piece: int,
+) -> None:
+    """In rows that lie apart too, and nothing is left of who had them before."""
+    monkeypatch.setattr(packing, "_PIECE", piece)
+    engine = make_engine(num_rows=16)
+    for name, kind in (("a", "all linear"), ("b", "patterns"), ("c", "list")):
+        engine.loras.load(name, adapter_of(kind, seed=ord(name)))
+    slots, entries = engine.loras.slots, engine.loras.store.entries
+    random.Random(piece).shuffle(slots.pool._free)
+    for name in "abcacb":
+        entry = entries[name]
+        packed = entry.packed
+        assert packed is not None
+        counts = {1: len(packed.layers), 4 << 20: 1}
+        assert piece not in counts or len(packed.pieces) == counts[piece]
+        slots.put(entry, packed, "wanted", wait=True)
+        rows = list(slots.find(name).rows)
+        own = dict(zip(packed.layers, packed.rows, strict=True))
+        for path, shape in engine.loras.store.packer.shapes.items():
+            weights = slots.pool.weights.get(slots.pool.model.get_submodule(path))
+            if weights is None:
+                assert path not in own
+                continue
+            empty = torch.zeros(len(rows), shape.parts, shape.num_read), torch.zeros(1)
+            for held, given in zip(weights[:2], own.get(path, empty), strict=True):
+                assert torch.equal(held[rows], given.expand_as(held[rows]))
+        slots.evict(entry)

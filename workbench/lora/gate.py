@@ -70,10 +70,16 @@ class AdapterGate:
 
         Idle adapters make way that nobody waits for, and to the first those that others do.
         """
-        turns, slots, room = self.turns, self.slots, self.slots.room()
+        turns, slots, entries = self.turns, self.slots, self.store.entries
+        room = slots.room()
         for place, uses in enumerate(turns.line):
-            lacking = [e for e in self._entries(uses) if e.resident is None and e.moving is None]
-            lacking = [entry for entry in lacking if entry.name not in self._given]
+            lacking = [
+                entry
+                for use in uses
+                if (entry := entries[use.name]).resident is None
+                and entry.moving is None
+                and use.name not in self._given
+            ]
             first = uses == turns.first
             if not lacking:
                 if first:

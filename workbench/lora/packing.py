@@ -43,16 +43,26 @@ class LayerShape(NamedTuple):
         return self.parts * self.num_read + self.num_outputs
 
 
+class Piece(NamedTuple):
+    """Memory [numbers] with the rows of the layers from `begin` to before `end`, one behind the
+    other: it goes to a device in one go."""
+
+    memory: Tensor
+    begin: int
+    end: int
+
+
 class Packed(NamedTuple):
-    """An adapter's rank rows: each layer's a [rank, parts, num_read] and b [rank, outputs], several
-    in a piece of memory. constant: the last rank row adds whatever the input. saved: modules stored
-    whole, by path. lengths: DoRA's, by layer."""
+    """An adapter's rank rows: each layer's a [rank, parts, num_read] and b [rank, outputs], views
+    of its pieces. constant: the last rank row adds whatever the input. saved: modules stored whole,
+    by path. lengths: DoRA's, by layer."""
 
     rank: int
     constant: bool
     embeds: bool
     layers: tuple[str, ...]
     rows: tuple[tuple[Tensor, Tensor], ...]
+    pieces: tuple[Piece, ...]
     saved: Mapping[str, Tensor]
     lengths: Mapping[str, RowLengths]
 
@@ -112,7 +122,7 @@ class Packer:
         changed = [*adapter.pairs, *adapter.biases]
         layers = tuple(dict.fromkeys(self.targets[path].layer for path in changed))
         rank, dtype = adapter.rank, dtype_of(self.model)
-        rows = self._make(rank, layers)
+        rows, pieces = self._make(rank, layers)
 
         def fill(number: int) -> None:
             self._fill(adapter, layers[number], *rows[number])
@@ -122,27 +132,33 @@ class Packer:
         # Copies, as what is read is a view of its whole file.
         saved = {path: tensor.to(dtype, copy=True) for path, tensor in adapter.saved.items()}
         lengths = self._lengths(adapter)
-        return Packed(rank, adapter.adds_constants, embeds, layers, rows, saved, lengths)
+        return Packed(rank, adapter.adds_constants, embeds, layers, rows, pieces, saved, lengths)
 
-    def _make(self, rank: int, layers: tuple[str, ...]) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Return memory for the rank rows of each layer, as it comes.
+    def _make(
+        self, rank: int, layers: tuple[str, ...]
+    ) -> tuple[tuple[tuple[Tensor, Tensor], ...], tuple[Piece, ...]]:
+        """Return memory for the rank rows of each layer, as it comes, and its pieces.
 
         Pinned on a machine with CUDA, and in pieces, as nobody else can call CUDA while a piece is
         pinned.
         """
         pinned, dtype = self.model.device.type == "cuda", dtype_of(self.model)
         sizes = [rank * self.shapes[name].size for name in layers]
-        found, place, left = [], 0, torch.empty(0, dtype=dtype)
+        found: list[tuple[Tensor, Tensor]] = []
+        pieces: list[Piece] = []
+        place, left = 0, torch.empty(0, dtype=dtype)
         for number, (name, size) in enumerate(zip(layers, sizes, strict=True)):
             if place + size > len(left):
-                piece = max(size, min(sum(sizes[number:]), _PIECE // dtype.itemsize))
-                place, left = 0, torch.empty(piece, dtype=dtype, pin_memory=pinned)
+                most = max(size, min(sum(sizes[number:]), _PIECE // dtype.itemsize))
+                place, left = 0, torch.empty(most, dtype=dtype, pin_memory=pinned)
+                pieces.append(Piece(left, number, number))
             shape = self.shapes[name]
             middle, end = place + rank * shape.parts * shape.num_read, place + size
             a = left[place:middle].view(rank, shape.parts, shape.num_read)
             found.append((a, left[middle:end].view(rank, shape.num_outputs)))
             place = end
-        return tuple(found)
+            pieces[-1] = pieces[-1]._replace(end=number + 1)
+        return tuple(found), tuple(pieces)
 
     def _lengths(self, adapter: Adapter) -> dict[str, RowLengths]:
         """Return the lengths of the rows of each layer that a DoRA adapter changes."""

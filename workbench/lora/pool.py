@@ -134,24 +134,27 @@ class RankPool:
 
     @torch.inference_mode()
     def write(self, place: Place) -> Resident:
-        """Write an adapter to its place, layer after layer, on the current stream; by any thread,
+        """Write an adapter to its place, piece after piece, on the current stream; by any thread,
         as long as the pool neither grows nor shrinks."""
         packed, runs = place.packed, list(_runs(place.rows))
         empty: list[Tensor] = []
-        into: list[Tensor] = []
-        given: list[Tensor] = []
+        into: dict[int, list[Tensor]] = {}
         for weights, number in place.layers:
-            for begin, end, row in runs:
-                held = [weights.a[row : row + end - begin], weights.b[row : row + end - begin]]
-                if number is None:  # what others left there
-                    empty += held
-                else:
-                    into += held
-                    given += [tensor[begin:end] for tensor in packed.rows[number]]
+            held = [rows[row : row + e - b] for rows in weights[:2] for b, e, row in runs]
+            if number is None:  # what others left there
+                empty += held
+            else:
+                into[number] = held
         if empty:
             torch._foreach_zero_(empty)
-        if into:  # one call, which holds no lock of Python
-            torch._foreach_copy_(into, given, non_blocking=True)
+        for piece in packed.pieces if place.layers else ():
+            # One copy over the bus, and few kernels that take it apart there, in place of a copy
+            # for each layer's a and b. None of these calls holds Python's lock.
+            there = piece.memory.to(self.model.device, non_blocking=True)
+            numbers = range(piece.begin, piece.end)
+            given = [_like(part, there) for number in numbers for part in packed.rows[number]]
+            own = [part[begin:end] for part in given for begin, end, _ in runs]
+            torch._foreach_copy_([tensor for number in numbers for tensor in into[number]], own)
         lengths = {self.model.get_submodule(name): its for name, its in packed.lengths.items()}
         replaced = self._replaced(packed)
         return Resident(place.rows, packed.constant, packed.embeds, replaced, lengths)
@@ -183,3 +186,8 @@ def _runs(rows: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
         if end == len(rows) or rows[end] != rows[end - 1] + 1:
             yield begin, end, rows[begin]
             begin = end
+
+
+def _like(part: Tensor, memory: Tensor) -> Tensor:
+    """Return what a part of a piece is in a copy of the piece."""
+    return memory.as_strided(part.size(), part.stride(), part.storage_offset())
