@@ -332,6 +332,30 @@ def test_a_disk_read_holds_up_nobody(
     assert engine.output(waiting).outputs[0].finish_reason == "length"
 
 
+def test_the_next_in_line_are_read_before_there_is_room(
+    make_engine: MakeEngine, adapter_of: Callable[..., Path]
+) -> None:
+    """As many as half of host memory holds, in the queue's order."""
+    size = make_engine().loras.load("a", adapter_of()).num_bytes
+    engine = make_engine(num_rows=4, host_bytes=4 * size)
+    for seed, name in enumerate("abcdefgh"):
+        engine.loras.load(name, adapter_of(seed=seed))
+    engine.add(PROMPT, greedy(60), lora="h")
+    engine.step()
+    for name in "bdac":
+        engine.add(PROMPT, greedy(2), lora=name)
+    engine.step()
+    reading = engine.loras.store._reading
+    assert sorted(reading) == ["b", "d"]
+    for future in reading.values():
+        future.result(60)
+    engine.step()
+    found = tiers(engine)
+    assert [found[name] for name in "hbdac"] == ["device", "host", "host", "disk", "disk"]
+    assert engine.loras.store.num_host_bytes <= 4 * size
+    engine.run()
+
+
 @pytest.mark.parametrize("damage", ["gone", "other"])
 def test_an_adapter_that_is_lost_on_disk_ends_its_requests_alone(
     make_engine: MakeEngine, adapter_of: Callable[..., Path], tmp_path: Path, damage: str

@@ -68,10 +68,11 @@ class AdapterGate:
     def _bring_in_turn(self, running: Iterable[Sequence]) -> None:
         """Bring what is waited for, turn after turn, while there is room.
 
-        Idle adapters make way that nobody waits for, and to the first those that others do.
+        Idle adapters make way that nobody waits for, and to the first those that others do. Those
+        that find no room yet are read from disk, as far as half of host memory holds them.
         """
         turns, slots, entries = self.turns, self.slots, self.store.entries
-        room = slots.room()
+        room, ahead = slots.room(), (self.store.host_bytes or 0) // 2
         for place, uses in enumerate(turns.line):
             lacking = [
                 entry
@@ -91,6 +92,8 @@ class AdapterGate:
                     self._begin_to_bring(entry)
                 continue
             turns.refused(uses)
+            if ahead > 0:
+                ahead = self._read_ahead(lacking, ahead)
             if first:
                 turns.close(slots.running(), running, short)
                 room.close()
@@ -101,6 +104,19 @@ class AdapterGate:
             self.bring(entry, cause="wanted", wait=False)
         except AdapterError as error:
             self._lost[entry.name] = error
+
+    def _read_ahead(self, entries: list[Entry], left: int) -> int:
+        """Have the next ones in line in host memory before there is room on the device, within
+        `left` bytes of it; return what is left then."""
+        for entry in entries:
+            left -= entry.num_bytes
+            if left >= 0:
+                self.store.touch(entry)
+                try:
+                    self.store.fetch(entry, wait=False)
+                except AdapterError as error:
+                    self._lost[entry.name] = error
+        return left
 
     def _entries(self, uses: Uses) -> list[Entry]:
         return [self.store.entries[use.name] for use in uses]
