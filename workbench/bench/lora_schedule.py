@@ -1,7 +1,7 @@
 """What becomes of Zipf traffic over adapters: `workbench bench lora --cases schedule`, by counting.
 
 The real engine, scheduler, manager and rank rows run, at the size of the GPU's traffic; the model's
-passes are free (see `workbench.bench.scheduler`), and time is a clock that each step moves on by
+passes are free (see `workbench.bench.idle`), and time is a clock that each step moves on by
 what its batch takes on a GPU. Adapters arrive by that clock too. So no count depends on the
 machine: steps, rows a step, loads, waits. `Costs` are an H200's with llama-8b, from `bench gpu` and
 `bench lora`; the rate that follows is a model's, to be held against a GPU's.
@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 from workbench import events as ev
 from workbench.batch import StepPlan
+from workbench.bench.idle import ConstantSampler, NoRunner
 from workbench.bench.lora_adapters import RandomAdapters, zipf
 from workbench.bench.lora_traffic import Traffic, row
 from workbench.bench.measure import Row
-from workbench.bench.scheduler import ConstantSampler, NoRunner
 from workbench.cache import KVCache
 from workbench.config import ModelConfig, SchedulerConfig
 from workbench.engine import Engine
