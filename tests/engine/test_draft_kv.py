@@ -120,6 +120,30 @@ def test_a_fork_takes_the_drafted_keys_along(make_engine: MakeEngine, drafter: D
     assert max(sizes) <= 4, "two rows, each with at most what a whole draft leaves"
 
 
+@pytest.mark.gpu
+def test_drafts_of_graphs_are_those_of_eager_passes(
+    make_engine: MakeEngine, model_of: Callable[..., DecoderLM]
+) -> None:
+    """The same kernels on the same tokens, but for those of passes over more than a token a row."""
+    found, drafter = [], perturbed(model_of("llama", "cuda"))
+    for graphs in ("auto", False):
+        engine = make_engine(device="cuda", backend="triton")
+        proposer = DraftModel(drafter, 4, backend="triton")
+        engine.swap(proposer=proposer)
+        poison(proposer.kv)
+        proposer.runner.close()
+        proposer.runner = Runner(drafter, proposer.kv, "triton", graphs)
+        drafts, _ = watched(engine, proposer)
+        prompts, params = [LONG, LONG[:9], LONG[20:41]], [greedy(30), greedy(17), greedy(25)]
+        outputs = engine.generate(prompts, params)
+        found.append((drafts, [o.outputs[0].token_ids for o in outputs]))
+        assert sum(output.metrics.num_accepted for output in outputs) > 0
+        if proposer.runner.graphs is not None:
+            assert sum(proposer.runner.graphs.eager.values()) <= 3, "prompts, while they are seldom"
+            assert proposer.runner.graphs.replays > 20
+    assert found[0] == found[1]
+
+
 def test_drafts_are_those_of_passes_that_are_not_replayed(
     make_engine: MakeEngine, drafter: DecoderLM
 ) -> None:
@@ -294,6 +318,8 @@ def test_a_draft_model_comes_and_goes(make_engine: MakeEngine, drafter: DecoderL
     assert f"{shape[2]} blocks of {shape[3]}" in repr(proposer.kv)
     engine.generate([LONG], greedy(5))
     assert "tokens, " in repr(proposer.kv)
+    assert "beside it=" in repr(engine.cache)
+    assert f"keys={proposer.kv.describe()['memory']}" in repr(proposer)
     engine.swap(proposer=EarlyExit(1))
     assert len(engine.cache.companions) == 1
     assert proposer.model is None

@@ -293,6 +293,8 @@ class KVCache(Described):
             "dtype": str(self.tensors[0].dtype).removeprefix("torch."),
             "device": str(self.tensors[0].device),
         }
+        if self.companions:
+            facts["beside it"] = human_bytes(sum(one.num_bytes for one in self.companions))
         if self.host_memory is not None and self.blocks.host is not None:
             facts |= self.blocks.host.describe()
             facts["host memory"] = human_bytes(self.host_memory.num_bytes)

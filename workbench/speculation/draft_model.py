@@ -230,7 +230,11 @@ class DraftModel(Described):
         source = self.source
         shown = source.config.architecture if isinstance(source, DecoderLM) else str(source)
         how = "drawn" if self.sampled else "likeliest"
-        return {"model": shown, "draft": f"{self.max_draft} tokens, {how}"}
+        facts = {"model": shown, "draft": f"{self.max_draft} tokens, {how}"}
+        if self.model is not None:
+            kept = self.kv.describe()
+            facts |= {"keys": kept["memory"], "computed": kept["computed"]}
+        return facts
 
 
 def check_same_tokens(draft: DecoderLM, target: DecoderLM) -> None:
