@@ -15,7 +15,7 @@ from workbench.engine import Engine
 from workbench.events import DraftVerified
 from workbench.models import DecoderLM
 from workbench.run import Runner
-from workbench.speculation import Candidate, DraftModel, EarlyExit
+from workbench.speculation import Candidate, DraftModel, EarlyExit, SpeculationConfig
 from workbench.speculation.follower import Follower
 
 LONG = [7 + 11 * i % 300 for i in range(70)]
@@ -342,3 +342,20 @@ def test_drawn_drafts_need_no_seed_of_their_own(
     params = greedy(20, temperature=1.1, seed=4)
     first, again = (tokens_of(engine, [LONG], params) for _ in range(2))
     assert first == again
+
+
+def test_a_step_that_recorded_the_draft_models_passes_is_no_measure(
+    make_engine: MakeEngine, drafter: DecoderLM
+) -> None:
+    """Else the controller would hold the first drafts, and others of new sizes, for slow ones."""
+    engine = make_engine(backend="reference")
+    proposer = drafting(engine, drafter)
+    engine.swap(speculation=SpeculationConfig(adaptive=True))
+    control, unmeasured = engine.speculator.control, []
+    note = control.unmeasured
+    control.unmeasured = lambda count: (unmeasured.append(count), note(count))[1]  # type: ignore
+    engine.generate([LONG], greedy(60))
+    assert proposer.preparations > 0
+    assert unmeasured == [1] * proposer.preparations
+    engine.swap(proposer="off")
+    assert proposer.preparations == 0

@@ -37,8 +37,7 @@ class KVCache(Described):
     block_size, num_kv_heads, head_dim], keys then values; `layers[i]` is layer i's view of its
     group's; `blocks` is the allocator. In 8 bits (`kernels.quantised_kv`) each tensor has `scales`
     [num_layers, 2, num_blocks, num_kv_heads, block_size] float32, and `layer_scales` are the
-    layers'; else the one is empty and the other None. `companions` hold what further models make
-    of the same tokens, in the same blocks.
+    layers'; else the one is empty and the other None. `companions`: other models' in these blocks.
     """
 
     def __init__(

@@ -65,6 +65,11 @@ class DraftModel(Described):
         guess, and one for the token that it follows."""
         return self.max_draft
 
+    @property
+    def preparations(self) -> int:
+        """How many of its passes were captured or recorded: see `Runner.preparations`."""
+        return 0 if self.model is None else self.runner.preparations
+
     def memory(self, model: DecoderLM, block_size: int) -> ProposerMemory:
         """Return what it takes beside a target; loads the model, and raises what `bind` does."""
         draft = self._drafter(model)
