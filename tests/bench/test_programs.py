@@ -24,6 +24,7 @@ from workbench.bench import (
     views,
 )
 from workbench.bench.cpu import peer_dtypes
+from workbench.bench.gpu_engine import random_model
 from workbench.bench.gpu_workloads import WORKLOADS, Work, make_jobs
 from workbench.bench.lora_adapters import zipf
 from workbench.bench.lora_schedule import simulate
@@ -106,13 +107,18 @@ def test_speculation_on_a_gpu_as_far_as_a_cpu_goes(capsys: pytest.CaptureFixture
     head = speculation_gpu.random_head(model.requires_grad_(False))
     settings = EngineConfig(device="cpu", num_blocks=200, prefix_reuse=False, seed=0)
     with build(settings, model=model) as engine:
-        variants = speculation_gpu.variants_of(head, 3, 2.5, alone=True)
+        draft = random_model(speculation_gpu.draft_shape(config), torch.device("cpu")).float()
+        assert sum(p.numel() for p in draft.parameters()) < sum(
+            p.numel() for p in model.parameters()
+        )
+        variants = speculation_gpu.variants_of(head, draft, 3, 2.5, alone=True)
         measured = speculation_gpu.race(engine, variants, 2, 8, 1)
     rows = {row.engine: row for row in speculation_gpu.report(measured, 2, 2.5, {})}
     assert rows["plain"].median == 1.0
     assert rows["plain"].where["tokens"] == rows["tree of 60 nodes"].where["tokens"] == 1.0
     assert rows["eagle3, off"].where["tokens"] == 1.0
     assert 1.3 < rows["eagle3"].where["tokens"] < 3.7
+    assert 1.3 < rows["draft model"].where["tokens"] < 3.7
     assert "2.50x" in capsys.readouterr().out
 
 

@@ -15,7 +15,7 @@ from workbench.engine import Engine
 from workbench.events import DraftVerified
 from workbench.models import DecoderLM
 from workbench.run import Runner
-from workbench.speculation import Candidate, DraftModel, EarlyExit
+from workbench.speculation import Candidate, DraftModel, EarlyExit, SpeculationConfig
 from workbench.speculation.follower import Follower
 
 LONG = [7 + 11 * i % 300 for i in range(70)]
@@ -118,6 +118,30 @@ def test_a_fork_takes_the_drafted_keys_along(make_engine: MakeEngine, drafter: D
     engine.run()
     assert drafts[before::2] == drafts[before + 1 :: 2] == wanted[before:]
     assert max(sizes) <= 4, "two rows, each with at most what a whole draft leaves"
+
+
+@pytest.mark.gpu
+def test_drafts_of_graphs_are_those_of_eager_passes(
+    make_engine: MakeEngine, model_of: Callable[..., DecoderLM]
+) -> None:
+    """The same kernels on the same tokens, but for those of passes over more than a token a row."""
+    found, drafter = [], perturbed(model_of("llama", "cuda"))
+    for graphs in ("auto", False):
+        engine = make_engine(device="cuda", backend="triton")
+        proposer = DraftModel(drafter, 4, backend="triton")
+        engine.swap(proposer=proposer)
+        poison(proposer.kv)
+        proposer.runner.close()
+        proposer.runner = Runner(drafter, proposer.kv, "triton", graphs)
+        drafts, _ = watched(engine, proposer)
+        prompts, params = [LONG, LONG[:9], LONG[20:41]], [greedy(30), greedy(17), greedy(25)]
+        outputs = engine.generate(prompts, params)
+        found.append((drafts, [o.outputs[0].token_ids for o in outputs]))
+        assert sum(output.metrics.num_accepted for output in outputs) > 0
+        if proposer.runner.graphs is not None:
+            assert sum(proposer.runner.graphs.eager.values()) <= 3, "prompts, while they are seldom"
+            assert proposer.runner.graphs.replays > 20
+    assert found[0] == found[1]
 
 
 def test_drafts_are_those_of_passes_that_are_not_replayed(
@@ -294,6 +318,8 @@ def test_a_draft_model_comes_and_goes(make_engine: MakeEngine, drafter: DecoderL
     assert f"{shape[2]} blocks of {shape[3]}" in repr(proposer.kv)
     engine.generate([LONG], greedy(5))
     assert "tokens, " in repr(proposer.kv)
+    assert "beside it=" in repr(engine.cache)
+    assert f"keys={proposer.kv.describe()['memory']}" in repr(proposer)
     engine.swap(proposer=EarlyExit(1))
     assert len(engine.cache.companions) == 1
     assert proposer.model is None
@@ -316,3 +342,20 @@ def test_drawn_drafts_need_no_seed_of_their_own(
     params = greedy(20, temperature=1.1, seed=4)
     first, again = (tokens_of(engine, [LONG], params) for _ in range(2))
     assert first == again
+
+
+def test_a_step_that_recorded_the_draft_models_passes_is_no_measure(
+    make_engine: MakeEngine, drafter: DecoderLM
+) -> None:
+    """Else the controller would hold the first drafts, and others of new sizes, for slow ones."""
+    engine = make_engine(backend="reference")
+    proposer = drafting(engine, drafter)
+    engine.swap(speculation=SpeculationConfig(adaptive=True))
+    control, unmeasured = engine.speculator.control, []
+    note = control.unmeasured
+    control.unmeasured = lambda count: (unmeasured.append(count), note(count))[1]  # type: ignore
+    engine.generate([LONG], greedy(60))
+    assert proposer.preparations > 0
+    assert unmeasured == [1] * proposer.preparations
+    engine.swap(proposer="off")
+    assert proposer.preparations == 0

@@ -21,7 +21,7 @@ def perturbed(model: DecoderLM, by: float = 0.03) -> DecoderLM:
     other.tokenizer = None  # so it drafts for whatever model has as many tokens
     with torch.no_grad():
         for parameter in other.parameters():
-            noise = torch.randn(parameter.shape, generator=source)
+            noise = torch.randn(parameter.shape, generator=source).to(parameter.device)
             parameter += by * float(parameter.std()) * noise if parameter.numel() > 1 else 0
     return other
 

@@ -80,6 +80,7 @@ def random_model(config: ModelConfig, device: torch.device) -> DecoderLM:
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
     model.to_empty(device=device)
+    model.tie_head()
     model.init_weights(std=0.02)
     return model.requires_grad_(False)
 

@@ -2,9 +2,10 @@
 
 A model's shape with random weights, and an EAGLE-3 head of random weights that drafts chains; a
 draft token is accepted with the probability that makes the acceptance length the one asked for. The
-text means nothing, the times are real. Beside it "free drafts", which cost nothing to propose: what
-verification alone leaves of the limit, which is the acceptance length itself. Plain decoding starts
-its passes ahead, as the engine's loops do.
+text means nothing, the times are real. So with a draft model of an eighth of the layers. Beside
+them "free drafts", which cost nothing to propose: what verification alone leaves of the limit,
+which is the acceptance length itself. Plain decoding starts its passes ahead, as the engine's loops
+do.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from workbench.bench.gpu_engine import random_model
 from workbench.bench.gpu_workloads import get_shape
 from workbench.bench.measure import Figures, Row, machine
 from workbench.build import build
-from workbench.config import EngineConfig
+from workbench.config import EngineConfig, ModelConfig
 from workbench.draft import Draft
 from workbench.engine import Engine
 from workbench.errors import ConfigError
 from workbench.models import DecoderLM
 from workbench.sampling_params import SamplingParams
-from workbench.speculation import ProposalContext, SpeculationConfig
+from workbench.speculation import DraftModel, ProposalContext, SpeculationConfig
 from workbench.speculation.eagle import EagleProposer
 from workbench.speculation.heads import TreeShape
 from workbench.speculation.heads.eagle3 import Eagle3Flags, Eagle3Head, default_aux_layers
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     named = {"device": torch.cuda.get_device_name(device), "shape": arguments.shape}
     print(json.dumps(where := machine() | named))
     model = random_model(shape, device)
-    head = random_head(model)
+    head, draft = random_head(model), random_model(draft_shape(model.config), device)
     settings: dict[str, Any] = {"device": str(device), "prefix_reuse": False, "seed": 0}
     settings |= {"max_sequences": max(batches), "max_batch_tokens": 8192}
     longest = _PROMPT + (arguments.depth + 1) * (_WARM_UP + arguments.steps + 2)
@@ -89,7 +90,8 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     with build(EngineConfig(**settings), model=model) as engine:
         for size in batches:
-            variants = variants_of(head, arguments.depth, arguments.length, alone=size == 1)
+            drafts = arguments.depth, arguments.length
+            variants = variants_of(head, draft, *drafts, alone=size == 1)
             measured = race(engine, variants, size, arguments.steps, arguments.repeats)
             rows += report(measured, size, arguments.length, where)
         print(engine.runner.describe()["mode"])
@@ -113,7 +115,15 @@ def random_head(model: DecoderLM) -> Eagle3Head:
     return head.requires_grad_(False)
 
 
-def variants_of(head: Eagle3Head, depth: int, length: float, *, alone: bool) -> Variants:
+def draft_shape(config: ModelConfig) -> ModelConfig:
+    """Return the shape of a draft model: an eighth of the layers, and one matrix for both ends."""
+    layers = max(1, config.num_layers // 8)
+    return replace(config, num_layers=layers, windows=config.windows[:layers], tied_head=True)
+
+
+def variants_of(
+    head: Eagle3Head, draft: DecoderLM, depth: int, length: float, *, alone: bool
+) -> Variants:
     """Return what is measured; alone: also trees of 60 nodes, and drafts switched off."""
     synthetic = SpeculationConfig(synthetic_acceptance=rate_of(length, depth), max_depth=depth)
     chain = tuple(range(-1, depth - 1))
@@ -121,6 +131,7 @@ def variants_of(head: Eagle3Head, depth: int, length: float, *, alone: bool) -> 
         _PLAIN: (None, None),
         "free drafts": (Fixed("free drafts", chain), synthetic),
         "eagle3": (EagleProposer(head, length=depth), synthetic),
+        "draft model": (DraftModel(draft, depth), synthetic),
         "eagle3, adaptive": (EagleProposer(head, length=depth), replace(synthetic, adaptive=True)),
     }
     if alone:

@@ -37,8 +37,7 @@ class KVCache(Described):
     block_size, num_kv_heads, head_dim], keys then values; `layers[i]` is layer i's view of its
     group's; `blocks` is the allocator. In 8 bits (`kernels.quantised_kv`) each tensor has `scales`
     [num_layers, 2, num_blocks, num_kv_heads, block_size] float32, and `layer_scales` are the
-    layers'; else the one is empty and the other None. `companions` hold what further models make
-    of the same tokens, in the same blocks.
+    layers'; else the one is empty and the other None. `companions`: other models' in these blocks.
     """
 
     def __init__(
@@ -293,6 +292,8 @@ class KVCache(Described):
             "dtype": str(self.tensors[0].dtype).removeprefix("torch."),
             "device": str(self.tensors[0].device),
         }
+        if self.companions:
+            facts["beside it"] = human_bytes(sum(one.num_bytes for one in self.companions))
         if self.host_memory is not None and self.blocks.host is not None:
             facts |= self.blocks.host.describe()
             facts["host memory"] = human_bytes(self.host_memory.num_bytes)

@@ -185,7 +185,8 @@ class Speculator(Described):
         """Tell the control of a step in which all rows decode, and nothing was made for later."""
         if not self._depth and self.control.passes_over():
             return
-        before, self._preparations = self._preparations, self.runner.preparations
+        before, own = self._preparations, int(getattr(self.proposer, "preparations", 0))
+        self._preparations = self.runner.preparations + own
         count = plan.num_decodes + len(plan.drafts)
         if not count or count < len(plan.sequences):
             return
@@ -234,8 +235,7 @@ class Speculator(Described):
 
     def _lend(self, candidates: tuple[Candidate, ...]) -> None:
         """Make room for what the proposer writes in the cache, of blocks that nobody lacks."""
-        pairs = [(one.sequence, min(self._ahead, one.max_depth)) for one in candidates]
-        lend(self.scheduler, [(sequence, sequence.num_computed + n) for sequence, n in pairs])
+        lend(self.scheduler, [(c.sequence, min(self._ahead, c.max_depth)) for c in candidates])
         self.cache.settle()
 
     def _failed(self, sequence: Sequence, error: ProposerFailed) -> bool:

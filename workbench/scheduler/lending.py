@@ -23,13 +23,15 @@ class Lends(Protocol):
     step: int
 
 
-def lend(scheduler: Lends, stops: Iterable[tuple[Sequence, int]]) -> None:
-    """Let the tables of running sequences hold so many tokens each, as far as blocks are free."""
+def lend(scheduler: Lends, wanted: Iterable[tuple[Sequence, int]]) -> None:
+    """Let the tables of running sequences hold so many tokens behind the computed ones, as far as
+    blocks are free."""
     blocks = scheduler.blocks
     with scheduler.books.open("lend"):
         blocks.step = scheduler.step + 1  # the step that this is for
-        for sequence, stop in stops:
+        for sequence, ahead in wanted:
             number, start = sequence.sequence_id, sequence.num_computed
+            stop = start + ahead
             if stop <= blocks.tables[number].writable_to:
                 continue
             while stop > start and blocks.lacks(number, start, stop):

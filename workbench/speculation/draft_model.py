@@ -65,6 +65,11 @@ class DraftModel(Described):
         guess, and one for the token that it follows."""
         return self.max_draft
 
+    @property
+    def preparations(self) -> int:
+        """How many of its passes were captured or recorded: see `Runner.preparations`."""
+        return 0 if self.model is None else self.runner.preparations
+
     def memory(self, model: DecoderLM, block_size: int) -> ProposerMemory:
         """Return what it takes beside a target; loads the model, and raises what `bind` does."""
         draft = self._drafter(model)
@@ -230,7 +235,11 @@ class DraftModel(Described):
         source = self.source
         shown = source.config.architecture if isinstance(source, DecoderLM) else str(source)
         how = "drawn" if self.sampled else "likeliest"
-        return {"model": shown, "draft": f"{self.max_draft} tokens, {how}"}
+        facts = {"model": shown, "draft": f"{self.max_draft} tokens, {how}"}
+        if self.model is not None:
+            kept = self.kv.describe()
+            facts |= {"keys": kept["memory"], "computed": kept["computed"]}
+        return facts
 
 
 def check_same_tokens(draft: DecoderLM, target: DecoderLM) -> None:

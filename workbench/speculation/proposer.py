@@ -110,6 +110,9 @@ class Proposer(Protocol):
     have ended it learns by `candidate.sequence.finished`. What it takes on the device it may say by
     `memory(model, block_size) -> ProposerMemory`, for the memory plan, before `bind`.
 
+    By an attribute `preparations` it may count graphs and the like that it has made: steps that
+    made any took longer for it, and are no measure.
+
     It may write to the cache by an attribute `slots_ahead`: for so many tokens behind a candidate's
     last computed one its block table then has room, if blocks are free (`BlockTable.writable_to`).
 
