@@ -108,14 +108,14 @@ def _json_text(kind: str, value: Any) -> str:
         value = value.model_dump()
     try:
         data = json_format.loads(value) if isinstance(value, str) else value
-        text = _dump(data)
+        text = _dump(data) if isinstance(data, Mapping | bool) else ""
     except ValueError as error:
         raise _error(kind, value, f"not valid JSON: {error}", "Mend the text.") from error
     except TypeError as error:
         raise _error(kind, value, f"not JSON: {error}", "Use JSON's types alone.") from error
     except RecursionError:
         raise _error(kind, "…", "nested too deeply", "Name its parts in `$defs`.") from None
-    if not isinstance(data, Mapping | bool):
+    if not text:
         problem = "must be a JSON object, as a mapping or as text"
         raise _error(kind, value, problem, "Or a pydantic model class, for `json`.")
     _require_text(kind, text)

@@ -11,7 +11,7 @@ import pytest
 
 from workbench.errors import ConfigError
 from workbench.models import resolve_model
-from workbench.models.resolve import embedded_models
+from workbench.models.resolve import embedded_models, shipped_loras
 
 
 @pytest.fixture
@@ -112,3 +112,12 @@ def test_a_hub_id_is_found_in_the_hubs_cache(tmp_path: Path) -> None:
         "org/cached/deeper False",
         "./org/cached False",
     ]
+
+
+def test_adapters_that_ship_are_named(home: Path) -> None:
+    for name in ("sql", "json"):
+        folder = home / "adapters" / "tiny" / "lora" / name
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text("{}")
+    assert shipped_loras("tiny") == f"In {home / 'adapters' / 'tiny' / 'lora'} are json, sql."
+    assert shipped_loras("other") == shipped_loras("/tmp/elsewhere") == ""

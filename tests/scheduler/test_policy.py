@@ -77,6 +77,16 @@ def test_a_policy_that_raises(recwarn: pytest.WarningsRecorder) -> None:
         assert "policy 'mine' raised" in str(recwarn.pop(UserWarning).message)
 
 
+def test_a_policy_without_a_return_is_told_of(recwarn: pytest.WarningsRecorder) -> None:
+    order, failures = guarded(lambda sequence: None)
+    waiting = queue([1, 2])[::-1]
+    order.sort(waiting)
+    assert ids(waiting) == [0, 1]
+    assert order.policy is fcfs
+    assert "returned None" in failures[0][1]
+    assert "returned None" in str(recwarn.pop(UserWarning).message)
+
+
 def test_what_a_policy_adds_and_ends_meanwhile_is_heeded() -> None:
     waiting = queue([1, 2, 3, 4])
     late = make_sequence(9, [0], 1)

@@ -27,7 +27,7 @@ from workbench.lora.threads import in_threads
 from workbench.lora.token_rows import rows_as_pairs
 from workbench.lora.weights_file import WeightsFile
 from workbench.models import DecoderLM
-from workbench.models.resolve import attached_loras
+from workbench.models.resolve import shipped_loras
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _NAME = re.compile(
@@ -39,13 +39,6 @@ _NAME = re.compile(
 _MAGNITUDE = "lora_magnitude_vector"
 _HALVES = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B")
 Shapes = dict[tuple[str, str], tuple[str, tuple[int, ...]]]
-
-
-def _where(model: DecoderLM) -> str:
-    """Return where adapters for this model are, as a fix."""
-    shipped = attached_loras(model.source)
-    what = f" What ships for {model.source!r}: {', '.join(map(str, shipped))}." if shipped else ""
-    return f"Give a folder that PEFT wrote.{what}"
 
 
 def read_adapter(
@@ -67,7 +60,8 @@ def read_adapter(
         given, tensors = read_nemo(folder, model.config)
         return _Reader(folder, given, model, targets, max_rank, tensors, NEMO_WEIGHTS).read()
     if not folder.is_dir():
-        raise AdapterError(folder.resolve(), ["is no folder"], _where(model))
+        fix = f"Give a folder that PEFT wrote. {shipped_loras(model.source)}".rstrip()
+        raise AdapterError(folder.resolve(), ["is no folder"], fix)
     config = read_config(folder)
     path = folder / WEIGHTS
     if not path.is_file():

@@ -75,12 +75,13 @@ def attached_names(model: str) -> list[str]:
     return sorted(path.parent.name for path in found if path.parent.name != "base")
 
 
-def attached_loras(model: str) -> list[Path]:
-    """Return the folders of the LoRA adapters that ship for a model."""
+def shipped_loras(model: str) -> str:
+    """Return which LoRA adapters ship for a model, and where, as a sentence; empty if none do."""
     if not re.fullmatch(r"\w[\w.-]*", model):
-        return []
-    found = (_adapters() / model / "lora").glob("*/adapter_config.json")
-    return sorted(path.parent for path in found)
+        return ""
+    folder = _adapters() / model / "lora"
+    names = sorted(path.parent.name for path in folder.glob("*/adapter_config.json"))
+    return f"In {folder} are {', '.join(names)}." if names else ""
 
 
 def embedded_models() -> list[str]:

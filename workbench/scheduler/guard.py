@@ -80,7 +80,10 @@ class GuardedPolicy:
 
     def _key(self, sequence: Sequence) -> tuple[Any, int]:
         """Rank a request's branches together: beams that wait for each other must not be torn."""
-        return self._key_of(sequence.leader or sequence), sequence.sequence_id
+        key = self._key_of(sequence.leader or sequence)
+        if key is None:  # of equal keys, arrival decides: a forgotten `return` would go unseen
+            raise TypeError("a policy returned None, not a key to sort by")
+        return key, sequence.sequence_id
 
     def _try(self, action: Callable[[], Any]) -> None:
         try:
