@@ -5,8 +5,8 @@
 Nothing may be read from a page before it can be there: tests/support/browsing.py says how.
 
 WORKBENCH_SLOW_PAGE=20 runs the pages' own threads twenty times slower once a notebook is open (a
-bare page: from the start), and lets animation frames come a second late: it finds what does not wait.
-Limits grow with it, and no test is ended by pytest.
+bare page: from the start), and lets animation frames come a second late: it finds what does not
+wait. Limits grow with it, and no test is ended by pytest.
 """
 
 from __future__ import annotations
