@@ -5,7 +5,8 @@
 Nothing may be read from a page before it can be there: tests/support/browsing.py says how.
 
 WORKBENCH_SLOW_PAGE=20 runs the pages' own threads twenty times slower once a notebook is open (a
-bare page: from the start), which finds what does not wait. Limits grow with it, and pytest's end.
+bare page: from the start), and lets animation frames come a second late: it finds what does not
+wait. Limits grow with it, and no test is ended by pytest.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from browsing import LIMIT_MS, SLOWER, set_speed, set_theme
+from browsing import LIMIT_MS, SLOWER, can_be_slowed, set_speed, set_theme
 from notebook_parameters import shorten
 
 from workbench.cli.lab import lab_command
@@ -172,6 +173,7 @@ def page(chromium: Path, tmp_path: Path) -> Iterator[Any]:
         )
         page = context.pages[0]
         page.set_default_timeout(LIMIT_MS)
+        can_be_slowed(page)
         set_speed(page, SLOWER)
         yield page
         context.close()
@@ -196,8 +198,8 @@ def run_notebook(
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
         nbformat.write(notebook, lab.folder / path.name)
-        set_speed(page, 1)
         page.goto(lab.address(path.name), wait_until="commit")
+        set_speed(page, 1)
         try:
             page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=START_SECONDS * 1e3)
             page.wait_for_function(IDLE, timeout=START_SECONDS * 1e3)

@@ -18,6 +18,7 @@ from playwright.sync_api import expect
 __all__ = [
     "LIMIT_MS",
     "SLOWER",
+    "can_be_slowed",
     "drawn",
     "expect",
     "mouse_to",
@@ -38,11 +39,45 @@ _NOTE_VALUE = """slider => document.addEventListener("keydown",
   () => (slider.dataset.before = slider.value), { capture: true, once: true })"""
 
 
+# Animation frames come late by `frameLate`: a driver's question is then answered before a drawing
+# that was asked for earlier, as where the browser's other processes do not get a core.
+_LATE_FRAMES = """(() => {
+  const [ask, drop] = [requestAnimationFrame, cancelAnimationFrame].map((f) => f.bind(window));
+  const [ends, run] = [new Map(), (id, f) => (time) => (ends.delete(id), f(time))];
+  let last = 0;
+  const begin = (id, f) => {
+    const frame = ask(run(id, f));
+    ends.set(id, () => drop(frame));
+  };
+  window.frameLate = 0;
+  window.requestAnimationFrame = (f) => {
+    const id = ++last;
+    if (window.frameLate) {
+      const timer = setTimeout(() => begin(id, f), window.frameLate);
+      ends.set(id, () => clearTimeout(timer));
+    } else begin(id, f);
+    return id;
+  };
+  window.cancelAnimationFrame = (id) => (ends.get(id)?.(), void ends.delete(id));
+})()"""
+
+
+def can_be_slowed(page: Any) -> None:
+    """Prepare a fresh page for `set_speed`, if WORKBENCH_SLOW_PAGE asks for it."""
+    if SLOWER > 1:
+        page.add_init_script(_LATE_FRAMES)
+        page.goto("about:blank")
+
+
 def set_speed(page: Any, slower: float) -> None:
-    """Let a page's own thread run `slower` times slower; 1: as fast as the machine."""
+    """Let a page's own thread run `slower` times slower, and frames come late by 50 ms for each.
+
+    1: as fast as the machine. Does nothing unless WORKBENCH_SLOW_PAGE is set.
+    """
     if SLOWER > 1:
         session = page.context.new_cdp_session(page)
         session.send("Emulation.setCPUThrottlingRate", {"rate": slower})
+        page.evaluate("late => void (window.frameLate = late)", 50 * (slower - 1))
 
 
 def drawn(page: Any, step: int, panel: int = 0) -> None:
