@@ -91,6 +91,15 @@ def test_a_sweep_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     assert len(sweep.trials) == len(load_sweep(path).trials) == len(CONFIGS)
 
 
+def test_who_reads_a_sweep_leaves_the_line_that_is_being_written(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    sweep = tune(SUBJECT, worker=FakeWorker(timed), path=path)
+    text = path.read_text()
+    path.write_text(text + '{"config": {"A": ')
+    assert load_sweep(path).trials == sweep.trials
+    assert path.read_text() == text + '{"config": {"A": '
+
+
 def test_what_a_later_run_finds_is_in_the_finals(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
 

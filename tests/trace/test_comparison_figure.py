@@ -15,12 +15,12 @@ from workbench.trace import CacheLayout, Comparison, GroupLayout, Trace
 SCRIPT = "<script>window.harmed = 1</script>"
 
 
-def run_of(*outputs: list[int], free: tuple[int, ...] = (7, 5, 8)) -> Trace:
+def run_of(*outputs: list[int], free: tuple[int, ...] = (7, 5, 8), name: str = "r") -> Trace:
     """Return a trace in which requests make these tokens, one each step."""
     layout = CacheLayout(4, (GroupLayout(0, 8),), 0)
     trace = Trace({**layout.to_header(), "texts": {"1": SCRIPT, "2": "b", "3": "c", "4": "d"}})
     said: list[tuple[float, events.Event]] = [
-        (0.01 * number, events.RequestAdded(0, f"r{number}", number, 1, 9, (9,)))
+        (0.01 * number, events.RequestAdded(0, f"{name}{number}", number, 1, 9, (9,)))
         for number in range(len(outputs))
     ]
     for step in range(max(map(len, outputs))):
@@ -78,6 +78,16 @@ def test_text_is_never_markup(comparison: Comparison) -> None:
     bundle = comparison.figure()._repr_mimebundle_()
     assert "<script" not in json.dumps(bundle)
     assert "&lt;script&gt;" in json.dumps(bundle["application/vnd.plotly.v1+json"])
+
+
+def test_names_of_runs_and_requests_are_never_markup() -> None:
+    runs = (run_of([2, 3], name="<b>r"), run_of([2, 4], name="<b>r"))
+    figure = Comparison(*runs, ("<i>one", "two")).figure()
+    said = json.dumps(figure._repr_mimebundle_()["application/vnd.plotly.v1+json"])
+    assert "<b>" not in said
+    assert "<i>" not in said
+    assert "&lt;b&gt;r0" in said
+    assert "&lt;i&gt;one" in said
 
 
 def test_it_is_small_and_stands_as_tables_where_plotly_is_not(comparison: Comparison) -> None:

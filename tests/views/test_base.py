@@ -19,6 +19,7 @@ from workbench.events import EventBus, StateSeen, StepDone
 from workbench.trace import Trace
 from workbench.views.base import View, link, packed
 from workbench.views.pace import Pacer
+from workbench.views.picture import figure_png
 
 
 class Counting(View):
@@ -80,6 +81,18 @@ def test_a_still_picture_and_words_beside_the_widget() -> None:
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert bundle["text/html"].startswith('<img alt="step 0 of 3 &amp; &quot;more&quot;"')
     assert bundle["text/plain"] == repr(view) == 'Counting(step 0 of 3 & "more")'
+
+
+def test_a_picture_shows_a_dollar_as_a_dollar() -> None:
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        axes.set_yticks([0, 1], [r"request $\no$", "$1 and $2"])
+        axes.plot([0, 1], label=r"$\such$")
+        axes.set_title(r"$\formula$")
+        axes.text(0, 0, r"$\anywhere$")
+        axes.legend()
+
+    assert figure_png(draw).startswith(b"\x89PNG")
 
 
 def test_a_view_subscribed_by_hand_follows_the_bus() -> None:

@@ -280,6 +280,20 @@ def test_tables_say_what_the_timeline_draws() -> None:
         BatchTimeline(view.trace, axis="hours")
 
 
+def test_a_beam_that_is_a_fork_of_forks_has_all_its_tokens() -> None:
+    """Each forks from the one before it at all but its last token, and adds one."""
+    trace, count = Trace(), 1500
+    trace(events.RequestAdded(0, "beams", 0, 2, count, (5, 6, 7)))
+    for number in range(1, count):
+        told = "beams", number, number - 1, 2, number + 2, (number,), 1
+        trace(events.SequenceForked(number, *told))
+    run = RunLog.of(trace)
+    run.read()
+    places = run.token_places(run.lanes[-1])
+    assert [run.columns["token_id"][p] for p in places] == [5, 6, 7, *range(1, count)]
+    assert len(run.token_places(run.lanes[0])) == 3
+
+
 def test_before_anything_happened_every_view_says_so() -> None:
     for kind in (BatchTimeline, TokenView, SpeculationTree):
         view = kind(Trace())

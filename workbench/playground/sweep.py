@@ -9,6 +9,7 @@ holds recorded ones.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -87,11 +88,16 @@ def open_sweep(path: Path, header: dict[str, Any]) -> Sweep:
                 f"this one's {header.get(name)!r}",
                 "Delete it, or give another folder.",
             )  # fmt: skip
+    whole = path.read_bytes().rpartition(b"\n")
+    os.truncate(path, len(whole[0]) + len(whole[1]))  # the next line is not glued to one cut off
     return found
 
 
 def load_sweep(path: Path) -> Sweep:
-    """Read a sweep file; raise `ConfigError` for what is none. A last line cut off is dropped."""
+    """Read a sweep file; raise `ConfigError` for what is none.
+
+    A last line without its end is passed over: another process may be writing it.
+    """
     lines = path.read_text(encoding="utf-8").split("\n")
     try:
         sweep = Sweep(json.loads(lines[0]), path=path)
@@ -107,8 +113,6 @@ def load_sweep(path: Path) -> Sweep:
     except (ValueError, KeyError, TypeError) as error:
         fix = "Delete it and sweep again."
         raise ConfigError("sweep", str(path), f"not a sweep file ({error})", fix) from error
-    if lines[-1]:  # cut off within a line: the next one must not be glued to it
-        path.write_text("\n".join([*lines[:-1], ""]), encoding="utf-8")
     return sweep
 
 

@@ -74,7 +74,7 @@ def comparison_figure(comparison: Compared) -> Any:
         figure.update_xaxes(title_text=across, row=row, col=column)
         figure.update_yaxes(title_text=up, row=row, col=column)
     figure.update_yaxes(autorange="reversed", row=1, col=1)
-    title = comparison.title
+    title = plain(comparison.title)
     clear = "rgba(0,0,0,0)"  # light or dark, as the page is
     figure.update_layout(title=title, height=640, hovermode="closest", font_color="#777777")
     figure.update_layout(legend={"orientation": "h", "y": -0.14})
@@ -89,19 +89,19 @@ def comparison_figure(comparison: Compared) -> Any:
             return {
                 "application/vnd.plotly.v1+json": json.loads(self.to_json()),
                 "text/html": comparison.tables,
-                "text/plain": title,
+                "text/plain": comparison.title,
             }
 
     return ComparisonFigure(figure)
 
 
 def _runs(comparison: Compared) -> list[tuple[Trace, str, str, str]]:
-    traces = (comparison.a, comparison.b)
-    return list(zip(traces, comparison.names, _COLOURS, ("solid", "dash"), strict=True))
+    traces, names = (comparison.a, comparison.b), map(plain, comparison.names)
+    return list(zip(traces, names, _COLOURS, ("solid", "dash"), strict=True))
 
 
 def _name(pair: Pair) -> str:
-    return pair.request_id + (f".{pair.branch}" if pair.branch else "")
+    return plain(pair.request_id) + (f".{pair.branch}" if pair.branch else "")
 
 
 def _tokens(go: Any, comparison: Compared, pairs: Sequence[Pair]) -> Any:
@@ -143,10 +143,11 @@ def _at(log: SequenceLog, place: int) -> int | None:
 
 
 def _text(trace: Trace, token_id: int | None) -> str:
-    """Return a token as text that plotly, which reads some HTML, shows as it is."""
-    if token_id is None:
-        return "ended"
-    text = repr(trace.text_of(token_id))
+    return "ended" if token_id is None else plain(repr(trace.text_of(token_id)))
+
+
+def plain(text: str) -> str:
+    """Return a text that plotly, which reads some HTML, shows as it is."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -193,7 +194,7 @@ def _latencies(go: Any, figure: Any, comparison: Compared) -> None:
         dots = go.Scatter(
             x=[ttft for ttft, _, _ in ms],
             y=[tpot for _, tpot, _ in ms],
-            text=[request for _, _, request in ms],
+            text=[plain(request) for _, _, request in ms],
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 9},
         )

@@ -70,7 +70,6 @@ def _tree(axes: Axes, draft: Draft, text_of: Callable[[int], str]) -> None:
             va="center",
             family="monospace",
             fontsize=8,
-            parse_math=False,
         )
     axes.set_xlim(-0.5, max(depths) + 0.5)
     axes.set_ylim(max(rows) + 0.6, -0.6)

@@ -38,14 +38,20 @@ def sequence_colours(count: int) -> npt.NDArray[np.uint8]:
 
 
 def figure_png(draw: Callable[[Figure], None], width: float = 9.0, height: float = 3.6) -> bytes:
-    """Return what `draw(figure)` draws as PNG bytes; sizes in inches, 256 colours at most."""
+    """Return what `draw(figure)` draws as PNG bytes; sizes in inches, 256 colours at most.
+
+    All text is shown as it is: request ids and tokens may hold what matplotlib takes for formulas.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
     from PIL import Image
 
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     draw(figure)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     canvas.draw()  # type: ignore[no-untyped-call]
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
     picture = Image.fromarray(np.ascontiguousarray(pixels)).quantize(256, dither=Image.Dither.NONE)

@@ -95,13 +95,17 @@ class RunLog:
 
     def token_places(self, lane: Lane) -> list[int]:
         """Return the places in the token columns of a lane's tokens, by position."""
-        parent, forked = self.columns["lane_parent"], self.columns["lane_forked"]
+        parents, forked = self.columns["lane_parent"], self.columns["lane_forked"]
         self._sort_tokens()
-        own = self._places[lane.number]
-        if parent[lane.number] < 0:
-            return own
-        first = self.token_places(self.lanes[parent[lane.number]])
-        return [*first[: forked[lane.number]], *own]
+        parts: list[list[int]] = []  # from the last positions to the first
+        number, end = lane.number, lane.num_tokens
+        while number >= 0:  # beams are forks of forks, as many as there are tokens
+            start = forked[number] if parents[number] >= 0 else 0
+            if start < end:
+                parts.append(self._places[number][: end - start])
+                end = start
+            number = parents[number]
+        return [place for part in reversed(parts) for place in part]
 
     def _sort_tokens(self) -> None:
         lanes = self.columns["token_lane"]

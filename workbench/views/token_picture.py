@@ -92,7 +92,6 @@ def _write(
             family="monospace",
             fontsize=8,
             va="center",
-            parse_math=False,
             bbox={"facecolor": paper, "edgecolor": "none", "pad": 0.6} if strength else None,
         )
         mark = _MARKS.get(Maker(columns["token_maker"][place]))
