@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from workbench.batch import StepPlan
@@ -259,7 +260,8 @@ class Speculator(Described):
         states = output.states
         if len(kept) < offset:  # one gather for all of them
             device = next(iter(states.values())).device
-            index = torch.tensor(kept, dtype=torch.int64).to(device, non_blocking=True)
+            # By way of numpy: torch takes ten times as long for a list.
+            index = torch.from_numpy(np.array(kept, dtype=np.int64)).to(device, non_blocking=True)
             states = {point: rows.index_select(0, index) for point, rows in states.items()}
         begin = 0
         for number, start, count in parts:
