@@ -105,10 +105,8 @@ class Speculator(Described):
         return self.proposer is None or self.config.depth(num_sequences) < 1
 
     def pauses(self, num_sequences: int) -> bool:
-        """Whether nobody will be asked in the next step either, if so many sequences run then, and
-        nothing of its pass has to be kept."""
-        pauses = self.control.pauses(num_sequences) and not self._needs
-        return self.rests(num_sequences) or pauses
+        """Whether nobody will be asked in the next step either, if so many sequences run then."""
+        return self.rests(num_sequences) or self.control.pauses(num_sequences)
 
     def propose(self) -> Proposed:
         """Return drafts for the sequences that decode in the next step."""
