@@ -194,9 +194,11 @@ class Reader(NGram):
 def test_what_a_paused_proposer_reads_is_kept_of_passes_started_ahead(
     make_engine: MakeEngine,
 ) -> None:
-    """Of every token, at its place: prompts come beside, rows end and others take their places."""
+    """Of every token, at its place: prompts come beside, rows end by a token that nobody foresaw,
+    and others take their places."""
     prompts = [[5, 6, 7] * 6, [5, 6, 7] * 6 + [9], *random_prompts(7, seed=8, longest=30)]
-    params = [greedy(12 + 5 * i) if i % 2 == 0 else drawn(i, 40 - 4 * i) for i in range(9)]
+    stops = {"stop_token_ids": list(range(0, 320, 20))}
+    params = [greedy(40) if i < 2 else drawn(i, 40, **stops) for i in range(9)]
     readers = []
     for overlap in (False, True):
         engine = make_engine(overlap=overlap, max_sequences=5, max_batch_tokens=24)
@@ -213,7 +215,7 @@ def test_what_a_paused_proposer_reads_is_kept_of_passes_started_ahead(
         for position in rows.keys() & ahead[number].keys():
             torch.testing.assert_close(rows[position], ahead[number][position])
             compared += 1
-    assert compared > 200
+    assert compared > 100
 
 
 def test_a_step_by_hand_leaves_nothing_under_way(make_engine: MakeEngine) -> None:
