@@ -30,9 +30,9 @@ class NewToken(NamedTuple):
 class StepRecord(Described):
     """The account of one `Engine.step()`.
 
-    made: every token, and whose. finished: the sequences that ended. seconds: wall time of `schedule`
-    (and of asking for drafts), `run` (forward), `sample` (on CUDA this one waits for the forward;
-    in an overlapped loop it also starts the next) and `commit`.
+    made: every token, and whose. finished: the sequences that ended. seconds: wall time of
+    `schedule` (and of asking for drafts), `run` (forward), `sample` (on CUDA this one waits for the
+    forward; in an overlapped loop it also starts the next) and `commit`.
     """
 
     plan: StepPlan
