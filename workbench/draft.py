@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from workbench.describe import Described
@@ -43,7 +44,7 @@ class Draft(Described):
         """Freeze what was given and refuse what is no tree."""
         tokens = _whole("token_ids", self.token_ids)
         given = self.parents is not None and len(self.parents) > 0
-        parents = _whole("parents", self.parents) if given else tuple(range(-1, len(tokens) - 1))
+        parents = _whole("parents", self.parents) if given else _chain(len(tokens))
         if len(parents) != len(tokens):
             fix = "Give each token one parent, -1 for the last committed token."
             problem = f"of {len(tokens)} tokens"
@@ -51,12 +52,11 @@ class Draft(Described):
         object.__setattr__(self, "token_ids", tokens)
         object.__setattr__(self, "parents", parents)
         object.__setattr__(self, "depths", _depths(parents))
-        seen: set[tuple[int, int]] = set()
-        for pair in zip(parents, tokens, strict=True):
-            if pair in seen:
-                problem = f"twice below node {pair[0]}"
-                raise DraftError("Draft.token_ids", pair[1], problem, "Propose each once.")
-            seen.add(pair)
+        pairs = list(zip(parents, tokens, strict=True))
+        if len(set(pairs)) < len(pairs):
+            parent, token_id = next(pair for pair in pairs if pairs.count(pair) > 1)
+            problem = f"twice below node {parent}"
+            raise DraftError("Draft.token_ids", token_id, problem, "Propose each once.")
 
     def __len__(self) -> int:
         """The number of tokens."""
@@ -102,32 +102,29 @@ class Draft(Described):
             node = self.parents[node]
         return nodes[::-1]
 
-    def children(self) -> list[list[int]]:
+    def children(self) -> tuple[tuple[int, ...], ...]:
         """Return the children of -1, 0, … n - 1, in order."""
-        found: list[list[int]] = [[] for _ in range(len(self) + 1)]
-        for node, parent in enumerate(self.parents):
-            found[parent + 1].append(node)
-        return found
+        return _children(self.parents)
 
-    def ancestors(self) -> list[int]:
+    def ancestors(self) -> tuple[int, ...]:
         """Return what each of 1 + n tokens sees of these, as bits: the committed token is bit 0,
         node i bit i + 1."""
-        seen = [1]
-        for node, parent in enumerate(self.parents):
-            seen.append(seen[parent + 1] | 1 << node + 1)
-        return seen
+        return ancestors_of(self.parents)
 
     def check(self, vocab_size: int, max_tokens: int, max_depth: int) -> None:
         """Raise `DraftError` unless the draft is of this vocabulary and within these bounds."""
-        if bad := [t for t in self.token_ids if not 0 <= t < vocab_size]:
+        tokens = self.token_ids
+        if tokens and not 0 <= min(tokens) <= max(tokens) < vocab_size:
+            bad = next(t for t in tokens if not 0 <= t < vocab_size)
             problem, fix = f"is outside the vocabulary of {vocab_size}", "Propose the model's ids."
-            raise DraftError("Draft.token_ids", bad[0], problem, fix)
-        bounds = ("tokens", len(self), max_tokens), ("depth", self.depth, max_depth)
-        for what, value, bound in bounds:
-            if value > bound:
-                problem = f"the sequence has room for {bound}"
-                fix = "Keep to the candidate's `max_tokens` and `max_depth`."
-                raise DraftError(f"Draft.{what}", value, problem, fix)
+            raise DraftError("Draft.token_ids", bad, problem, fix)
+        size, depth = len(tokens), self.depth
+        if size > max_tokens or depth > max_depth:
+            large = "tokens", size, max_tokens
+            what, value, bound = large if size > max_tokens else ("depth", depth, max_depth)
+            problem = f"the sequence has room for {bound}"
+            fix = "Keep to the candidate's `max_tokens` and `max_depth`."
+            raise DraftError(f"Draft.{what}", value, problem, fix)
         if self.probabilities is not None:
             _check_probabilities(self, self.probabilities, vocab_size)
 
@@ -139,6 +136,8 @@ class Draft(Described):
 
 
 def _whole(name: str, values: Iterable[Any]) -> tuple[int, ...]:
+    if type(values) is tuple and set(map(type, values)) <= {int}:
+        return values
     try:
         found = tuple(values)
         whole = tuple(int(value) for value in found)
@@ -151,6 +150,33 @@ def _whole(name: str, values: Iterable[Any]) -> tuple[int, ...]:
     return whole
 
 
+# What follows from parents alone is worked out once: step after step drafts have few shapes.
+_shapes = lru_cache(maxsize=1024)
+
+
+@_shapes
+def _chain(num_tokens: int) -> tuple[int, ...]:
+    return tuple(range(-1, num_tokens - 1))
+
+
+@_shapes
+def _children(parents: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    found: list[list[int]] = [[] for _ in range(len(parents) + 1)]
+    for node, parent in enumerate(parents):
+        found[parent + 1].append(node)
+    return tuple(map(tuple, found))
+
+
+@_shapes
+def ancestors_of(parents: tuple[int, ...]) -> tuple[int, ...]:
+    """Return what each token of a draft of this shape sees; see `Draft.ancestors`."""
+    seen = [1]
+    for node, parent in enumerate(parents):
+        seen.append(seen[parent + 1] | 1 << node + 1)
+    return tuple(seen)
+
+
+@_shapes
 def _depths(parents: tuple[int, ...]) -> tuple[int, ...]:
     depths: list[int] = []
     for node, parent in enumerate(parents):

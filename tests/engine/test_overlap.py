@@ -173,6 +173,51 @@ def test_while_an_adaptive_proposer_pauses_passes_start_ahead(make_engine: MakeE
     assert engine.overlap.dropped == 0
 
 
+class Reader(NGram):
+    """Drafts n-grams, and notes the states that it is handed."""
+
+    needs = ("layers.0", "")
+
+    def __init__(self) -> None:
+        super().__init__(4, max_n=2)
+        self.seen: dict[int, dict[int, Any]] = {}
+
+    def propose(self, context: Any) -> Any:
+        for candidate in context.candidates:
+            assert candidate.states is not None
+            rows = [candidate.states.rows[point] for point in self.needs]
+            seen = self.seen.setdefault(candidate.sequence.sequence_id, {})
+            seen |= dict(enumerate(torch.cat(rows, -1), start=candidate.states.start))
+        return super().propose(context)
+
+
+def test_what_a_paused_proposer_reads_is_kept_of_passes_started_ahead(
+    make_engine: MakeEngine,
+) -> None:
+    """Of every token, at its place: prompts come beside, rows end by a token that nobody foresaw,
+    and others take their places."""
+    prompts = [[5, 6, 7] * 6, [5, 6, 7] * 6 + [9], *random_prompts(7, seed=8, longest=30)]
+    stops = {"stop_token_ids": list(range(0, 320, 20))}
+    params = [greedy(40) if i < 2 else drawn(i, 40, **stops) for i in range(9)]
+    readers = []
+    for overlap in (False, True):
+        engine = make_engine(overlap=overlap, max_sequences=5, max_batch_tokens=24)
+        engine.scheduler.foresight.many = 2
+        readers.append(Reader())
+        engine.swap(proposer=readers[-1])
+        engine.speculator.control = Sometimes()
+        tokens_of(engine, prompts, params)
+    assert engine.overlap.taken > 10
+    plain, ahead = (reader.seen for reader in readers)
+    assert plain.keys() == ahead.keys()
+    compared = 0
+    for number, rows in plain.items():
+        for position in rows.keys() & ahead[number].keys():
+            torch.testing.assert_close(rows[position], ahead[number][position])
+            compared += 1
+    assert compared > 100
+
+
 def test_a_step_by_hand_leaves_nothing_under_way(make_engine: MakeEngine) -> None:
     engine = make_engine(overlap=True, block_size=4)
     engine.add([1, 2, 3], greedy(20))

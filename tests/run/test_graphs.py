@@ -23,9 +23,11 @@ from workbench.errors import ConfigError
 from workbench.layers import probe
 from workbench.models import DecoderLM, LlamaForCausalLM
 from workbench.ops import get_backend
-from workbench.run import DecodeGraphs, Runner
+from workbench.results import Accepted, SampledTokens
+from workbench.run import DecodeGraphs, InputBuilder, Runner, StepInputs
 from workbench.run.decode_buffers import DecodeBuffers
 from workbench.run.graph_sizes import LADDER, resolve_sizes
+from workbench.run.packed_buffers import PackedBuffers
 from workbench.run.watch import ModelWatch
 from workbench.sampling_params import SamplingParams
 from workbench.scheduler import Scheduler
@@ -181,6 +183,79 @@ def test_several_groups_run_eagerly() -> None:
     decoding(engine, [3, 9])
     plan = engine.scheduler.schedule()
     assert graphs.why_eager(plan, Capturable()) == "the cache has several KV groups"
+
+
+@pytest.mark.parametrize("windows", [(), (6, 6)], ids=["full", "window"])
+def test_packed_buffers_hold_drafts_step_after_step(windows: Windows) -> None:
+    """Rows come forward by as much as is right, trees among them; blocks come, go and are copied;
+    steps without drafts and steps that are run again lie between."""
+    engine = make_engine(windows=windows)
+    buffers = PackedBuffers(48, 24, CPU, rows=8, words=1, rope_lens=True)
+    decoding(engine, [3, 9, 1, 14], max_tokens=30)
+    first = next(iter(engine.requests))
+    inputs = InputBuilder(engine.cache, CPU, rope_lens=True)
+    shapes: list[tuple[int, ...]] = [(-1, 0, 1, 2, 3), (-1,), (-1, -1, 0, 2, 2)]
+    if windows:
+        shapes[2] = (-1, 0)
+    drafted = 0
+    for step in range(16):
+        if step == 3:
+            engine.fork(first, new_id="twin")  # its next write copies the block they share
+        if step == 6:
+            engine.abort(first)
+        drafts = {}
+        for sequence in engine.scheduler.running if step not in (5, 9) else ():
+            parents = shapes[(sequence.sequence_id + step) % 3]
+            length = sequence.max_num_tokens - sequence.num_tokens - 1
+            if sequence.num_tokens - sequence.num_computed == 1 and length > len(parents):
+                tokens = tuple(range(10, 10 + len(parents)))
+                drafts[sequence.sequence_id] = Draft(tokens, parents)
+        plan = engine.scheduler.schedule(drafts)
+        if not plan:
+            break
+        if plan.num_decodes + len(plan.drafts) < len(plan.sequences):  # the fork's last token
+            finish(engine, plan, step)
+            continue
+        drafted += len(plan.drafts)
+        for _ in range(1 + step % 2):
+            lens = buffers.fill(plan, engine.cache)
+            wanted = inputs.build(plan, engine.runner.backend)
+            check_packed(buffers, plan, lens, wanted)
+        finish(engine, plan, step)
+    assert drafted > 20
+    engine.discard(list(engine.requests))
+
+
+def check_packed(buffers: PackedBuffers, plan: Any, lens: list[int], wanted: StepInputs) -> None:
+    """Compare static inputs of rows with drafts with those that the eager pass is given."""
+    ctx, views = wanted.ctx, buffers.views
+    tokens, rows = plan.num_tokens, len(plan.sequences)
+    pairs = [("token_ids", wanted.token_ids), ("positions", ctx.positions)]
+    pairs += [("slot_mapping", ctx.slot_mapping), ("rope_lens", ctx.rope_lens)]
+    for name, expected in pairs:
+        assert views[name][:tokens].tolist() == expected.tolist(), name
+    assert views["context_lens"][:rows].tolist() == ctx.context_lens.tolist() == lens
+    assert views["query_starts"][: rows + 1].tolist() == ctx.query_starts.tolist()
+    for row, ids in enumerate(ctx.block_tables.tolist()):
+        used = -(-lens[row] // 4)
+        assert views["block_tables"][row, :used].tolist() == ids[:used]
+    if plan.drafts:
+        assert (views["slot_mapping"][tokens:] == -1).all()
+        assert (views["context_lens"][rows:] == 0).all()
+    if ctx.trees is not None:
+        masks = views["ancestors"][plan.num_decodes : tokens]
+        assert masks.tolist() == ctx.trees.ancestors.tolist()
+
+
+def finish(engine: Engine, plan: Any, step: int) -> None:
+    """Commit a plan of whose drafts one token after the other is right, or fewer."""
+    sampled = SampledTokens([7] * len(plan.sampled))
+    for place, row in enumerate(plan.sampled):
+        if row in plan.drafts:
+            path = plan.drafts[row].path(len(plan.drafts[row]) - 1)[: (step + row) % 4]
+            tokens = tuple(plan.drafts[row].token_ids[node] for node in path)
+            sampled.accepted[place] = Accepted(tuple(path), tokens)
+    engine.scheduler.commit(plan, sampled)
 
 
 # --- the padded pass --------------------------------------------------------------------------

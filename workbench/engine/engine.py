@@ -26,7 +26,7 @@ from workbench.engine.guides import GuideDesk
 from workbench.engine.output import make_output
 from workbench.engine.overlap import Overlap
 from workbench.engine.rebalancing import Balance, Rebalancer
-from workbench.engine.record import Laps, StepRecord, named, new_tokens, step_done
+from workbench.engine.record import Laps, StepRecord, new_tokens, step_done
 from workbench.engine.requests import RequestBook, RequestRecord
 from workbench.engine.speculator import Speculator
 from workbench.engine.state import EngineState
@@ -141,7 +141,7 @@ class Engine(Described, AbstractContextManager["Engine"]):
             if self.bus:
                 told = step_done(plan, new, sampled, laps.seconds, self.cache.blocks, output.timer)
                 self.bus.emit(told)
-        return StepRecord(plan, named(new), finished, laps.seconds)
+        return StepRecord(plan, new, finished, laps.seconds)
 
     @property
     def has_work(self) -> bool:

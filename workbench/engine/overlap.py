@@ -209,10 +209,12 @@ class Overlap(Described):
             laps.lap("run")
             if rows == list(range(len(ahead.foreseen.plan.sequences))):
                 return ahead.ran
+            output = ForwardOutput(states=_states(output, rows), timer=output.timer)
             return Pass(output, _Joined(drawing, rows, None))
         rest = self._start(plan.behind_decodes(), sampler, laps)
         reports = {count + row: report for row, report in rest.output.reports.items()}
-        joined = ForwardOutput(None, reports, timer=_both(output.timer, rest.output.timer))
+        states = _states(output, rows, rest.output)
+        joined = ForwardOutput(None, reports, states, _both(output.timer, rest.output.timer))
         return Pass(joined, _Joined(drawing, rows, rest.drawing))
 
     @property
@@ -242,6 +244,17 @@ def check_overlap(overlap: object) -> None:
 
 def _both(first: PassTimer | None, second: PassTimer | None) -> PassTimer | None:
     return None if first is None or second is None else _Both((first, second))
+
+
+def _states(
+    first: ForwardOutput, rows: list[int], rest: ForwardOutput | None = None
+) -> dict[str, Tensor]:
+    """Return what is kept of some rows of a pass of decodes, and of all tokens of another."""
+    parts = [{point: _pick(whole, rows) for point, whole in first.states.items()}]
+    if rest is not None:
+        parts.append(rest.states)
+    points = parts[0].keys() & parts[-1].keys()  # where a pass kept nothing, nothing is known
+    return {point: torch.cat([part[point] for part in parts]) for point in points}
 
 
 def _pick(tokens: Tensor, places: list[int]) -> Tensor:

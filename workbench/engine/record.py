@@ -30,13 +30,13 @@ class NewToken(NamedTuple):
 class StepRecord(Described):
     """The account of one `Engine.step()`.
 
-    tokens: every token made. finished: the sequences that ended. seconds: wall time of `schedule`
-    (and of asking for drafts), `run` (forward), `sample` (on CUDA this one waits for the forward;
-    in an overlapped loop it also starts the next) and `commit`.
+    made: every token, and whose. finished: the sequences that ended. seconds: wall time of
+    `schedule` (and of asking for drafts), `run` (forward), `sample` (on CUDA this one waits for the
+    forward; in an overlapped loop it also starts the next) and `commit`.
     """
 
     plan: StepPlan
-    tokens: list[NewToken] = field(default_factory=list)
+    made: list[tuple[Sequence, int]] = field(default_factory=list)
     finished: list[Sequence] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -45,13 +45,18 @@ class StepRecord(Described):
         """The number of the step, from 1."""
         return self.plan.step
 
+    @property
+    def tokens(self) -> list[NewToken]:
+        """Every token made, by request."""
+        return [NewToken(s.request.request_id, s.index, token) for s, token in self.made]
+
     def describe(self) -> dict[str, Any]:
         """Return the step in numbers."""
         return {
             "step": self.step,
             "rows": len(self.plan.sequences),
             "tokens in": self.plan.num_tokens,
-            "tokens out": len(self.tokens),
+            "tokens out": len(self.made),
             "finished": ", ".join(s.request.request_id for s in self.finished) or "-",
             "preempted": len(self.plan.preempted),
             **{f"{part} ms": round(1e3 * value, 3) for part, value in self.seconds.items()},
@@ -75,11 +80,6 @@ def new_tokens(plan: StepPlan, sampled: SampledTokens) -> list[tuple[Sequence, i
         for row, token_id in pairs
         if len(sequences[row].token_ids) > starts[row] + counts[row]
     ]
-
-
-def named(new: list[tuple[Sequence, int]]) -> list[NewToken]:
-    """Return new tokens by request and branch."""
-    return [NewToken(s.request.request_id, s.index, token) for s, token in new]
 
 
 def _end(plan: StepPlan, row: int) -> int:

@@ -9,7 +9,7 @@ nothing for them. Made and written by `workbench.run.graphs` and `workbench.run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,25 @@ from workbench.request import Sequence
 
 _ALIGNMENT = 64  # bytes: kernels are compiled for pointers that 16 divides
 NO_SLOT = -1
+
+
+class LatestRows(NamedTuple):
+    """What was filled in last: a step, its rows, and of each its start and how many blocks its
+    table lacked."""
+
+    step: int
+    sequences: list[Sequence]
+    starts: list[int]
+    begins: list[int]
+
+    @classmethod
+    def of(cls, plan: StepPlan, begins: list[int]) -> LatestRows:
+        """Note a plan's rows."""
+        return cls(plan.step, list(plan.sequences), list(plan.starts), begins)
+
+    def leads_to(self, plan: StepPlan, begins: list[int]) -> bool:
+        """Whether a plan is the next step, of the same rows, whose tables lack as many blocks."""
+        return (self.step + 1, self.begins, self.sequences) == (plan.step, begins, plan.sequences)
 
 
 class DecodeBuffers:
@@ -70,7 +89,7 @@ class DecodeBuffers:
         self.views: dict[str, Tensor] = views
         self._numbers = np.arange(rows)
         self._filled = rows  # how many rows hold something, or once did
-        self._latest: tuple[int, list[Sequence], list[Any]] | None = None
+        self._latest: LatestRows | None = None
 
     chunk_tokens = 0  # room for tokens of rows that have several
 
@@ -92,12 +111,12 @@ class DecodeBuffers:
         starts = np.array(plan.starts, dtype=np.int64)
         [group] = cache.blocks.groups
         tables = [group.tables[sequence.sequence_id] for sequence in plan.sequences]
-        begins = np.zeros_like(starts)
+        begins, places = [0] * rows, starts
         if group.window is not None or group.holed:  # tables lack what nobody looks at
-            begins[:] = [table.begin for table in tables]
-        places = starts - begins * group.block_size
+            begins = [table.begin for table in tables]
+            places = starts - np.array(begins, dtype=np.int64) * group.block_size
         index, offsets = np.divmod(places, group.block_size)
-        blocks = self._write_tables(plan, [starts, begins], index, [t.block_ids for t in tables])
+        blocks = self._write_tables(plan, begins, index, [table.block_ids for table in tables])
         pairs = zip(plan.sequences, plan.starts, strict=True)
         if plan.unread is None:
             arrays["token_ids"][:rows] = [sequence.token_ids[start] for sequence, start in pairs]
@@ -114,31 +133,26 @@ class DecodeBuffers:
         return [*(places + 1).tolist(), *[0] * (self.rows - rows)]
 
     def _write_tables(
-        self, plan: StepPlan, begins: list[Any], index: Any, block_ids: list[list[int]]
+        self, plan: StepPlan, begins: list[int], index: Any, block_ids: list[list[int]]
     ) -> np.ndarray[Any, Any]:
         """Write the rows' block ids, all of them or those of this step's blocks alone; return
         these.
 
-        begins: each row's start, and how many blocks its table lacks. From one step to the next of
-        the same decodes, each a token further, a table that lacks as many as before can change only
-        where the new token goes: there a block is added, or a shared one copied.
+        begins: how many blocks each row's table lacks. From one step to the next of the same
+        decodes, each a token further, a table that lacks as many as before can change only where
+        the new token goes: there a block is added, or a shared one copied.
         """
-        latest, (starts, firsts) = self._latest, begins
+        latest = self._latest
         self._latest = None  # what an interrupt leaves half written is written again
         own = [ids[i] for ids, i in zip(block_ids, index.tolist(), strict=True)]
         array = self._arrays["block_tables"]
-        if (
-            latest is not None
-            and latest[0] == plan.step - 1
-            and latest[1] == plan.sequences
-            and np.array_equal(latest[2][0], starts - 1)
-            and np.array_equal(latest[2][1], firsts)
-        ):
+        follows = latest is not None and latest.leads_to(plan, begins)
+        if latest is not None and follows and latest.starts == [n - 1 for n in plan.starts]:
             array[self._numbers[: len(own)], index] = own
         else:
             for row, ids in enumerate(block_ids):
                 array[row, : len(ids)] = ids[: self.width]
-        self._latest = plan.step, list(plan.sequences), begins
+        self._latest = LatestRows.of(plan, begins)
         return np.array(own, dtype=np.int64)
 
     def upload(self, plan: StepPlan) -> None:

@@ -1,12 +1,14 @@
 """Which batch sizes CUDA graphs are captured for: the ladders, and what a user asks for.
 
-Used by `workbench.run.graphs`, which pads every batch to one of these sizes; `resolve_sizes` is
-called when a runner is made, and before one is.
+Used by `workbench.run.graphs`, which pads every batch to one of these sizes, and asks `Comings` for
+which of the many mixed ones a graph pays; `resolve_sizes` is called when a runner is made, and
+before one is.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from typing import NamedTuple
 
 import torch
@@ -26,6 +28,9 @@ CHUNK_ROWS = (4, 16)
 CHUNK_TOKENS = (16, 32, 64, 96, 128, 192, 256, 384, 512)
 _MIN_MIXED = 8  # decodes beside prompts: fewer share a graph
 _MIN_WIDTH = 64  # blocks of a table: narrower ones share a graph
+
+
+_OFTEN, _LATELY = 3, 64  # a mixed size is captured when it comes so often in so many passes
 
 
 class Size(NamedTuple):
@@ -61,6 +66,32 @@ def padded_size(plan: StepPlan, cache: KVCache, sizes: tuple[int, ...]) -> Size:
         return Size(rows, width, rows)
     tokens = TOKENS[bisect_left(TOKENS, max(plan.num_tokens, rows))]
     return Size(rows, width, tokens, num_words(plan))
+
+
+class Comings:
+    """Tells which mixed sizes come often enough for a graph to pay.
+
+    One saves some 10 ms of launches, and takes 0.1 s to capture, 1 s where kernels are compiled for
+    it. What comes once a run, as the end of its last prompt does, would be captured in the third.
+    """
+
+    def __init__(self) -> None:
+        self._passes = 0
+        self._latest: dict[Size, deque[int]] = {}
+
+    def begin_pass(self) -> None:
+        """Count a pass, of any size."""
+        self._passes += 1
+
+    def often(self, size: Size) -> bool:
+        """Whether a size, which comes in this pass, has come often of late."""
+        latest = self._latest.setdefault(size, deque(maxlen=_OFTEN))
+        latest.append(self._passes)
+        return len(latest) == _OFTEN and latest[-1] - latest[0] < _LATELY
+
+    def clear(self) -> None:
+        """Forget all sizes."""
+        self._latest.clear()
 
 
 def num_prompts(plan: StepPlan) -> int:

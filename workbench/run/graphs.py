@@ -32,12 +32,10 @@ from workbench.ops.kernel_set import KernelSet
 from workbench.run.capture import captured
 from workbench.run.decode_buffers import DecodeBuffers
 from workbench.run.decodes import PlainDecodes
-from workbench.run.graph_sizes import LADDER, TOKENS, Size, num_prompts, padded_size
+from workbench.run.graph_sizes import LADDER, TOKENS, Comings, Size, num_prompts, padded_size
 from workbench.run.mixed_buffers import MixedBuffers
 from workbench.run.packed_buffers import PackedBuffers
 from workbench.run.watch import ModelWatch
-
-_SELDOM = 2  # so often a mixed size runs eagerly before it is captured
 
 
 @dataclass(slots=True)
@@ -92,7 +90,7 @@ class DecodeGraphs(Described):
         self._watch = ModelWatch(model)
         self._graphs: dict[Any, DecodeGraph] = {}
         self._buffers: dict[Size, DecodeBuffers] = {}
-        self._wanted: Counter[Size] = Counter()  # mixed sizes, and how often they ran eagerly
+        self._comings = Comings()
         self._backend: Backend | None = None
         self._failure = ""  # why a capture with this backend failed
         self._pool: Any = None
@@ -100,6 +98,7 @@ class DecodeGraphs(Described):
 
     def why_eager(self, plan: StepPlan, backend: Backend) -> str:
         """Return why a plan cannot be replayed; empty if it can."""
+        self._comings.begin_pass()
         if not backend.capturable:
             return f"the {backend.name} backend cannot be captured"
         if self._failure and backend is self._backend:
@@ -109,8 +108,7 @@ class DecodeGraphs(Described):
         why = self._decodes.why_not(plan, max_rows=self.sizes[-1], mixed=not self.points)
         if not why and num_prompts(plan):
             size = padded_size(plan, self.cache, self.sizes)
-            if size not in self._buffers and self._wanted[size] < _SELDOM:
-                self._wanted[size] += 1
+            if size not in self._buffers and not self._comings.often(size):
                 return "prompts of a size that is seldom"
         return why
 
@@ -263,7 +261,7 @@ class DecodeGraphs(Described):
         self._graphs.clear()
         self._buffers.clear()
         self._loras.clear()
-        self._wanted.clear()
+        self._comings.clear()
         self.latest, self._pool, self._failure, self.states = None, None, "", {}
         self._decodes.forget()
         self._watch.renew()

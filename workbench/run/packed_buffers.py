@@ -7,12 +7,14 @@ and written by `workbench.run.graphs` and `workbench.run.tapes` alone.
 
 from __future__ import annotations
 
+from operator import lt
+
 import numpy as np
 import torch
 
 from workbench.batch import Backend, ForwardContext, StepPlan, TreeMasks
 from workbench.cache import KVCache
-from workbench.run.decode_buffers import NO_SLOT, DecodeBuffers
+from workbench.run.decode_buffers import NO_SLOT, DecodeBuffers, LatestRows
 from workbench.run.trees import mask_words
 
 
@@ -90,31 +92,37 @@ class PackedBuffers(DecodeBuffers):
     def _fill_ragged(self, plan: StepPlan, cache: KVCache) -> list[int]:
         if self._moved is not None:
             self._moved.synchronize()
-        self._ragged, self._latest, self._filled = True, None, self.rows
+        self._ragged, self._filled = True, self.rows
         [group] = cache.blocks.groups
         arrays, size = self._arrays, group.block_size
-        shifts = group.window is not None or group.holed  # tables lack what nobody looks at
+        tables = [group.tables[sequence.sequence_id] for sequence in plan.sequences]
+        begins = [0] * len(tables)
+        if group.window is not None or group.holed:  # tables lack what nobody looks at
+            begins = [table.begin for table in tables]
+        self._write_ends(plan, begins, [table.block_ids for table in tables], size)
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
         lens: list[int] = []
-        prompts: list[int] = []
         starts = [0]
-        parts = zip(plan.sequences, plan.starts, plan.num_new, strict=True)
-        for row, (sequence, start, count) in enumerate(parts):
-            table = group.tables[sequence.sequence_id]
-            ids, draft = table.block_ids, plan.drafts.get(row)
-            first = start - table.begin * size if shifts else start
+        for row, (sequence, start, count, table, begin) in enumerate(
+            zip(plan.sequences, plan.starts, plan.num_new, tables, begins, strict=True)
+        ):
+            draft, place = plan.drafts.get(row), start - begin * size
             token_ids.append(sequence.token_ids[start])
-            positions.append(start)
             if draft is not None:
                 token_ids += draft.token_ids
-                positions += [start + depth for depth in draft.depths]
-            slots += [ids[at // size] * size + at % size for at in range(first, first + count)]
-            lens.append(first + count)
-            prompts += [sequence.num_prompt_tokens] * count
+            if draft is None or draft.is_chain:
+                positions += range(start, start + count)
+            else:
+                positions += [start, *[start + depth for depth in draft.depths]]
+            lens.append(place + count)
             starts.append(starts[-1] + count)
-            arrays["block_tables"][row, : len(ids)] = ids
+            while place < lens[-1]:  # a run of slots in each block
+                first = table.block_ids[place // size] * size + place % size
+                run = min(size - place % size, lens[-1] - place)
+                slots += range(first, first + run)
+                place += run
         rows, tokens = len(lens), starts[-1]
         arrays["token_ids"][:tokens] = token_ids
         arrays["positions"][:tokens] = positions
@@ -125,8 +133,29 @@ class PackedBuffers(DecodeBuffers):
         arrays["query_starts"][: rows + 1] = starts
         arrays["query_starts"][rows + 1 :] = tokens
         if "rope_lens" in arrays:
-            arrays["rope_lens"][:tokens] = np.maximum(prompts, arrays["positions"][:tokens] + 1)
+            prompts = [sequence.num_prompt_tokens for sequence in plan.sequences]
+            prompt_lens = np.repeat(prompts, plan.num_new)
+            arrays["rope_lens"][:tokens] = np.maximum(prompt_lens, arrays["positions"][:tokens] + 1)
         if self.words:
             arrays["ancestors"][: plan.num_decodes] = [1] + [0] * (self.words - 1)
             arrays["ancestors"][plan.num_decodes : tokens] = mask_words(plan, self.words)
         return lens
+
+    def _write_ends(
+        self, plan: StepPlan, begins: list[int], block_ids: list[list[int]], size: int
+    ) -> None:
+        """Write the rows' block ids: of rows that were in the step before this one, from the block
+        on that this began to write to. What lies before it stays as it was.
+
+        begins: how many blocks each row's table lacks.
+        """
+        latest, array = self._latest, self._arrays["block_tables"]
+        self._latest = None  # what an interrupt leaves half written is written again
+        changed = [0] * len(block_ids)
+        follows = latest is not None and latest.leads_to(plan, begins)
+        if latest is not None and follows and all(map(lt, latest.starts, plan.starts)):
+            pairs = zip(latest.starts, begins, strict=True)
+            changed = [start // size - begin for start, begin in pairs]
+        for row, (ids, first) in enumerate(zip(block_ids, changed, strict=True)):
+            array[row, first : len(ids)] = ids[first:]
+        self._latest = LatestRows.of(plan, begins)

@@ -208,8 +208,8 @@ class Runner(Described):
         """Return why a pass may not be run before the step that it belongs to; empty if it may."""
         if len(self.cache.groups) > 1:
             return "the cache has several KV groups"
-        if any(self.captured) or any(self._hooks):
-            return "a proposer or a hook (a probe) looks into the model"
+        if any(self._hooks):
+            return "a hook (a probe) looks into the model"
         return ""
 
     def forget_inputs(self) -> None:

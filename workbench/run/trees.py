@@ -6,12 +6,14 @@ the sequence's last token; in the text a node stands as deep as its path is long
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
 from workbench.batch import StepPlan, TreeMasks
+from workbench.draft import ancestors_of
 
 Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
 _WORD = 32
@@ -28,8 +30,14 @@ def rotary_positions(plan: StepPlan, positions: Ints, offsets: Ints) -> Ints:
     positions = positions.copy()
     for row, draft in trees.items():
         begin = int(offsets[row]) + 1
-        positions[begin : begin + len(draft)] = plan.starts[row] + np.array(draft.depths)
+        positions[begin : begin + len(draft)] = plan.starts[row] + _depths(draft.depths)
     return positions
+
+
+@lru_cache(maxsize=1024)
+def _depths(depths: tuple[int, ...]) -> Ints:
+    """Return a draft's depths as an array; not to be written to."""
+    return np.array(depths, dtype=np.int64)
 
 
 def logit_rows(plan: StepPlan, ends: Ints) -> Any:
@@ -62,6 +70,11 @@ def num_words(plan: StepPlan) -> int:
 
 def mask_words(plan: StepPlan, words: int) -> Any:
     """Return the masks of the drafted rows' tokens, [N, words] int32; see `TreeMasks`."""
-    bits = [seen for draft in plan.drafts.values() for seen in draft.ancestors()]
-    octets = b"".join(seen.to_bytes(4 * words, "little") for seen in bits)
-    return np.frombuffer(octets, dtype="<i4").reshape(len(bits), words).copy()
+    return np.concatenate([_words(draft.parents, words) for draft in plan.drafts.values()])
+
+
+@lru_cache(maxsize=1024)
+def _words(parents: tuple[int, ...], words: int) -> Any:
+    """Return the masks of a draft of this shape, [1 + n, words] int32; not to be written to."""
+    octets = b"".join(seen.to_bytes(4 * words, "little") for seen in ancestors_of(parents))
+    return np.frombuffer(octets, dtype="<i4").reshape(1 + len(parents), words)

@@ -181,15 +181,18 @@ class Planner:
         """
         left = self.config.max_batch_tokens - plan.num_tokens
         given: dict[int, Draft] = {}
+        tables = self.blocks.tables
         for row, sequence in enumerate(plan.sequences[: plan.num_decodes]):
             draft = drafts.get(sequence.sequence_id)
             if draft is None:
                 continue
-            draft, stop = draft.first(left), plan.starts[row] + 1
-            while len(draft) and self.blocks.lacks(sequence.sequence_id, stop, stop + len(draft)):
-                draft = draft.first(len(draft) - 1)
+            draft, stop, number = draft.first(left), plan.starts[row] + 1, sequence.sequence_id
+            if stop + len(draft) > tables[number].writable_to:
+                while len(draft) and self.blocks.lacks(number, stop, stop + len(draft)):
+                    draft = draft.first(len(draft) - 1)
+                if len(draft):
+                    self.blocks.grow(number, stop, stop + len(draft))
             if len(draft):
-                self.blocks.grow(sequence.sequence_id, stop, stop + len(draft))
                 given[row], left = draft, left - len(draft)
         if given:
             plan.draft(given)

@@ -27,21 +27,23 @@ def ask(proposer: Proposer, context: ProposalContext) -> list[Draft | ProposerFa
         got = len(answers) if isinstance(answers, list | tuple) else type(answers).__name__
         problem = f"returned {got} for {len(candidates)} candidates; return a list of as many"
         return [ProposerFailed(name_of(proposer), problem)] * len(candidates)
+    vocab_size = context.model.config.vocab_size
+    chains = any(group.window for group in context.cache.groups)
     pairs = zip(candidates, answers, strict=True)
-    return [_checked(proposer, context, candidate, answer) for candidate, answer in pairs]
+    return [_checked(proposer, vocab_size, chains, *pair) for pair in pairs]
 
 
 def _checked(
-    proposer: Proposer, context: ProposalContext, candidate: Candidate, answer: Any
+    proposer: Proposer, vocab_size: int, chains: bool, candidate: Candidate, answer: Any
 ) -> Draft | ProposerFailed | None:
+    """Return an answer, or what is wrong with it; chains: whether it may be nothing else."""
     if answer is None:
         return None
     try:
         if not isinstance(answer, Draft):
             raise DraftError("draft", answer, "is no Draft", "Return a `Draft`, or None.")
-        vocab_size = context.model.config.vocab_size
         answer.check(vocab_size, candidate.max_tokens, candidate.max_depth)
-        if not answer.is_chain and any(group.window for group in context.cache.groups):
+        if chains and not answer.is_chain:
             problem = "is a tree, and layers with a window verify chains alone"
             raise DraftError("Draft.parents", answer.parents, problem, "Propose a chain.")
     except DraftError as error:

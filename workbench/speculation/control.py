@@ -11,22 +11,20 @@ every step, which may take less than a millisecond: decisions last, and a pause 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 from workbench.describe import Described
 from workbench.speculation.config import SpeculationConfig
+from workbench.speculation.load import DECAY, PROBE, WINDOW, Load
 
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-_WINDOW = 16  # latest times of a load and depth that count
 _FEWEST = 4  # plain steps that must be measured before anything is drafted
-_DECAY = 0.95  # of what is known about acceptance, per drafted step
 _PACE = 0.1  # of a sequence's pace that its latest step makes up
-_PROBE = 32  # drafted steps between two plain ones, and the first pause between two tries
 _KEPT = 256  # steps whose time counts for what may be lost
 _LONGEST = 4096  # steps between two tries where nothing pays
 _EACH = 8  # plain steps of which one is looked at, in a pause
+_AGAIN = 4  # so often in a row a try that could not be measured is made again at once
 _RESERVE = 0.25  # of what may be lost: for what steps do not show, such as this class's own time
 _EXACT = 4  # so many sequences are a load of their own; more are rounded up to a power of two
 # Kinds of steps beside plain ones (0) and drafted ones (their depth).
@@ -41,11 +39,14 @@ class Control(Described):
         self.config = config
         self.total = 0.0  # seconds of the steps seen, at most of `_KEPT`: what is not spent expires
         self.debt = 0.0  # seconds that drafted steps took beyond plain ones for their tokens
-        self._loads: dict[int, _Load] = {}
-        self._paces: dict[int, float] = {}  # tokens a step of each sequence that is drafted for
+        self._loads: dict[int, Load] = {}
+        # Of each sequence that is drafted for, what it makes of what they make on average.
+        self._paces: dict[int, float] = {}
+        self._slowest = 1.0  # pace of a batch's slowest
         self._drafted = self._accepted = 0.0  # tokens, decayed
+        self._wrong = 0.0  # drafts that were not right to their end, decayed
         # Where too little is accepted: steps until the next draft, and between the two after it.
-        self._rest, self._pause = 0, _PROBE
+        self._rest, self._pause = 0, PROBE
         self._after_draft = False  # whether the step before this one was drafted
         self._passing, self._passed = 0, 0  # plain steps not to be looked at, and that were not
 
@@ -91,7 +92,7 @@ class Control(Described):
         cost = load.add(kind, seconds)
         self._book(cost, load.time(0) if kind else None, 1.0, also=self._passed * cost)
         self._passed = 0
-        if kind == 0 and load.left > _EACH and len(load.times[0]) == _WINDOW:
+        if kind == 0 and load.left > _EACH and len(load.times[0]) == WINDOW:
             self._passing = _EACH - 1
 
     def observe(
@@ -111,18 +112,22 @@ class Control(Described):
         others wait for the places of these.
         """
         if drafted:
-            self._drafted = _DECAY * self._drafted + drafted
-            self._accepted = _DECAY * self._accepted + accepted
+            self._drafted = DECAY * self._drafted + drafted
+            self._accepted = DECAY * self._accepted + accepted
             if accepted >= self.config.min_acceptance * drafted:
-                self._rest, self._pause = 1, _PROBE  # it may be better again: look once more
+                self._rest, self._pause = 1, PROBE  # it may be better again: look once more
         if not self.config.adaptive:
             return
         load, kind = self._load(len(made)), depth if drafted else _ASKED
+        if drafted:
+            short = sum(tokens <= depth for tokens in made.values())
+            self._wrong = DECAY * self._wrong + short
         self._after_draft, self._passing, self._passed = kind > 0, 0, 0
         cost = load.add(kind, seconds)
         worth = self._worth(made, load, queue)
         if kind > 0:
             load.learn(depth, worth)
+            load.unmeasured = 0
         self._book(cost, load.time(0), worth)
         if kind > 0 and self._allowance < 0:
             load.left = 0
@@ -131,17 +136,24 @@ class Control(Described):
         """Take in that a step's time says nothing, as it made something for later steps (captured a
         graph, say): what it tried is not tried yet."""
         load = self._load(num_sequences)
-        load.tried_at, load.left = -1, 0
+        load.unmeasured += 1
+        if load.unmeasured <= _AGAIN:
+            load.tried_at, load.left = -1, 0
 
-    def _worth(self, made: Mapping[int, int], load: _Load, queue: bool) -> float:
+    def _worth(self, made: Mapping[int, int], load: Load, queue: bool) -> float:
         """Return how many plain steps would have come as far as a step."""
-        paces = self._paces
-        self._paces = {n: (1 - _PACE) * paces.get(n, 1.0) + _PACE * made[n] for n in made}
-        slowest, rows = min(self._paces.values()), len(made)
+        paces, rows = self._paces, len(made)
+        usual = sum(made.values()) / rows
+        # Who is new is taken for as slow as the slowest have been.
+        known = {n: paces.get(n, self._slowest) for n in made}
+        self._paces = {n: (1 - _PACE) * known[n] + _PACE * made[n] / usual for n in made}
+        ratio = min(1.0, *self._paces.values())
+        self._slowest = (1 - _PACE) * self._slowest + _PACE * ratio
+        slowest = max(1.0, ratio * usual)
         share = 1.0 / rows if queue or rows == 1 else self._share(load, rows)
         return slowest + share * (sum(made.values()) - rows * slowest)
 
-    def _share(self, load: _Load, rows: int) -> float:
+    def _share(self, load: Load, rows: int) -> float:
         """Return what a row fewer takes from a plain step; 0 where that is not known."""
         plain = load.time(0)
         smaller = [n for n, other in self._loads.items() if n < rows and other.time(0) is not None]
@@ -152,7 +164,10 @@ class Control(Described):
         return max(0.0, 1 - less / plain) / (rows - most)
 
     def _book(self, cost: float, plain: float | None, worth: float, *, also: float = 0.0) -> None:
-        self.total = min(self.total + cost + also, _KEPT * cost)
+        total, most = self.total + cost + also, _KEPT * cost
+        self.total = min(total, most)
+        # What expires has been given for what was lost: else a loss above it was never made good.
+        self.debt = max(0.0, self.debt - self._share_lost * max(0.0, total - most))
         if plain is not None:
             # Gains are no licence to lose them later: the promise holds at any time.
             self.debt = max(0.0, self.debt + cost - plain * worth)
@@ -163,33 +178,37 @@ class Control(Described):
 
     @property
     def _allowance(self) -> float:
-        share = (1 - _RESERVE) * self.config.max_slowdown
-        return share * (self.total - self.debt) - self.debt
+        return self._share_lost * (self.total - self.debt) - self.debt
 
-    def _load(self, num_sequences: int) -> _Load:
+    @property
+    def _share_lost(self) -> float:
+        """What share of all time may be lost."""
+        return (1 - _RESERVE) * self.config.max_slowdown
+
+    def _load(self, num_sequences: int) -> Load:
         rounded = 1 << (num_sequences - 1).bit_length()
         number = num_sequences if num_sequences <= _EXACT else rounded
         load = self._loads.get(number)
         if load is None:
-            load = self._loads[number] = _Load()
+            load = self._loads[number] = Load()
         return load
 
     def _rests(self) -> bool:
         """Whether too little was accepted of late for another draft to be made now."""
         if self._accepted >= self.config.min_acceptance * self._drafted:
-            self._rest, self._pause = 0, _PROBE
+            self._rest, self._pause = 0, PROBE
             return False
         if self._rest == 0:
             self._rest, self._pause = self._pause, min(2 * self._pause, _LONGEST)
         self._rest -= 1
         return self._rest > 0
 
-    def _decide(self, load: _Load, bound: int) -> tuple[int, int]:
+    def _decide(self, load: Load, bound: int) -> tuple[int, int]:
         """Return the depth from now on, and for how many steps after this one."""
         plain = load.time(0)
         if plain is None or len(load.times[0]) < _FEWEST:
             return 0, 0
-        if load.depth and load.since_plain >= _PROBE:
+        if load.depth and load.since_plain >= PROBE:
             return 0, 1
         depths = [d for d in DEPTHS if d < bound] + [bound]
         known = {d: speed for d in depths if (speed := load.speed(d)) is not None}
@@ -203,36 +222,46 @@ class Control(Described):
                 load.decisions += 1
                 return other, 0
         if not pays:
-            pause, load.pause = load.pause, min(2 * load.pause, _LONGEST)
+            pause = load.pause
+            if load.tried_at == load.turn:  # else it could not be afforded, and may be soon
+                load.pause = min(2 * load.pause, _LONGEST)
             load.turn += 1
             return 0, pause
-        load.pause = _PROBE
+        load.pause = PROBE
         load.decisions += 1
         return best, 7
 
     def _other(
-        self, load: _Load, depths: list[int], known: dict[int, float], plain: float, *, pays: bool
+        self, load: Load, depths: list[int], known: dict[int, float], plain: float, *, pays: bool
     ) -> int:
         """Return a depth to try: one that was not, else one after the other; 0: not now."""
         if not pays and load.tried_at == load.turn:
             return 0  # one try after each pause
-        untried = next((d for d in depths if d not in known), None)
-        depth = untried or depths[(load.decisions // 4 + load.turn) % len(depths)]
         first = self._drafted == 0  # of all: on credit
-        if not first and self._risk(load, depth, list(known), plain) > self._allowance:
+        tried, left = list(known), self._allowance
+        risks = {d: self._risk(load, d, tried, plain) for d in depths}
+        depth = depths[(load.decisions // 4 + load.turn) % len(depths)]
+        if untried := [d for d in depths if d not in known and (first or risks[d] <= left)]:
+            times = {d: load.foreseen(d, tried, plain) for d in untried}
+            depth = max(untried, key=lambda d: self._hoped(d) / times[d])
+        elif risks[depth] > left:
             return 0
         load.tried_at = load.turn
         return depth
 
-    def _risk(self, load: _Load, depth: int, tried: list[int], plain: float) -> float:
-        """Return how long a step of this depth may be beyond a plain one, by the depths known.
+    def _risk(self, load: Load, depth: int, tried: list[int], plain: float) -> float:
+        """Return how much longer a step of this depth may take than plain ones for its tokens.
 
-        Of the first there is nothing known: as long as a plain step, then.
+        Of the first there is nothing known: a plain step, then.
         """
         if not tried:
             return plain
-        nearest = min(tried, key=lambda d: abs(d - depth))
-        return max(0.0, (load.time(nearest) or plain) - plain) * max(1.0, depth / nearest)
+        return max(0.0, load.foreseen(depth, tried, plain) - plain * self._hoped(depth))
+
+    def _hoped(self, depth: int) -> float:
+        """Return how many tokens a row makes in a step, if each of a draft is as often right."""
+        right = self._accepted / (self._accepted + self._wrong + 1)
+        return sum(right**place for place in range(depth + 1))
 
     def describe(self) -> dict[str, Any]:
         """Return what was measured."""
@@ -241,44 +270,3 @@ class Control(Described):
         if self.config.adaptive:
             facts["time lost"] = f"{self.debt / self.total:+.1%}" if self.total else "nothing yet"
         return facts
-
-
-class _Load:
-    """What is known of steps of about so many rows, and what is done there.
-
-    depth: of the drafts now; left: steps until that is decided again. pause: how long the next
-    pause is, where nothing pays. since_plain: drafted steps since the last plain one.
-    """
-
-    def __init__(self) -> None:
-        self.times: dict[int, deque[float]] = {}
-        self.depth = self.left = 0
-        self.pause = _PROBE
-        self.decisions = self.turn = self.since_plain = 0
-        self.tried_at = -1
-        self._typical: dict[int, float] = {}  # of `times`, where these have not changed since
-        self._worth: dict[int, tuple[float, float]] = {}  # plain steps, of drafted ones; decayed
-
-    def add(self, kind: int, seconds: float) -> float:
-        """Note what a step took; return what such a step typically takes."""
-        self.times.setdefault(kind, deque(maxlen=_WINDOW)).append(seconds)
-        self._typical.pop(kind, None)
-        self.since_plain = self.since_plain + 1 if kind > 0 else 0
-        return self.time(kind) or seconds
-
-    def learn(self, depth: int, worth: float) -> None:
-        """Note how many plain steps a drafted one was worth."""
-        steps, of = self._worth.get(depth, (0.0, 0.0))
-        self._worth[depth] = _DECAY * steps + worth, _DECAY * of + 1
-
-    def speed(self, depth: int) -> float | None:
-        """Return how many plain steps' work is done in a second at a depth; None: not known."""
-        time, worth = self.time(depth), self._worth.get(depth)
-        return None if time is None or worth is None else worth[0] / worth[1] / time
-
-    def time(self, kind: int) -> float | None:
-        """Return the lower quartile of the latest times: what other programs do only adds to it."""
-        typical = self._typical.get(kind)
-        if typical is None and (times := self.times.get(kind)):
-            typical = self._typical[kind] = sorted(times)[len(times) // 4]
-        return typical

@@ -144,9 +144,11 @@ class EagleProposer(Described):
     ) -> DraftTree:
         """Return what is drafted in one pass, behind rows that all have something new; what is
         too long for it, a prompt, goes in before."""
-        pairs = [_parted(item, drafter.width) for item in news]
-        self._commit(cache, [before for before, _ in pairs if before.token_ids])
-        last = [item for _, item in pairs]
+        last = news
+        if any(len(item.token_ids) > drafter.width for item in news):
+            pairs = [_parted(item, drafter.width) for item in news]
+            self._commit(cache, [before for before, _ in pairs if before.token_ids])
+            last = [item for _, item in pairs]
         tokens = [i for item in last for i in item.token_ids]
         depths = [min(c.max_depth, self.shape.depth) for c in candidates]
         new = New(*_rows_and_counts(last), tokens, packed_states(last, self.rows.needs), depths)

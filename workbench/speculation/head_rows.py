@@ -16,6 +16,7 @@ from torch import Tensor
 
 from workbench.draft import Draft
 from workbench.request import Sequence
+from workbench.sample.following import TAIL
 from workbench.speculation.heads.cache import HeadCache
 from workbench.speculation.heads.tree import DraftTree
 from workbench.speculation.proposer import Candidate
@@ -107,13 +108,13 @@ class HeadRows:
             self._free.append(row.number)
 
     def _news(self, place: int, candidate: Candidate) -> News | None:
-        number, ids = candidate.sequence.sequence_id, candidate.token_ids
-        row = self._rows[number][0] if number in self._rows else Row(self._number())
-        self._rows[number] = row, candidate.sequence
+        sequence, ids = candidate.sequence, candidate.token_ids
+        row, known = self._rows.get(sequence.sequence_id) or (Row(self._number()), None)
+        self._rows[sequence.sequence_id] = row, sequence
         end = len(ids) - 1  # the last token has no state yet
         if self.cache is not None and self.cache.lens[row.number] > len(row.tokens):
             self.cache.truncate(row.number, len(row.tokens))  # an interrupt came before `took`
-        same = _common(row.tokens, ids[row.start + 1 :])
+        same = _common(row.tokens, ids, row.start + 1, trusted=sequence is known)
         if same < len(row.tokens) or row.stop > end:
             self._cut(row, min(same, max(0, end - row.start)))
         if candidate.states is None:
@@ -153,37 +154,45 @@ def chains_of(tree: DraftTree, candidates: Tokens[Candidate], name: str) -> list
 
 def drafts_of(tree: DraftTree, candidates: Tokens[Candidate], name: str) -> list[Draft | None]:
     """Return a tree's rows as drafts within the candidates' bounds."""
-    token_ids, scores = tree.token_ids.tolist(), tree.scores.double().cpu()
-    parents = tree.parents.expand(len(token_ids), -1).tolist()
-    rows = zip(candidates, token_ids, parents, scores, strict=True)
-    return [_draft(*row, name) for row in rows]
+    scores = tree.scores.double().cpu()
+    parents = tree.parents.cpu().expand(scores.shape)
+    above = scores.gather(1, parents.clamp(min=0)).where(parents >= 0, 0.0)
+    own = (scores - above).exp().unbind()
+    rows = zip(candidates, tree.token_ids.tolist(), parents.tolist(), own, scores, strict=True)
+    return [
+        _within(candidate, Draft(tuple(ids), tuple(before), sure, name), row)
+        for candidate, ids, before, sure, row in rows
+    ]
 
 
-def _draft(
-    candidate: Candidate, token_ids: list[int], parents: list[int], scores: Tensor, name: str
-) -> Draft | None:
+def _within(candidate: Candidate, whole: Draft, scores: Tensor) -> Draft | None:
     """Return the nodes that are not too deep, the likeliest of them where there are too many.
 
     No child scores more than its parent and the sort is stable, so parents stay with children.
     """
-    depths: list[int] = []
-    for parent in parents:
-        depths.append(1 if parent < 0 else depths[parent] + 1)
+    if len(whole) <= candidate.max_tokens and whole.depth <= candidate.max_depth:
+        return whole
     order = scores.argsort(descending=True, stable=True).tolist()
-    fitting = [node for node in order if depths[node] <= candidate.max_depth]
+    fitting = [node for node in order if whole.depths[node] <= candidate.max_depth]
     kept = sorted(fitting[: candidate.max_tokens])
     if not kept:
         return None
     places = {-1: -1} | {node: place for place, node in enumerate(kept)}
-    before = torch.tensor(parents)
-    own = torch.where(before < 0, scores, scores - scores[before.clamp(min=0)]).exp()
-    chosen = tuple(token_ids[node] for node in kept)
-    return Draft(chosen, tuple(places[parents[node]] for node in kept), own[kept], name)
+    assert whole.probabilities is not None, "made with them"
+    chosen = tuple(whole.token_ids[node] for node in kept)
+    parents = tuple(places[whole.parents[node]] for node in kept)
+    return Draft(chosen, parents, whole.probabilities[kept], whole.proposer)
 
 
-def _common(ours: list[int], theirs: list[int]) -> int:
-    """Return how many first tokens two lists share."""
-    if theirs[: len(ours)] == ours:
+def _common(ours: list[int], ids: list[int], begin: int, *, trusted: bool) -> int:
+    """Return how many of our tokens are those from `begin` on.
+
+    trusted: the list is the one that was followed before. Such a list is only appended to, so its
+    latest tokens tell of all.
+    """
+    end = begin + len(ours)
+    first = max(0, len(ours) - TAIL) if trusted else 0
+    if ids[begin + first : end] == ours[first:]:
         return len(ours)
-    pairs = enumerate(zip(ours, theirs, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
+    pairs = enumerate(zip(ours, ids[begin:end], strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(ours), len(ids) - begin))

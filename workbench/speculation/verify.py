@@ -41,6 +41,9 @@ class DrawsTokens(Protocol):
         """Return a token for each row, and the distributions they were drawn from."""
 
 
+_EXACT, _REJECTION = ExactMatch(), Rejection()
+
+
 class _Row(NamedTuple):
     """A sampled row: its draft, if any, and where its logits begin."""
 
@@ -116,9 +119,9 @@ class Verifier(Described):
             return None
         rule = self.rule
         if rule is None:
-            rule = Rejection() if row.draft.is_drawn else ExactMatch()
+            rule = _REJECTION if row.draft.is_drawn else _EXACT
         if isinstance(rule, Rejection) and not row.draft.is_drawn:
-            rule = ExactMatch()
+            rule = _EXACT
         # p of a greedy row has one token, and every exact rule takes just that.
         follows = isinstance(rule, ExactMatch) or (
             row.sequence.request.params.greedy and not rule.lossy
@@ -147,19 +150,23 @@ def _follow(row: _Row, drawn: SampledTokens) -> _Outcome:
     if draft is None:
         return _Outcome((), tokens[row.base])
     if draft.is_chain and not drawn.errors:
+        right = 0
         after = tokens[row.base : row.base + len(draft)]
-        pairs = enumerate(zip(draft.token_ids, after, strict=True))
-        right = next((i for i, (token, drawn_token) in pairs if token != drawn_token), len(draft))
+        for guess, token_id in zip(draft.token_ids, after, strict=True):
+            if guess != token_id:
+                break
+            right += 1
         return _Outcome(tuple(range(right)), tokens[row.base + right])
-    found = {pair: i for i, pair in enumerate(zip(draft.parents, draft.token_ids, strict=True))}
+    children, guesses = draft.children(), draft.token_ids
     nodes: list[int] = []
+    place = row.base
     while True:
-        last = nodes[-1] if nodes else -1
-        place = row.base + 1 + last
-        token_id = tokens[place]
-        if place in drawn.errors or (last, token_id) not in found:
+        token_id, below = tokens[place], children[place - row.base]
+        node = next((node for node in below if guesses[node] == token_id), None)
+        if node is None or place in drawn.errors:
             return _Outcome(tuple(nodes), token_id)
-        nodes.append(found[last, token_id])
+        nodes.append(node)
+        place = row.base + 1 + node
 
 
 def _ask(row: _Row, rule: Rule, p: Tensor | None, drawn: SampledTokens) -> _Outcome:
@@ -186,12 +193,13 @@ def _report(
     result: SampledTokens,
 ) -> None:
     """Note a row's errors, accepted tokens, log-probabilities, and whether it had a choice."""
-    path = [row.base, *(row.base + 1 + node for node in outcome.nodes)]
-    if path[-1] in drawn.errors:
-        result.errors[place] = drawn.errors[path[-1]]
+    last = row.base + (outcome.nodes[-1] + 1 if outcome.nodes else 0)
+    if last in drawn.errors:
+        result.errors[place] = drawn.errors[last]
     entries: list[TokenLogprobs] | None = None
     wanted = row.sequence.num_tracked
     if wanted is not None and drawn.logprobs is not None:
+        path = [row.base, *(row.base + 1 + node for node in outcome.nodes)]
         if outcome.rule is not None:
             entries = _entries(row, outcome, logits[path], wanted)
         else:
@@ -199,7 +207,7 @@ def _report(
             entries = [entry for entry in found if entry is not None]
         assert result.logprobs is not None, "made where any row reports"
         result.logprobs[place] = entries[-1] if len(entries) == len(path) else None
-    if path[-1] in drawn.forced:
+    if last in drawn.forced:
         result.forced |= {place}
     if row.draft is not None:
         tokens = tuple(row.draft.token_ids[node] for node in outcome.nodes)
