@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from workbench.atomic_files import atomic_write
 from workbench.errors import ConfigError
 from workbench.kernels.launch import Config
 from workbench.kernels.spec import Inputs, KernelSpec
@@ -87,11 +88,12 @@ class TunedTable:
             ) from error
 
     def save(self, folder: Path = FOLDER) -> Path:
-        """Write the table to its file and return the path."""
+        """Write the table to its file, whole or not at all, and return the path."""
         path = folder / file_name(self.device)
         rows = [asdict(row) for _, row in sorted(self.rows.items())]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"device": self.device, "rows": rows}, indent=1) + "\n")
+        with atomic_write(path) as partial:
+            partial.write_text(json.dumps({"device": self.device, "rows": rows}, indent=1) + "\n")
         return path
 
     def config(self, spec: KernelSpec, dtype: torch.dtype, inputs: Inputs) -> Config | None:
