@@ -105,10 +105,13 @@ def test_the_hand_on_an_engine(open_board: Any, page: Any, repository: Path) -> 
 
 def test_an_asynchronous_engine(open_board: Any, page: Any) -> None:
     cells = (
-        ENGINE + "aengine = wb.AsyncEngine(engine)\nreply = aengine.generate('x = ', params)",
+        ENGINE + "aengine = wb.AsyncEngine(engine)\nawait aengine.pause()\n"
+        "reply = aengine.generate('x = ', params)",  # it waits until the panel is there
         SHOW.replace("(engine)", "(aengine)"),
     )
     panel = open_board(*cells)
+    wait_for(page, 'text(".wb-state") === "paused"')
+    panel.get_by_role("button", name="Run", exact=True).click()
     wait_for(page, 'text(".wb-state") === "running" && step > 3')
     panel.get_by_role("button", name="Pause", exact=True).click()
     wait_for(page, 'text(".wb-state") === "paused"')
