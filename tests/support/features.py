@@ -265,6 +265,11 @@ FEATURES = [
             output.hidden_states is not None
             and len(output.hidden_states) == len(prompt) + len(output.token_ids) - 1
         ),
+        happened=lambda run: all(
+            branch.hidden_states.std(dim=0).min() > 0  # each token has its own
+            for name in run.names
+            for branch in run.engine.output(name).outputs
+        ),
     ),
     Feature("echo", "the prompt before the text", params={"echo": True}),
     Feature("n", "three branches of a prompt", params={"n": 3}),

@@ -148,12 +148,10 @@ class Planner:
         behind = sequence.num_tokens - (lookup.num_tokens if lookup else 0)
         if not self.sharing.joins(behind, left, first):
             return False
-        if not self._fits(sequence, lookup, reserved):
+        while not self._fits(sequence, lookup, reserved):
             if not take_back(self.blocks, self.queues.running.values()):
                 return False
             reserved[:] = self._reserved()
-            if not self._fits(sequence, lookup, reserved):
-                return False
         if kept is not None:
             self.queues.swap_in(sequence, kept)
         else:
@@ -181,13 +179,12 @@ class Planner:
         """
         left = self.config.max_batch_tokens - plan.num_tokens
         given: dict[int, Draft] = {}
-        tables = self.blocks.tables
         for row, sequence in enumerate(plan.sequences[: plan.num_decodes]):
             draft = drafts.get(sequence.sequence_id)
             if draft is None:
                 continue
             draft, stop, number = draft.first(left), plan.starts[row] + 1, sequence.sequence_id
-            if stop + len(draft) > tables[number].writable_to:
+            if stop + len(draft) > self.blocks.tables[number].writable_to:
                 while len(draft) and self.blocks.lacks(number, stop, stop + len(draft)):
                     draft = draft.first(len(draft) - 1)
                 if len(draft):
