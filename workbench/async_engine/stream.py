@@ -112,7 +112,7 @@ class TokenStream(Described):
                 waiter = ThreadWaiter()
                 news = self._mailbox.take(waiter)
                 if news is None:
-                    waiter.event.wait()
+                    waiter.wait()
             self._unpack(news)
         except BaseException:  # above all an interrupt
             self.close()

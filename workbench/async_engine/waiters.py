@@ -7,16 +7,28 @@ loop are woken by a single call into it, because each such call is a system call
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Iterable
 from contextlib import suppress
+from queue import SimpleQueue
 
 
 class ThreadWaiter:
-    """A thread that blocks until it is woken."""
+    """A thread that blocks until it is woken.
+
+    By a queue, as an interrupt leaves that whole: one that comes while a `threading.Event` takes
+    its lock again ends in "release unlocked lock" in place of the `KeyboardInterrupt`.
+    """
 
     def __init__(self) -> None:
-        self.event = threading.Event()
+        self._woken: SimpleQueue[None] = SimpleQueue()
+
+    def wait(self) -> None:
+        """Block until `wake`, if that has not been called yet."""
+        self._woken.get()
+
+    def wake(self) -> None:
+        """End the wait, from any thread."""
+        self._woken.put(None)
 
 
 class TaskWaiter:
@@ -35,7 +47,7 @@ def wake(waiters: Iterable[Waiter]) -> None:
     futures: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for waiter in waiters:
         if isinstance(waiter, ThreadWaiter):
-            waiter.event.set()
+            waiter.wake()
         else:
             futures.setdefault(waiter.loop, []).append(waiter.future)
     for loop, those in futures.items():
