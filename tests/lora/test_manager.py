@@ -345,11 +345,10 @@ def test_the_next_in_line_are_read_before_there_is_room(
     for name in "bdac":
         engine.add(PROMPT, greedy(2), lora=name)
     engine.step()
-    reading = engine.loras.store._reading
-    assert sorted(reading) == ["b", "d"]
-    for future in reading.values():
-        future.result(60)
-    engine.step()
+    for _ in range(4):  # what is read by then is taken in, and would let others be read
+        for future in list(engine.loras.store._reading.values()):
+            future.result(60)
+        engine.step()
     found = tiers(engine)
     assert [found[name] for name in "hbdac"] == ["device", "host", "host", "disk", "disk"]
     assert engine.loras.store.num_host_bytes <= 4 * size
